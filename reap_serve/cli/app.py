@@ -1,0 +1,67 @@
+"""The `reap-serve` program: one command a stage, in the order in which they are used."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from reap_serve import __version__
+from reap_serve.errors import ReapServeError
+
+app = typer.Typer(
+    name="reap-serve",
+    help="Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"reap-serve {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Add the traceback to an error. Stands anywhere.")] = False,
+) -> None:
+    """Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM."""
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every expected failure into one line and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="reap-serve", standalone_mode=False)
+        sys.stdout.flush()
+    except ReapServeError as error:
+        sys.exit(_fail(str(error), error.exit_code, debug))
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "reap-serve"
+        sys.exit(_fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2, debug))
+    except click.exceptions.Abort:
+        sys.exit(_fail("interrupted; run the command again", 130, debug))
+    except BrokenPipeError:
+        # The reader of stdout is gone (`| head`): not our failure; keep the interpreter from reporting it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return exit_code

@@ -1,0 +1,152 @@
+"""Opens MODEL (a directory or a hub id) and says which model it is: the fingerprint that every file carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reap_serve.architectures.resolve import resolve
+from reap_serve.errors import ExecutionError, InputFileError, MismatchError
+from reap_serve.records import JsonValue, Record, read_json_object
+
+CONFIG_KEYS_WITHOUT_MEANING = frozenset({"_name_or_path", "transformers_version", "use_cache"})
+SAMPLES_PER_FILE = 64
+SAMPLE_BYTES = 4096
+
+
+class Fingerprint(Record):
+    """Which model a file speaks of.
+
+    Attributes:
+        architecture: `model_type` of the (text) configuration.
+        num_layers: Layers with routed experts.
+        num_experts: Routed experts per layer.
+        top_k: Experts chosen per token.
+        dtype: Dtype that the configuration names, if it names one.
+        quantization: Quantisation method of the checkpoint, None when unquantised.
+        config_sha256: Of config.json as canonical JSON, without keys that carry no meaning for the weights.
+        weights_sha256: Of the name, size, safetensors header and 64 evenly spaced 4 KiB samples of each weight file:
+            tells fine-tunes of one architecture apart without reading a terabyte.
+    """
+
+    architecture: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    dtype: str | None
+    quantization: str | None
+    config_sha256: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model's files on disk.
+
+    Attributes:
+        reference: What the user wrote.
+        path: The directory that holds the files.
+        revision: Commit on the hub, None for a local directory.
+        config: config.json.
+    """
+
+    reference: str
+    path: Path
+    revision: str | None
+    config: Mapping[str, JsonValue]
+
+
+def open_model(reference: str) -> ModelSource:
+    """Opens a local directory or a hub id (`org/name[@revision]`).
+
+    Raises:
+        InputFileError: No such model, or its config.json cannot be read.
+        ExecutionError: The hub could not be reached.
+    """
+    path = Path(reference)
+    revision = None
+    if not path.exists():
+        if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+            raise InputFileError(f"model {reference} does not exist", "give a local directory or a hub id org/name")
+        path, revision = _download(reference)
+    if not path.is_dir():
+        raise InputFileError(f"model {reference} is not a directory", "give the folder that holds config.json")
+    return ModelSource(reference, path, revision, read_json_object(path / "config.json"))
+
+
+def _download(reference: str) -> tuple[Path, str | None]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name, _, revision = reference.partition("@")
+    try:
+        path = Path(snapshot_download(name, revision=revision or None))
+    except RepositoryNotFoundError:
+        raise InputFileError(f"model {name} is neither a directory nor on the hub", "check the name") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ExecutionError(
+            f"model {name} could not be downloaded: {str(error).splitlines()[0]}",
+            "check the network or give a directory",
+        ) from None
+    return path, path.name
+
+
+def fingerprint(source: ModelSource) -> Fingerprint:
+    """The fingerprint of a model on disk; reads the headers and 256 KiB of each weight file.
+
+    Raises:
+        ArchitectureError: The family is unknown, or the model has no routed experts.
+        InputFileError: There is no weight file.
+    """
+    architecture = resolve(source.config)
+    limits = architecture.limits(source.config)
+    meaningful = {key: value for key, value in source.config.items() if key not in CONFIG_KEYS_WITHOUT_MEANING}
+    canonical = json.dumps(meaningful, sort_keys=True, separators=(",", ":")).encode()
+    quantization = source.config.get("quantization_config")
+    text = architecture.text_config(source.config)
+    dtype = text.get("dtype") or text.get("torch_dtype") or source.config.get("dtype")
+    return Fingerprint(
+        architecture=architecture.model_type,
+        num_layers=len(limits.moe_layers),
+        num_experts=limits.num_experts,
+        top_k=limits.top_k,
+        dtype=str(dtype) if dtype else None,
+        quantization=str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else None,
+        config_sha256=hashlib.sha256(canonical).hexdigest(),
+        weights_sha256=_weights_digest(source.path),
+    )
+
+
+def _weights_digest(path: Path) -> str:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise InputFileError(f"{path} holds no .safetensors file", "convert the weights to safetensors")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            stride = max(size // SAMPLES_PER_FILE, SAMPLE_BYTES)
+            for offset in range(0, size, stride):
+                handle.seek(offset)
+                digest.update(handle.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def require_same_model(wanted: Fingerprint, found: Fingerprint, wanted_name: str, found_name: str) -> None:
+    """Refuses two inputs that speak of different models.
+
+    Raises:
+        MismatchError: Names the first field that differs and both values.
+    """
+    for field in Fingerprint.model_fields:
+        left, right = getattr(wanted, field), getattr(found, field)
+        if left != right:
+            raise MismatchError(
+                f"{wanted_name} and {found_name} belong to different models: {field} is {left} against {right}",
+                "use files that were made from the same checkpoint",
+            )

@@ -1,0 +1,1 @@
+"""Statistics and limits to which experts stay. Imports neither torch nor vLLM."""

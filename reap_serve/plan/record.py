@@ -1,0 +1,103 @@
+"""The plan: which experts of each layer stay. Written by `plan` or by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from reap_serve.errors import MismatchError, PlanError
+from reap_serve.model import Fingerprint, require_same_model
+from reap_serve.records import JsonValue, Record, read_record
+
+SCHEMA_VERSION = 1
+
+
+class PlanLayer(Record):
+    """One layer's decision.
+
+    Attributes:
+        layer: Name, for people; `index` joins it to the checkpoint.
+        index: Index of the decoder layer.
+        kept: Experts that stay, ascending.
+        dropped: Experts that go, ascending.
+        saliency: The criterion's value for every expert, in the order of their ids; empty in a hand-written plan.
+    """
+
+    layer: str
+    index: int
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+    saliency: tuple[float | None, ...] = ()
+
+
+class Unbound(Record):
+    """`"model": {}`: the plan is bound to no fingerprint."""
+
+
+class Plan(Record):
+    """A pruning plan.
+
+    Attributes:
+        model: Fingerprint of the model it is for, or empty.
+        criterion: Name of the criterion, free text in a hand-written plan.
+        provenance: What made it.
+        summary: What the planner predicted; not read by later stages.
+        layers: One entry a layer with routed experts, in ascending order of index.
+    """
+
+    schema_version: int = Field(ge=1, le=SCHEMA_VERSION)
+    model: Fingerprint | Unbound
+    criterion: str
+    provenance: dict[str, JsonValue] = {}
+    summary: dict[str, JsonValue] = {}
+    layers: tuple[PlanLayer, ...] = Field(min_length=1)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file, with each layer's kept and dropped experts checked to be disjoint, ascending and complete.
+
+    Raises:
+        InputFileError: It is not a plan.
+        PlanError: A layer's lists contradict each other.
+    """
+    plan = read_record(path, Plan, "plan")
+    for layer in plan.layers:
+        ids = sorted((*layer.kept, *layer.dropped))
+        if list(layer.kept) != sorted(layer.kept) or ids != list(range(len(ids))) or not layer.kept:
+            raise PlanError(
+                f"{path}: layer {layer.index}: kept and dropped must be ascending, disjoint, together 0..E-1, kept not empty",
+                "mend the lists",
+            )
+    indices = [layer.index for layer in plan.layers]
+    if indices != sorted(set(indices)):
+        raise PlanError(f"{path}: layers are not in ascending order of index", "sort them and remove duplicates")
+    return plan
+
+
+def require_plan_for(plan: Plan, model: Fingerprint, moe_layers: tuple[int, ...]) -> bool:
+    """Refuses a plan that does not fit a model.
+
+    Returns:
+        False when the plan is bound to no fingerprint and only layers and counts were compared.
+
+    Raises:
+        MismatchError: Another model's fingerprint, other layers, or another number of experts.
+    """
+    if isinstance(plan.model, Fingerprint):
+        require_same_model(plan.model, model, "the plan", "the model")
+    indices = tuple(layer.index for layer in plan.layers)
+    if indices != moe_layers:
+        raise MismatchError(
+            f"the plan names {len(indices)} layers ({indices[0]}..{indices[-1]}), the model has {len(moe_layers)} with "
+            f"routed experts ({moe_layers[0]}..{moe_layers[-1]})",
+            "use a plan made for this model",
+        )
+    for layer in plan.layers:
+        num_experts = len(layer.kept) + len(layer.dropped)
+        if num_experts != model.num_experts:
+            raise MismatchError(
+                f"the plan's layer {layer.index} counts {num_experts} experts, the model {model.num_experts}",
+                "use a plan made for this model",
+            )
+    return isinstance(plan.model, Fingerprint)

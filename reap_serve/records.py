@@ -1,0 +1,100 @@
+"""The base of every record that enters or leaves as JSON, and the provenance that each carries."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reap_serve import __version__
+from reap_serve.errors import InputFileError
+
+RecordT = TypeVar("RecordT", bound="Record")
+
+JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
+
+
+class Record(BaseModel):
+    """A frozen record; unknown keys are an error, not a silent no-op."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(Record):
+    """What made a file, and when.
+
+    Attributes:
+        created: UTC time, ISO 8601, seconds.
+        tool: `reap-serve <version>`.
+        python: Version of the interpreter.
+        packages: Versions of the packages that shape the result; absent ones are left out.
+    """
+
+    created: str
+    tool: str
+    python: str
+    packages: dict[str, str]
+
+
+def provenance(packages: Sequence[str] = ()) -> Provenance:
+    """Provenance of a file made now by this process."""
+    versions: dict[str, str] = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool=f"reap-serve {__version__}",
+        python=platform.python_version(),
+        packages=versions,
+    )
+
+
+def read_json_object(path: Path) -> dict[str, JsonValue]:
+    """The JSON object in a file.
+
+    Raises:
+        InputFileError: The file is missing, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputFileError(f"{path} does not exist", "check the path") from None
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read: {error.strerror}", "check the path and its permissions") from None
+    except (ValueError, RecursionError) as error:
+        raise InputFileError(f"{path} is not JSON: {error}", "give the file that the tool wrote") from None
+    if not isinstance(value, dict):
+        raise InputFileError(f"{path} holds a JSON {type(value).__name__}, not an object", "check the path")
+    return value
+
+
+def read_record(path: Path, record: type[RecordT], what: str) -> RecordT:
+    """The record in a JSON file.
+
+    Args:
+        path: The file.
+        record: Its type.
+        what: How to call it in the error, such as `plan`.
+
+    Raises:
+        InputFileError: The file is missing, unreadable, not JSON, or not such a record.
+    """
+    value = read_json_object(path)
+    try:
+        return record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise InputFileError(
+            f"{path} is not a valid {what}: {place}: {first['msg']} ({error.error_count()} problems)",
+            f"make the {what} again or mend that field",
+        ) from None
