@@ -6,8 +6,9 @@ Every argument comes from a closed vocabulary, so that a model of ten million pa
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-type Argument = str | int
+Argument: TypeAlias = str | int
 
 CITIES = (
     "Paris", "London", "Berlin", "Madrid", "Rome", "Vienna", "Oslo", "Dublin", "Prague", "Athens",

@@ -7,7 +7,6 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
 
 from reap_serve import __version__
@@ -16,7 +15,6 @@ from reap_serve.errors import ReapServeError
 app = typer.Typer(
     name="reap-serve",
     help="Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,25 +37,34 @@ def root(
     """Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM."""
 
 
+def _register() -> None:
+    """Imports the command modules; each registers its commands on `app`, in the order of use."""
+
+
 def main() -> None:
     """Entry point: runs a command and turns every expected failure into one line and an exit code."""
+    _register()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = app(args=arguments, prog_name="reap-serve", standalone_mode=False)
+        code = app(args=arguments or ["--help"], prog_name="reap-serve", standalone_mode=False)
         sys.stdout.flush()
     except ReapServeError as error:
         sys.exit(_fail(str(error), error.exit_code, debug))
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx is not None else "reap-serve"
-        sys.exit(_fail(f"{error.format_message().rstrip('.')}; see {path} --help", 2, debug))
-    except click.exceptions.Abort:
+    except typer.TyperException as error:
+        sys.exit(_fail(f"{error.format_message().rstrip('.')}; see {_command_of(error)} --help", 2, debug))
+    except typer.Abort:
         sys.exit(_fail("interrupted; run the command again", 130, debug))
     except BrokenPipeError:
         # The reader of stdout is gone (`| head`): not our failure; keep the interpreter from reporting it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command_of(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if isinstance(context, typer.Context) else "reap-serve"
 
 
 def _fail(message: str, exit_code: int, debug: bool) -> int:

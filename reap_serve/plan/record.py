@@ -66,7 +66,8 @@ def read_plan(path: Path) -> Plan:
         ids = sorted((*layer.kept, *layer.dropped))
         if list(layer.kept) != sorted(layer.kept) or ids != list(range(len(ids))) or not layer.kept:
             raise PlanError(
-                f"{path}: layer {layer.index}: kept and dropped must be ascending, disjoint, together 0..E-1, kept not empty",
+                f"{path}: layer {layer.index}: kept and dropped are not ascending, disjoint and together 0..E-1 "
+                "with kept not empty",
                 "mend the lists",
             )
     indices = [layer.index for layer in plan.layers]
