@@ -1,0 +1,136 @@
+"""Traces that hold arrival times and lengths: Mooncake (with text in its superset), Azure, BurstGPT.
+
+Lengths serve latency work only: no text can be made up whose expert statistics mean anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from reap_serve.traffic.body import kind_of_body
+from reap_serve.traffic.fields import clock_time, count, name, seconds
+from reap_serve.traffic.formats.openai import request_of_body
+from reap_serve.traffic.formats.spec import Format
+from reap_serve.traffic.malformed import MalformedRecordError
+from reap_serve.traffic.request import Origin, Request
+from reap_serve.traffic.rows import Row
+
+_MOONCAKE_KEYS = frozenset(
+    {"timestamp", "input_length", "output_length", "hash_ids", "session_id", "delay", "text_input", "payload"}
+)
+
+
+def parse_mooncake(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
+    """A Mooncake record: `timestamp` in ms, `input_length`, `output_length`; or one with `messages` or `prompt`.
+
+    Raises:
+        MalformedRecordError: It has neither text nor an input length.
+    """
+    timestamp = seconds(row.get("timestamp"), per_second=1000.0)
+    session = name(row.get("session_id"))
+    prompt_tokens, output_tokens = count(row.get("input_length")), count(row.get("output_length"))
+    body = row.get("payload")
+    if not isinstance(body, Mapping):
+        body = {key: value for key, value in row.items() if key not in _MOONCAKE_KEYS}
+        if isinstance(row.get("text_input"), str):
+            body["prompt"] = row["text_input"]
+    if "messages" not in body and "prompt" not in body:
+        yield _lengths(origin, slice_name, timestamp, session, prompt_tokens, output_tokens)
+        return
+    if "max_tokens" not in body and "max_completion_tokens" not in body and output_tokens:
+        body = {**body, "max_tokens": output_tokens}
+    request = request_of_body(body, kind_of_body(body), origin, slice_name, None, None, None)
+    yield Request(
+        body=request.body,
+        kind=request.kind,
+        slice=request.slice,
+        origin=origin,
+        answer=request.answer,
+        timestamp=timestamp,
+        session=session,
+        id=request.id,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+    )
+
+
+def parse_azure(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
+    """A row of an Azure LLM inference trace: `TIMESTAMP` (text, UTC), `ContextTokens`, `GeneratedTokens`.
+
+    Raises:
+        MalformedRecordError: A column is no time or no count.
+    """
+    yield _lengths(
+        origin,
+        slice_name,
+        clock_time(row.get("TIMESTAMP")),
+        None,
+        count(row.get("ContextTokens")),
+        count(row.get("GeneratedTokens")),
+    )
+
+
+def parse_burstgpt(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
+    """A row of a BurstGPT trace: `Timestamp` in s, `Request tokens`, `Response tokens`, perhaps `Session ID`.
+
+    Raises:
+        MalformedRecordError: A column is no time or no count.
+    """
+    yield _lengths(
+        origin,
+        slice_name,
+        seconds(row.get("Timestamp")),
+        name(row.get("Session ID")),
+        count(row.get("Request tokens")),
+        count(row.get("Response tokens")),
+    )
+
+
+def _lengths(
+    origin: Origin,
+    slice_name: str,
+    timestamp: float | None,
+    session: str | None,
+    prompt_tokens: int | None,
+    output_tokens: int | None,
+) -> Request:
+    if not prompt_tokens:
+        raise MalformedRecordError("neither text nor a prompt length")
+    return Request(
+        body=None,
+        kind="completion",
+        slice=slice_name,
+        origin=origin,
+        timestamp=timestamp,
+        session=session,
+        id=str(origin.line),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+    )
+
+
+MOONCAKE = Format(
+    name="mooncake",
+    has_text=True,
+    recognises=lambda row: (
+        "input_length" in row or ("timestamp" in row and not row.keys().isdisjoint({"messages", "prompt", "payload"}))
+    ),
+    parse=parse_mooncake,
+    specification="https://github.com/kvcache-ai/Mooncake/tree/main/FAST25-release/traces",
+)
+
+AZURE = Format(
+    name="azure",
+    has_text=False,
+    recognises=lambda row: "ContextTokens" in row,
+    parse=parse_azure,
+    specification="https://github.com/Azure/AzurePublicDataset/blob/master/AzureLLMInferenceDataset2024.md",
+)
+
+BURSTGPT = Format(
+    name="burstgpt",
+    has_text=False,
+    recognises=lambda row: "Request tokens" in row,
+    parse=parse_burstgpt,
+    specification="https://github.com/HPMLL/BurstGPT",
+)

@@ -1,0 +1,151 @@
+"""Recorded requests from files of any known format, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from reap_serve.errors import InputFileError, TrafficError
+from reap_serve.traffic.formats import FORMATS
+from reap_serve.traffic.formats.spec import Format
+from reap_serve.traffic.malformed import Malformed, MalformedRecordError
+from reap_serve.traffic.request import DEFAULT_SLICE, Origin, Request
+from reap_serve.traffic.rows import NumberedRow, read_rows
+from reap_serve.traffic.source import STDIN, open_source
+
+# Records that are looked at before a format counts as unknown.
+_DETECTION_ROWS = 64
+_NO_TEXT = "no text was recorded"
+
+
+def parse_slices(options: Sequence[str]) -> dict[str, list[str]]:
+    """The files of each slice, from the values of `--slice NAME=FILE`.
+
+    Raises:
+        TrafficError: A value is not of that form.
+    """
+    slices: dict[str, list[str]] = {}
+    for option in options:
+        name, separator, path = option.partition("=")
+        if not (name and separator and path):
+            raise TrafficError(f"--slice {option} is not NAME=FILE", "write it as --slice code=code.jsonl")
+        slices.setdefault(name, []).append(path)
+    return slices
+
+
+def read_traffic(
+    paths: Sequence[str],
+    *,
+    format: str | None = None,
+    slices: Mapping[str, str | Sequence[str]] | None = None,
+    skip_malformed: bool = False,
+    require_text: bool = True,
+    malformed: Malformed | None = None,
+) -> Iterator[Request]:
+    """The requests in traffic files, in order; memory is bounded by the longest record.
+
+    A request's slice is `body.metadata.reap_slice`, else the slice of its file, else `default`. A file that is named
+    in `slices` and not in `paths` is read as well, after the others.
+
+    Args:
+        paths: Files, plain, gzip or zstd; `-` is standard input.
+        format: Name of the format of all files; None finds it out for each from its first records.
+        slices: File or files of each slice.
+        skip_malformed: Pass over malformed records and count them, instead of stopping at the first.
+        require_text: Refuse requests of which only lengths were recorded.
+        malformed: Tally to count the skipped records in.
+
+    Yields:
+        Requests.
+
+    Raises:
+        InputFileError: A file is missing, unreadable, truncated or corrupt.
+        TrafficError: A record is malformed, a format is unknown or unusable, or there is no request at all.
+    """
+    if format is not None and format not in FORMATS:
+        raise TrafficError(f"format {format!r} is not known", f"give one of {', '.join(FORMATS)}")
+    slice_of = _slice_by_path(slices or {})
+    files = list(dict.fromkeys([*paths, *slice_of]))
+    for path in files:
+        if path != STDIN and not os.path.isfile(path):
+            state = "is not a file" if os.path.exists(path) else "does not exist"
+            raise InputFileError(f"{path} {state}", "check the path")
+    return _read_files(files, format, slice_of, skip_malformed, require_text, malformed or Malformed())
+
+
+def _slice_by_path(slices: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
+    slice_of: dict[str, str] = {}
+    for name, files in slices.items():
+        for path in [files] if isinstance(files, str) else files:
+            if slice_of.setdefault(path, name) != name:
+                raise TrafficError(f"{path} is given for the slices {slice_of[path]} and {name}", "give it once")
+    return slice_of
+
+
+def _read_files(
+    files: Sequence[str],
+    format: str | None,
+    slice_of: Mapping[str, str],
+    skip_malformed: bool,
+    require_text: bool,
+    malformed: Malformed,
+) -> Iterator[Request]:
+    found = False
+    for path in files:
+        with open_source(path) as stream, contextlib.closing(read_rows(stream)) as rows:
+            kind, head = _find_format(rows, path, skip_malformed) if format is None else (FORMATS[format], [])
+            if require_text and not kind.has_text:
+                raise _lengths_only(path, kind)
+            slice_name = slice_of.get(path, DEFAULT_SLICE)
+            for part in (head, rows):
+                for line, row in part:
+                    try:
+                        if isinstance(row, MalformedRecordError):
+                            raise row
+                        for request in kind.parse(row, Origin(path, kind.name, line), slice_name):
+                            if require_text and not request.has_text:
+                                if not skip_malformed:
+                                    raise _lengths_only(f"{path}:{line}", kind)
+                                raise MalformedRecordError(_NO_TEXT)
+                            found = True
+                            yield request
+                    except MalformedRecordError as error:
+                        if not skip_malformed:
+                            raise TrafficError(
+                                f"{path}:{line}: {error}", "mend the line, or skip such lines with --skip-malformed"
+                            ) from None
+                        malformed.add(error.reason, f"{path}:{line}")
+    if not found:
+        skipped = f" ({malformed.total} records were skipped: {malformed})" if malformed.total else ""
+        raise TrafficError(f"{', '.join(files)}: no request{skipped}", "give a file with recorded requests")
+
+
+def _find_format(rows: Iterator[NumberedRow], path: str, skip_malformed: bool) -> tuple[Format, list[NumberedRow]]:
+    """The format of the first record that one recognises, and the records read so far."""
+    head: list[NumberedRow] = []
+    for line, row in rows:
+        head.append((line, row))
+        if isinstance(row, MalformedRecordError):
+            if not skip_malformed:
+                break
+        else:
+            for candidate in FORMATS.values():
+                if candidate.recognises(row):
+                    return candidate, head
+        if len(head) == _DETECTION_ROWS:
+            break
+    if not head or (isinstance(head[0][1], MalformedRecordError) and not skip_malformed):
+        # Nothing in it, or a first record that is reported as malformed anyway.
+        return FORMATS["requests"], head
+    raise TrafficError(
+        f"{path}: the format of its {'first record' if len(head) == 1 else f'first {len(head)} records'} is not known",
+        f"give --format with one of {', '.join(FORMATS)}",
+    )
+
+
+def _lengths_only(place: str, kind: Format) -> TrafficError:
+    return TrafficError(
+        f"{place}: the {kind.name} trace holds lengths without text, and statistics of made-up text mean nothing",
+        "give traffic with text; traces of lengths serve `replay` only",
+    )

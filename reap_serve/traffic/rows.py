@@ -1,0 +1,175 @@
+"""Records of a traffic file: lines of JSON, elements of a JSON array, or rows of CSV, one at a time.
+
+Memory is bounded by the longest record, which is limited: a file without line breaks must not fill the memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Generator, Mapping
+
+from pydantic_core import from_json
+
+from reap_serve.records import JsonValue
+from reap_serve.traffic.malformed import MalformedRecordError
+
+Row = Mapping[str, JsonValue]
+NumberedRow = tuple[int, Row | MalformedRecordError]
+
+MAX_RECORD_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+# Columns by which the first line is known for a CSV header, in lower case.
+_CSV_COLUMNS = frozenset({"contexttokens", "request tokens", "input"})
+_NOT_JSON = "not JSON"
+_TOO_LONG = f"record longer than {MAX_RECORD_BYTES >> 20} MiB"
+
+
+def read_rows(stream: io.BufferedReader) -> Generator[NumberedRow]:
+    """The records of a stream, in order.
+
+    The container is found by the first line: `[` opens a JSON array, a lone `{` opens an indented object, a known
+    header opens CSV, and everything else is one JSON value a line. Blank lines are no records.
+
+    Yields:
+        The line on which a record begins, from 1, and the record or what is wrong with it.
+    """
+    head = stream.peek(_CHUNK_BYTES).removeprefix(_BOM).lstrip()
+    first_line = head.split(b"\n", 1)[0].strip()
+    if first_line.startswith(b"["):
+        return _objects(stream, in_array=True)
+    if first_line == b"{":
+        return _objects(stream, in_array=False)
+    if _is_csv_header(first_line):
+        return _csv_rows(stream)
+    return _json_lines(stream)
+
+
+def _is_csv_header(line: bytes) -> bool:
+    if line.startswith(b"{"):
+        return False
+    cells = {cell.strip().strip('"').lower() for cell in line.decode("utf-8", "replace").split(",")}
+    return len(cells) > 1 and not cells.isdisjoint(_CSV_COLUMNS)
+
+
+def _decode(text: bytes | bytearray) -> Row | MalformedRecordError:
+    try:
+        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
+    except (ValueError, RecursionError):
+        # The parser's message is left out: it may quote the text.
+        return MalformedRecordError(_NOT_JSON)
+    if not isinstance(value, dict):
+        return MalformedRecordError("not a JSON object")
+    return value
+
+
+def _json_lines(stream: io.BufferedReader) -> Generator[NumberedRow]:
+    number = 0
+    while line := stream.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if len(line) > MAX_RECORD_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_CHUNK_BYTES)
+            yield number, MalformedRecordError(_TOO_LONG)
+            continue
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if not line.isspace():
+            yield number, _decode(line)
+
+
+_BRACKET = re.compile(rb'[\\"{}\[\]\n]')
+
+
+def _objects(stream: io.BufferedReader, *, in_array: bool) -> Generator[NumberedRow]:
+    """Objects of a JSON array, or of a sequence of indented JSON objects.
+
+    Only brackets and strings are followed here; what lies between them is parsed object by object, so that one broken
+    object does not take the rest along.
+    """
+    depth = outside = 1 if in_array else 0
+    opened = not in_array
+    in_string = False
+    line = begin_line = 1
+    escaped_at = -1
+    record, between = bytearray(), bytearray()
+    too_long = closed = False
+    offset = 0
+    while chunk := stream.read1(_CHUNK_BYTES):
+        start = 0
+        for match in _BRACKET.finditer(chunk):
+            position, byte = match.start(), match.group()
+            if byte == b"\n":
+                line += 1
+                continue
+            if in_string:
+                if offset + position == escaped_at:
+                    continue
+                if byte == b"\\":
+                    escaped_at = offset + position + 1
+                elif byte == b'"':
+                    in_string = False
+                continue
+            if byte == b'"':
+                in_string = depth > outside
+            elif byte in b"{[":
+                if not opened:
+                    opened, start = True, position + 1
+                    continue
+                if depth == outside:
+                    between += chunk[start:position]
+                    start, begin_line = position, line
+                depth += 1
+            elif byte in b"}]" and depth > outside:
+                depth -= 1
+                if depth == outside:
+                    record += chunk[start : position + 1]
+                    start = position + 1
+                    if between.strip(b", \t\r\n\xef\xbb\xbf"):
+                        yield begin_line, MalformedRecordError(_NOT_JSON)
+                    yield begin_line, MalformedRecordError(_TOO_LONG) if too_long else _decode(record)
+                    record, between, too_long = bytearray(), bytearray(), False
+            elif byte == b"]" and in_array:
+                closed = True
+        rest = chunk[start:]
+        if depth > outside:
+            too_long = too_long or len(record) + len(rest) > MAX_RECORD_BYTES
+            record = bytearray() if too_long else record + rest
+        elif opened:
+            between = (between + rest)[:_CHUNK_BYTES]
+        offset += len(chunk)
+    if depth > outside or (in_array and not closed):
+        yield begin_line if depth > outside else line, MalformedRecordError("file ends inside a JSON value")
+    elif between.strip(b", \t\r\n]\xef\xbb\xbf"):
+        yield line, MalformedRecordError(_NOT_JSON)
+
+
+def _csv_rows(stream: io.BufferedReader) -> Generator[NumberedRow]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    # Bytes that are not UTF-8 become lone surrogates, so that one bad row does not end the reading.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        rows = csv.DictReader(text)
+        while True:
+            begin_line = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield begin_line, MalformedRecordError("not CSV")
+                continue
+            if None in row or None in row.values():
+                yield begin_line, MalformedRecordError("row with another number of columns than the header")
+            elif not all(_is_utf8(value) for value in row.values()):
+                yield begin_line, MalformedRecordError("not UTF-8")
+            else:
+                yield begin_line, row
+    finally:
+        text.detach()
+
+
+def _is_utf8(value: str) -> bool:
+    return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
