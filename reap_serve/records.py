@@ -8,16 +8,23 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import TypeAliasType
 
 from reap_serve import __version__
 from reap_serve.errors import InputFileError
 
 RecordT = TypeVar("RecordT", bound="Record")
 
-JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
+if TYPE_CHECKING:
+    JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
+else:
+    # pydantic resolves an alias that refers to itself only by name, mypy only as a plain one.
+    JsonValue = TypeAliasType(
+        "JsonValue", str | int | float | bool | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None
+    )
 
 
 class Record(BaseModel):

@@ -1,14 +1,16 @@
 """The statistics in memory: an immutable header and float64 sums.
 
-Axes: S slices, P phases, L layers with routed experts, E experts.
+Axes: S slices, P phases, L layers with routed experts, E experts, H hidden dimension.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from reap_serve.model import Fingerprint
 from reap_serve.records import Provenance, Record
@@ -28,7 +30,7 @@ class Layer(Record):
         name: vLLM's name of the module, such as `model.layers.0.mlp.experts`.
     """
 
-    index: int
+    index: int = Field(ge=0)
     name: str
 
 
@@ -47,27 +49,54 @@ class Window(Record):
         complete: False when a recorder stopped early or tokens were lost.
     """
 
-    id: str
+    id: str = Field(min_length=1)
     started: str
     ended: str
     recorder: str
-    requests: int
-    prompt_tokens_total: int
-    prompt_tokens_computed: int
-    sample_fraction: float
+    requests: int = Field(ge=0)
+    prompt_tokens_total: int = Field(ge=0)
+    prompt_tokens_computed: int = Field(ge=0)
+    sample_fraction: float = Field(gt=0, le=1)
     complete: bool
 
 
 class Header(Record):
-    """What the sums are of."""
+    """What the sums are of.
+
+    Attributes:
+        schema_version: Of the file format.
+        model: Fingerprint of the model.
+        layers: Layers that the sums cover, ascending by index; a pipeline rank covers its own.
+        slices: Names of the slices, in the order of axis S.
+        windows: What was observed when; never empty, since merging refuses a window that it has seen.
+        engine: What ran the model, such as `vllm` to its version and `recorder` to its kind.
+        provenance: What made the file.
+    """
 
     schema_version: int
     model: Fingerprint
-    layers: tuple[Layer, ...]
-    slices: tuple[str, ...]
-    windows: tuple[Window, ...]
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    slices: tuple[str, ...] = Field(min_length=1)
+    windows: tuple[Window, ...] = Field(min_length=1)
     engine: dict[str, str]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Header:
+        indices = [layer.index for layer in self.layers]
+        if indices != sorted(set(indices)):
+            raise ValueError("layers are not ascending by index")
+        for what, names in (("slice", self.slices), ("window", tuple(window.id for window in self.windows))):
+            if len(set(names)) != len(names):
+                raise ValueError(f"a {what} is named twice")
+        if not all(name.isprintable() and name for name in self.slices):
+            raise ValueError("a slice's name is empty or holds a control character")
+        return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether every window is complete and every layer of the model is covered."""
+        return len(self.layers) == self.model.num_layers and all(window.complete for window in self.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +115,9 @@ class ExpertSums:
         weighted_norm_sq_sum_SPLE: Sum of (g|f|)^2.
         norm_max_SPLE: Largest |f|.
         activation_max_SPLE: Largest absolute component of f.
+        output_sum_SPLEH: Sum of f, the vector; None unless asked for, since it is H times larger.
+        coselection_count_SPLEE: Tokens routed to both experts, int64, symmetric, its diagonal the token count; None
+            unless asked for, since it is E times larger.
     """
 
     token_count_SPLE: Ints
@@ -96,12 +128,32 @@ class ExpertSums:
     weighted_norm_sq_sum_SPLE: Floats
     norm_max_SPLE: Floats
     activation_max_SPLE: Floats
+    output_sum_SPLEH: Floats | None = None
+    coselection_count_SPLEE: Ints | None = None
 
     @classmethod
     def zeros(cls, num_slices: int, num_layers: int, num_experts: int) -> ExpertSums:
-        """Sums of nothing."""
+        """Sums of nothing, without the optional ones."""
         shape = (num_slices, len(PHASES), num_layers, num_experts)
-        return cls(np.zeros(shape, np.int64), *(np.zeros(shape) for _ in fields(cls)[1:]))
+        required = {name: zeros(name, shape) for name in EXPERT_FIELDS if name not in OPTIONAL_FIELDS}
+        return cls(**required)  # type: ignore[arg-type]
+
+
+EXPERT_FIELDS = tuple(field.name for field in fields(ExpertSums))
+OPTIONAL_FIELDS = ("output_sum_SPLEH", "coselection_count_SPLEE")
+COUNT_FIELDS = ("token_count_SPLE", "coselection_count_SPLEE")
+MAX_FIELDS = ("norm_max_SPLE", "activation_max_SPLE")
+LAYER_FIELD = "layer_token_count_SPL"
+
+
+def is_count(field: str) -> bool:
+    """Whether a field holds integers."""
+    return field == LAYER_FIELD or field in COUNT_FIELDS
+
+
+def zeros(field: str, shape: tuple[int, ...]) -> Ints | Floats:
+    """A field of nothing."""
+    return np.zeros(shape, np.int64) if is_count(field) else np.zeros(shape, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +170,21 @@ class Statistics:
     header: Header
     sums: ExpertSums
     layer_token_count_SPL: Ints
+
+    @classmethod
+    def from_fields(cls, header: Header, fields_by_name: Mapping[str, Ints | Floats]) -> Statistics:
+        """Statistics of arrays by field name, the inverse of `fields_by_name`."""
+        expert_fields = {name: values for name, values in fields_by_name.items() if name != LAYER_FIELD}
+        return cls(header, ExpertSums(**expert_fields), fields_by_name[LAYER_FIELD])  # type: ignore[arg-type]
+
+    def fields_by_name(self) -> dict[str, Ints | Floats]:
+        """Every array that is present, by field name; those of `ExpertSums` first."""
+        present: dict[str, Ints | Floats] = {
+            name: values for name in EXPERT_FIELDS if (values := getattr(self.sums, name)) is not None
+        }
+        present[LAYER_FIELD] = self.layer_token_count_SPL
+        return present
+
+    def tokens_per_slice(self) -> tuple[int, ...]:
+        """Tokens of each slice: those that passed its most visited layer, over both phases."""
+        return tuple(int(count_L.max()) for count_L in self.layer_token_count_SPL.sum(axis=1))

@@ -1,0 +1,152 @@
+"""Writes and reads the statistics file: one safetensors file with a versioned header (see `layout`).
+
+Each tensor is stored in the narrowest dtype that holds its values exactly, so reading gives back the written values.
+The checksum finds flipped bits and lost pages at the speed of memory; it is no signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.errors import RequestError
+from reap_serve.statistics.layout import (
+    COUNT_DTYPES,
+    FLOAT_DTYPES,
+    FORMAT,
+    Block,
+    Layout,
+    corrupt,
+    read_layout,
+    tensor_name,
+)
+from reap_serve.statistics.record import (
+    PHASES,
+    SCHEMA_VERSION,
+    Floats,
+    Ints,
+    Statistics,
+    is_count,
+    zeros,
+)
+from reap_serve.statistics.storage import open_source, write_whole
+
+CHECKSUM_MODULUS = 2**64
+
+
+def write_statistics(statistics: Statistics, path: str, *, overwrite: bool) -> None:
+    """Writes statistics to a local path or an fsspec URL, whole or not at all.
+
+    Raises:
+        OutputExistsError: `path` exists and `overwrite` is false.
+        RequestError: There is no token in the statistics.
+        StorageError: The disk or the store refused.
+    """
+    write_whole(path, encode(statistics), overwrite=overwrite)
+
+
+def read_statistics(path: str) -> Statistics:
+    """The statistics in a file at a local path or an fsspec URL.
+
+    Nothing is allocated for a tensor before its place was found to lie inside the file.
+
+    Raises:
+        InputFileError: It is missing, unreadable, corrupt, truncated, no statistics, or of another version.
+    """
+    with open_source(path) as (handle, size):
+        layout = read_layout(handle, size, path)
+        num_slices = len(layout.header.slices)
+        arrays = {field: zeros(field, (num_slices, len(PHASES), *shape)) for field, shape in layout.shapes.items()}
+        for block, values in read_blocks(handle, layout, path):
+            arrays[block.field][block.slice_index, block.phase_index] = values
+    return Statistics.from_fields(layout.header, arrays)
+
+
+def encode(statistics: Statistics) -> bytes:
+    """The bytes of a statistics file; slices without tokens are left out.
+
+    Raises:
+        RequestError: There is no token in the statistics.
+    """
+    from safetensors.numpy import save
+
+    header = statistics.header
+    tensors: dict[str, npt.NDArray[np.generic]] = {}
+    written: list[str] = []
+    for s, slice_name in enumerate(header.slices):
+        for p, phase in enumerate(PHASES):
+            # An expert-parallel rank other than the first counts experts' tokens but no layer's.
+            if not (statistics.layer_token_count_SPL[s, p].any() or statistics.sums.token_count_SPLE[s, p].any()):
+                continue
+            written.append(slice_name)
+            for field, values in statistics.fields_by_name().items():
+                tensors[tensor_name(slice_name, phase, field)] = _narrow(values[s, p])
+    if not tensors:
+        raise RequestError("the statistics hold no token", "observe traffic first")
+    slices = tuple(name for name in header.slices if name in written)
+    total = sum(checksum(memoryview(tensor.data).cast("B")) for tensor in tensors.values())
+    metadata = {
+        "format": FORMAT,
+        "schema_version": str(SCHEMA_VERSION),
+        "checksum": str(total % CHECKSUM_MODULUS),
+        "header": header.model_copy(update={"schema_version": SCHEMA_VERSION, "slices": slices}).model_dump_json(),
+    }
+    content: bytes = save(tensors, metadata)
+    return content
+
+
+def checksum(content: memoryview) -> int:
+    """Sum of the 64-bit little-endian words modulo 2^64, the end padded with zeros."""
+    whole = len(content) // 8 * 8
+    words = np.frombuffer(content[:whole], "<u8") if whole else np.zeros(0, "<u8")
+    return (int(np.add.reduce(words)) + int.from_bytes(content[whole:], "little")) % CHECKSUM_MODULUS
+
+
+def read_blocks(handle: BinaryIO, layout: Layout, path: str) -> Iterator[tuple[Block, npt.NDArray[np.generic]]]:
+    """Reads the tensors in the order of their bytes, each into the buffer of the one before.
+
+    Yields:
+        The tensor's place, and its values as stored, valid until the next one is taken.
+
+    Raises:
+        InputFileError: A count is negative, a value is not finite, the file ends early, or, after the last tensor,
+            the checksum disagrees.
+    """
+    buffer = memoryview(bytearray(max(block.num_bytes for block in layout.blocks)))
+    total = 0
+    for block in layout.blocks:
+        content = buffer[: block.num_bytes]
+        _fill(handle, content, path)
+        total += checksum(content)
+        values = np.frombuffer(content, block.dtype).reshape(block.shape)
+        if is_count(block.field):
+            if block.dtype == COUNT_DTYPES["I64"] and int(values.min(initial=0)) < 0:
+                raise corrupt(path, f"{block.field} holds a negative count")
+        # One pass instead of two: a sum is finite only if its terms are.
+        elif not np.isfinite(np.add.reduce(values, axis=None, dtype=np.float64)):
+            raise corrupt(path, f"{block.field} holds a value that is not finite")
+        yield block, values
+    if total % CHECKSUM_MODULUS != layout.checksum:
+        raise corrupt(path, "its tensors do not match the checksum in its header")
+
+
+def _fill(handle: BinaryIO, content: memoryview, path: str) -> None:
+    filled = 0
+    while filled < len(content):
+        count = handle.readinto(content[filled:])  # type: ignore[attr-defined]
+        if not count:
+            raise corrupt(path, "it ends inside its tensors")
+        filled += count
+
+
+def _narrow(values: Ints | Floats) -> npt.NDArray[np.generic]:
+    contiguous = np.ascontiguousarray(values)
+    if contiguous.dtype == np.int64:
+        largest = int(contiguous.max(initial=0))
+        name = "U16" if largest < 2**16 else "U32" if largest < 2**32 else "I64"
+        return contiguous.astype(COUNT_DTYPES[name])
+    single = contiguous.astype(FLOAT_DTYPES["F32"])
+    return single if np.array_equal(single, contiguous) else contiguous.astype(FLOAT_DTYPES["F64"])

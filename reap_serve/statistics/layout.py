@@ -1,0 +1,209 @@
+"""What a statistics file holds and where: every claim of its header is checked against the file's size.
+
+A safetensors file: 8 bytes of header length, the header as JSON, the tensors. Tensors are named
+`<slice>/<phase>/<field>` and shaped [L, E] (`layer_token_count`: [L], `output_sum`: [L, E, H], `coselection_count`:
+[L, E, E]). A slice and phase without tokens has no tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import ValidationError
+
+from reap_serve.errors import InputFileError
+from reap_serve.records import JsonValue
+from reap_serve.statistics.record import (
+    EXPERT_FIELDS,
+    LAYER_FIELD,
+    OPTIONAL_FIELDS,
+    PHASES,
+    SCHEMA_VERSION,
+    Header,
+    is_count,
+)
+
+FORMAT = "reap_serve.statistics"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+
+COUNT_DTYPES: dict[str, np.dtype[np.generic]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
+FLOAT_DTYPES: dict[str, np.dtype[np.generic]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+
+_FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in (*EXPERT_FIELDS, LAYER_FIELD)}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One tensor of a file.
+
+    Attributes:
+        field: Name in `ExpertSums`, or `layer_token_count_SPL`.
+        slice_index: Position on axis S.
+        phase_index: Position on axis P.
+        dtype: As stored.
+        shape: Without the axes S and P.
+        start: First byte, from the start of the file.
+        num_bytes: Length.
+    """
+
+    field: str
+    slice_index: int
+    phase_index: int
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    start: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A file's header and the places of its tensors.
+
+    Attributes:
+        header: The header.
+        blocks: The tensors, in the order of their bytes; they fill the file without gaps.
+        checksum: That the header promises, see `file.checksum`.
+    """
+
+    header: Header
+    blocks: tuple[Block, ...]
+    checksum: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape, without the axes S and P, of each field that the file holds."""
+        return {block.field: block.shape for block in self.blocks}
+
+
+def tensor_name(slice_name: str, phase: str, field: str) -> str:
+    """Name of the tensor that holds a field of a slice and phase."""
+    return f"{slice_name}/{phase}/{field.rpartition('_')[0]}"
+
+
+def corrupt(path: str, detail: str) -> InputFileError:
+    """The error of a file that breaks the format."""
+    return InputFileError(f"{path} is corrupt: {detail}", "restore it or leave it out")
+
+
+def read_layout(handle: BinaryIO, size: int, path: str) -> Layout:
+    """Reads and checks the header of an open file, which is left at its first tensor.
+
+    Raises:
+        InputFileError: The file is corrupt, truncated, no statistics, or of another version.
+    """
+    prefix = handle.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise corrupt(path, f"its {size} bytes do not hold the safetensors header that they announce")
+    try:
+        entries = json.loads(handle.read(length))
+    except (ValueError, RecursionError):
+        raise corrupt(path, "its safetensors header is not JSON") from None
+    metadata = entries.pop("__metadata__", None) if isinstance(entries, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise InputFileError(f"{path} is no statistics file of reap-serve", "give a file that observe or merge wrote")
+    _require_version(metadata.get("schema_version"), path)
+    header = _parse_header(metadata.get("header"), path)
+    promised = _parse_natural(metadata.get("checksum"))
+    if promised is None:
+        raise corrupt(path, "its header has no checksum")
+    return Layout(header, _parse_blocks(entries, header, 8 + length, size, path), promised)
+
+
+def _parse_natural(text: JsonValue) -> int | None:
+    return int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 20 else None
+
+
+def _require_version(text: JsonValue, path: str) -> None:
+    version = _parse_natural(text)
+    if version is None:
+        raise corrupt(path, "its header has no schema version")
+    if version != SCHEMA_VERSION:
+        raise InputFileError(
+            f"{path} has schema version {version}, this release reads version {SCHEMA_VERSION}",
+            "use the release of reap-serve that wrote it",
+        )
+
+
+def _parse_header(text: JsonValue, path: str) -> Header:
+    if not isinstance(text, str):
+        raise corrupt(path, "its metadata holds no header")
+    try:
+        return Header.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise corrupt(path, f"its header is invalid: {ascii(place)[1:-1]}: {ascii(first['msg'])[1:-1]}") from None
+    except UnicodeError:
+        raise corrupt(path, "its header is not UTF-8") from None
+
+
+def _parse_blocks(
+    entries: dict[str, JsonValue], header: Header, data_start: int, size: int, path: str
+) -> tuple[Block, ...]:
+    slice_indices = {name: index for index, name in enumerate(header.slices)}
+    blocks = []
+    for name, entry in entries.items():
+        slice_name, _, rest = name.rpartition("/")[0].rpartition("/")
+        field = _FIELD_OF_NAME.get(name.rpartition("/")[2])
+        if slice_name not in slice_indices or rest not in PHASES or field is None:
+            raise corrupt(path, f"it holds a tensor {ascii(name)[:120]} that its header does not explain")
+        blocks.append(_parse_block(entry, field, slice_indices[slice_name], PHASES.index(rest), data_start, size, path))
+    blocks.sort(key=lambda block: block.start)
+    end = data_start
+    for block in blocks:
+        if block.start != end:
+            raise corrupt(path, "its tensors overlap or leave gaps")
+        end += block.num_bytes
+    if end != size:
+        raise corrupt(path, f"it has {size} bytes where its header needs {end}")
+    _require_whole_slices(blocks, header, path)
+    return tuple(blocks)
+
+
+def _parse_block(entry: JsonValue, field: str, s: int, p: int, data_start: int, size: int, path: str) -> Block:
+    malformed = corrupt(path, f"the header's entry of a tensor {field} is malformed")
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise malformed
+    dtype = (COUNT_DTYPES if is_count(field) else FLOAT_DTYPES).get(entry["dtype"])
+    shape, offsets = _parse_sizes(entry.get("shape"), size), _parse_sizes(entry.get("data_offsets"), size)
+    if dtype is None or shape is None or offsets is None or len(offsets) != 2:
+        raise malformed
+    num_bytes = dtype.itemsize
+    for length in shape:
+        num_bytes *= length
+    if offsets[1] - offsets[0] != num_bytes:
+        raise malformed
+    return Block(field, s, p, dtype, shape, data_start + offsets[0], num_bytes)
+
+
+def _parse_sizes(value: JsonValue, limit: int) -> tuple[int, ...] | None:
+    if not isinstance(value, list) or len(value) > 3:
+        return None
+    sound = all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= limit for item in value)
+    return tuple(value) if sound else None
+
+
+def _require_whole_slices(blocks: list[Block], header: Header, path: str) -> None:
+    """Every slice has a phase, every phase every field, every field one shape: memory stays in proportion to bytes."""
+    shapes = {block.field: block.shape for block in blocks}
+    required = {field for field in (*EXPERT_FIELDS, LAYER_FIELD) if field not in OPTIONAL_FIELDS or field in shapes}
+    fields_of_phase: dict[tuple[int, int], set[str]] = {}
+    num_layers, num_experts = len(header.layers), header.model.num_experts
+    for block in blocks:
+        fields_of_phase.setdefault((block.slice_index, block.phase_index), set()).add(block.field)
+        wanted: tuple[int, ...] = (num_layers,) if block.field == LAYER_FIELD else (num_layers, num_experts)
+        if block.field == "coselection_count_SPLEE":
+            wanted = (*wanted, num_experts)
+        elif block.field == "output_sum_SPLEH" and len(block.shape) == 3:
+            wanted = (*wanted, shapes[block.field][2])
+        if block.shape != wanted:
+            raise corrupt(path, f"{block.field} has shape {block.shape} where its header needs {wanted}")
+    if {s for s, _ in fields_of_phase} != set(range(len(header.slices))):
+        raise corrupt(path, "a slice of its header has no tensors")
+    for found in fields_of_phase.values():
+        if found != required:
+            raise corrupt(path, f"a phase of a slice lacks {', '.join(sorted(required - found))}")

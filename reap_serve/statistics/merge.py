@@ -1,0 +1,186 @@
+"""Adds statistics: associative and commutative, one model only, no window twice.
+
+Sums are added and maxima taken, so counts and maxima are exact in any order and grouping; float64 sums agree to
+rounding (relative 1e-16 times the number of inputs). Slices are joined by name, layers by index: the ranks of a
+pipeline fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.errors import MismatchError, RequestError, StorageError
+from reap_serve.model import require_same_model
+from reap_serve.records import provenance
+from reap_serve.statistics.file import read_blocks
+from reap_serve.statistics.layout import Layout, read_layout
+from reap_serve.statistics.record import (
+    MAX_FIELDS,
+    OPTIONAL_FIELDS,
+    PHASES,
+    SCHEMA_VERSION,
+    Floats,
+    Header,
+    Ints,
+    Layer,
+    Statistics,
+    Window,
+    zeros,
+)
+from reap_serve.statistics.storage import open_source
+
+
+def merge(statistics: Sequence[Statistics]) -> Statistics:
+    """The sum of statistics.
+
+    Optional sums survive only where every input has them. The result does not depend on the order of the inputs.
+
+    Raises:
+        MismatchError: The models differ, a layer has two names, or a window is there twice.
+        RequestError: There is nothing to merge.
+    """
+    # Addition in one fixed order makes the float64 sums the same to the bit, whatever the order of the arguments.
+    ordered = sorted(statistics, key=lambda item: item.header.windows[0].id)
+    shapes = [{name: values.shape[2:] for name, values in item.fields_by_name().items()} for item in ordered]
+    names = [f"statistics of window {item.header.windows[0].id}" for item in ordered]
+    accumulator = _Accumulator([item.header for item in ordered], shapes, names)
+    for item in ordered:
+        for field, values in item.fields_by_name().items():
+            for s, slice_name in enumerate(item.header.slices):
+                for p in range(len(PHASES)):
+                    accumulator.add(field, slice_name, p, item.header.layers, values[s, p])
+    return accumulator.result()
+
+
+def merge_files(paths: Iterable[str]) -> Statistics:
+    """The sum of statistics files, holding one accumulator and one tensor at a time.
+
+    Raises:
+        InputFileError: A file is missing or unsound.
+        MismatchError: See `merge`.
+        RequestError: There is nothing to merge.
+    """
+    layouts: list[tuple[str, Layout]] = []
+    for path in paths:
+        with open_source(path) as (handle, size):
+            layouts.append((path, read_layout(handle, size, path)))
+    layouts.sort(key=lambda item: item[1].header.windows[0].id)
+    accumulator = _Accumulator(
+        [layout.header for _, layout in layouts],
+        [layout.shapes for _, layout in layouts],
+        [path for path, _ in layouts],
+    )
+    for path, planned in layouts:
+        with open_source(path) as (handle, size):
+            layout = read_layout(handle, size, path)
+            if layout != planned:
+                raise StorageError(f"{path} changed while it was read", "merge again")
+            for block, values in read_blocks(handle, layout, path):
+                slice_name = layout.header.slices[block.slice_index]
+                accumulator.add(block.field, slice_name, block.phase_index, layout.header.layers, values)
+    return accumulator.result()
+
+
+def select_slices(statistics: Statistics, names: Sequence[str]) -> Statistics:
+    """The statistics of some slices, in the order given.
+
+    Raises:
+        RequestError: There is no such slice.
+    """
+    positions = [_position(name, statistics.header.slices) for name in names]
+    header = statistics.header.model_copy(update={"slices": tuple(names)})
+    selected = {name: values[positions] for name, values in statistics.fields_by_name().items()}
+    return Statistics.from_fields(header, selected)
+
+
+def _position(name: str, slices: tuple[str, ...]) -> int:
+    if name not in slices:
+        raise RequestError(f"there is no slice {name}", f"use one of: {', '.join(slices)}")
+    return slices.index(name)
+
+
+class _Accumulator:
+    """Sums that grow by one tensor at a time."""
+
+    def __init__(
+        self, headers: Sequence[Header], shapes: Sequence[Mapping[str, tuple[int, ...]]], names: Sequence[str]
+    ) -> None:
+        """Allocates the sums.
+
+        Args:
+            headers: Of every input.
+            shapes: Per input, the shape without the axes S and P of each of its fields.
+            names: Of the inputs, for errors.
+        """
+        self._header = _merge_headers(headers, names)
+        self._row_of_layer = {layer.index: row for row, layer in enumerate(self._header.layers)}
+        self._slice_index = {name: index for index, name in enumerate(self._header.slices)}
+        dropped = {name for name in OPTIONAL_FIELDS if any(name not in shape for shape in shapes)}
+        num_layers = len(self._header.layers)
+        self._arrays: dict[str, Ints | Floats] = {}
+        for field, first in shapes[0].items():
+            if field in dropped:
+                continue
+            for shape, name in zip(shapes, names, strict=True):
+                if shape[field][1:] != first[1:]:
+                    raise MismatchError(
+                        f"{names[0]} and {name} disagree on the shape of {field}: {first[1:]} against "
+                        f"{shape[field][1:]}",
+                        "use files that were made from the same checkpoint",
+                    )
+            self._arrays[field] = zeros(field, (len(self._header.slices), len(PHASES), num_layers, *first[1:]))
+
+    def add(
+        self, field: str, slice_name: str, phase_index: int, layers: Sequence[Layer], values: npt.NDArray[np.generic]
+    ) -> None:
+        """Adds one tensor, axes [L, ...] with L as in `layers`."""
+        if field not in self._arrays:
+            return
+        target = self._arrays[field][self._slice_index[slice_name], phase_index]
+        combine = np.maximum if field in MAX_FIELDS else np.add
+        if len(layers) == len(target):
+            combine(target, values, out=target)
+        else:
+            rows = [self._row_of_layer[layer.index] for layer in layers]
+            target[rows] = combine(target[rows], values)
+
+    def result(self) -> Statistics:
+        """The sums so far."""
+        return Statistics.from_fields(self._header, self._arrays)
+
+
+def _merge_headers(headers: Sequence[Header], names: Sequence[str]) -> Header:
+    if not headers:
+        raise RequestError("there is nothing to merge", "give at least one statistics file")
+    layers: dict[int, Layer] = {}
+    windows: dict[str, Window] = {}
+    engine: dict[str, set[str]] = {}
+    for header, name in zip(headers, names, strict=True):
+        require_same_model(headers[0].model, header.model, names[0], name)
+        for layer in header.layers:
+            if layers.setdefault(layer.index, layer) != layer:
+                raise MismatchError(
+                    f"{name} calls layer {layer.index} {layer.name}, {names[0]} calls it {layers[layer.index].name}",
+                    "use files that were made from the same checkpoint",
+                )
+        for window in header.windows:
+            if window.id in windows:
+                raise MismatchError(
+                    f"{name} holds window {window.id}, which another input holds already: it would count twice",
+                    "leave one of the two out",
+                )
+            windows[window.id] = window
+        for key, value in header.engine.items():
+            engine.setdefault(key, set()).update(value.split(", "))
+    return Header(
+        schema_version=SCHEMA_VERSION,
+        model=headers[0].model,
+        layers=tuple(layers[index] for index in sorted(layers)),
+        slices=tuple(sorted({name for header in headers for name in header.slices})),
+        windows=tuple(sorted(windows.values(), key=lambda window: (window.started, window.id))),
+        engine={key: ", ".join(sorted(engine[key])) for key in sorted(engine)},
+        provenance=provenance(("numpy", "safetensors")),
+    )

@@ -1,0 +1,89 @@
+"""Bytes from and to a local path or any fsspec URL; a file is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from reap_serve.errors import InputFileError, OutputExistsError, ReapServeError, StorageError
+from reap_serve.publish import write_file
+
+# An upload to these appears when it ends, so that a temporary name would only cost a copy and a right to delete.
+ATOMIC_UPLOADS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
+
+
+def is_url(path: str) -> bool:
+    """Whether a path goes through fsspec: `scheme://...`; `file://` does as well."""
+    return "://" in path
+
+
+@contextlib.contextmanager
+def open_source(path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file to read, and its size in bytes.
+
+    Raises:
+        InputFileError: It is missing, a directory, or unreadable.
+    """
+    try:
+        if is_url(path):
+            import fsspec
+
+            with fsspec.open(path, "rb") as handle:
+                size = handle.seek(0, os.SEEK_END)
+                handle.seek(0)
+                yield handle, int(size)
+        else:
+            with open(path, "rb", buffering=0) as file:
+                yield cast(BinaryIO, file), os.fstat(file.fileno()).st_size
+    except ReapServeError:
+        raise
+    except FileNotFoundError:
+        raise InputFileError(f"{path} does not exist", "check the path") from None
+    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+        raise InputFileError(
+            f"{path} cannot be read: {_reason(error)}", "check the path, its permissions and its driver"
+        ) from None
+
+
+def write_whole(path: str, content: bytes, *, overwrite: bool) -> None:
+    """Writes a file that is there whole or not at all.
+
+    Raises:
+        OutputExistsError: It exists and `overwrite` is false.
+        StorageError: The disk or the store refused.
+    """
+    if not is_url(path):
+        write_file(Path(path), content, overwrite=overwrite)
+        return
+    try:
+        import fsspec
+
+        system, place = fsspec.core.url_to_fs(path)
+        if not overwrite and system.exists(place):
+            raise OutputExistsError(f"{path} exists already", "give another path or --overwrite")
+        protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+        if protocols & ATOMIC_UPLOADS:
+            system.pipe_file(place, content)
+            return
+        folder, _, name = place.rpartition("/")
+        system.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+        system.pipe_file(temporary, content)
+        system.mv(temporary, place)
+    except ReapServeError:
+        raise
+    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+        raise StorageError(
+            f"{path} cannot be written: {_reason(error)}", "check the path, its permissions and its driver"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
