@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Generator, Mapping
 
 from pydantic_core import from_json
 
 from reap_serve.records import JsonValue
+from reap_serve.traffic.json_objects import NOT_JSON, ObjectScanner
 from reap_serve.traffic.malformed import MalformedRecordError
 
 Row = Mapping[str, JsonValue]
@@ -23,7 +23,6 @@ _CHUNK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 # Columns by which the first line is known for a CSV header, in lower case.
 _CSV_COLUMNS = frozenset({"contexttokens", "request tokens", "input"})
-_NOT_JSON = "not JSON"
 _TOO_LONG = f"record longer than {MAX_RECORD_BYTES >> 20} MiB"
 
 
@@ -39,9 +38,9 @@ def read_rows(stream: io.BufferedReader) -> Generator[NumberedRow]:
     head = stream.peek(_CHUNK_BYTES).removeprefix(_BOM).lstrip()
     first_line = head.split(b"\n", 1)[0].strip()
     if first_line.startswith(b"["):
-        return _objects(stream, in_array=True)
+        return _document_objects(stream, in_array=True)
     if first_line == b"{":
-        return _objects(stream, in_array=False)
+        return _document_objects(stream, in_array=False)
     if _is_csv_header(first_line):
         return _csv_rows(stream)
     return _json_lines(stream)
@@ -59,7 +58,7 @@ def _decode(text: bytes | bytearray) -> Row | MalformedRecordError:
         value = from_json(text, allow_inf_nan=False, cache_strings="keys")
     except (ValueError, RecursionError):
         # The parser's message is left out: it may quote the text.
-        return MalformedRecordError(_NOT_JSON)
+        return MalformedRecordError(NOT_JSON)
     if not isinstance(value, dict):
         return MalformedRecordError("not a JSON object")
     return value
@@ -80,70 +79,12 @@ def _json_lines(stream: io.BufferedReader) -> Generator[NumberedRow]:
             yield number, _decode(line)
 
 
-_BRACKET = re.compile(rb'[\\"{}\[\]\n]')
-
-
-def _objects(stream: io.BufferedReader, *, in_array: bool) -> Generator[NumberedRow]:
-    """Objects of a JSON array, or of a sequence of indented JSON objects.
-
-    Only brackets and strings are followed here; what lies between them is parsed object by object, so that one broken
-    object does not take the rest along.
-    """
-    depth = outside = 1 if in_array else 0
-    opened = not in_array
-    in_string = False
-    line = begin_line = 1
-    escaped_at = -1
-    record, between = bytearray(), bytearray()
-    too_long = closed = False
-    offset = 0
+def _document_objects(stream: io.BufferedReader, *, in_array: bool) -> Generator[NumberedRow]:
+    scanner = ObjectScanner(in_array=in_array, max_bytes=MAX_RECORD_BYTES)
     while chunk := stream.read1(_CHUNK_BYTES):
-        start = 0
-        for match in _BRACKET.finditer(chunk):
-            position, byte = match.start(), match.group()
-            if byte == b"\n":
-                line += 1
-                continue
-            if in_string:
-                if offset + position == escaped_at:
-                    continue
-                if byte == b"\\":
-                    escaped_at = offset + position + 1
-                elif byte == b'"':
-                    in_string = False
-                continue
-            if byte == b'"':
-                in_string = depth > outside
-            elif byte in b"{[":
-                if not opened:
-                    opened, start = True, position + 1
-                    continue
-                if depth == outside:
-                    between += chunk[start:position]
-                    start, begin_line = position, line
-                depth += 1
-            elif byte in b"}]" and depth > outside:
-                depth -= 1
-                if depth == outside:
-                    record += chunk[start : position + 1]
-                    start = position + 1
-                    if between.strip(b", \t\r\n\xef\xbb\xbf"):
-                        yield begin_line, MalformedRecordError(_NOT_JSON)
-                    yield begin_line, MalformedRecordError(_TOO_LONG) if too_long else _decode(record)
-                    record, between, too_long = bytearray(), bytearray(), False
-            elif byte == b"]" and in_array:
-                closed = True
-        rest = chunk[start:]
-        if depth > outside:
-            too_long = too_long or len(record) + len(rest) > MAX_RECORD_BYTES
-            record = bytearray() if too_long else record + rest
-        elif opened:
-            between = (between + rest)[:_CHUNK_BYTES]
-        offset += len(chunk)
-    if depth > outside or (in_array and not closed):
-        yield begin_line if depth > outside else line, MalformedRecordError("file ends inside a JSON value")
-    elif between.strip(b", \t\r\n]\xef\xbb\xbf"):
-        yield line, MalformedRecordError(_NOT_JSON)
+        for number, found in scanner.feed(chunk):
+            yield number, found if isinstance(found, MalformedRecordError) else _decode(found)
+    yield from scanner.close()
 
 
 def _csv_rows(stream: io.BufferedReader) -> Generator[NumberedRow]:

@@ -1,0 +1,74 @@
+"""LiteLLM's StandardLoggingPayload, as its S3, GCS and custom callbacks write it, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reap_serve.records import JsonValue
+from reap_serve.traffic.body import SLICE_KEY, is_list
+from reap_serve.traffic.fields import clock_time, name
+from reap_serve.traffic.formats.call import as_object, body_of_input, decoded, request_of_call
+from reap_serve.traffic.formats.spec import Format
+from reap_serve.traffic.malformed import MalformedRecordError
+from reap_serve.traffic.request import Origin, Request
+from reap_serve.traffic.rows import Row
+
+_CALL_TYPES = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
+# What LiteLLM writes for a message when `turn_off_message_logging` is on.
+_REDACTED = "redacted-by-litellm"
+
+
+def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
+    """A payload: `messages`, `response`, `model_parameters`, `startTime` in s; `trace_id` groups a session.
+
+    The slice stands in the metadata that the caller sent (`metadata.requester_metadata.reap_slice`). A redacted
+    payload, or one of a proxy that logs no messages, has lengths only. A call that failed has no answer.
+
+    Raises:
+        MalformedRecordError: The payload is of another kind of call, or not sound.
+    """
+    call_type = row.get("call_type")
+    if call_type is not None and call_type not in _CALL_TYPES:
+        raise MalformedRecordError("call_type is neither chat nor completion")
+    messages = decoded(row.get("messages"))
+    body = None
+    if messages and not _is_redacted(messages):
+        body = body_of_input(messages, as_object(row.get("model_parameters")), row.get("model"))
+        if call_type in ("text_completion", "atext_completion"):
+            body = {**body, "prompt": _prompt_of(messages)}
+            del body["messages"]
+    metadata = as_object(row.get("metadata"))
+    sent = as_object(metadata.get("requester_metadata"))
+    yield request_of_call(
+        body,
+        None if row.get("status") == "failure" else row.get("response"),
+        origin,
+        slice=name(sent.get(SLICE_KEY, metadata.get(SLICE_KEY))) or slice_name,
+        timestamp=clock_time(row.get("startTime")),
+        session=row.get("trace_id"),
+        request_id=row.get("id"),
+        prompt_tokens=row.get("prompt_tokens"),
+        output_tokens=row.get("completion_tokens"),
+    )
+
+
+def _is_redacted(messages: JsonValue) -> bool:
+    if isinstance(messages, str):
+        return messages == _REDACTED
+    return is_list(messages) and all(as_object(message).get("content") == _REDACTED for message in messages)
+
+
+def _prompt_of(messages: JsonValue) -> JsonValue:
+    """The prompt of a text completion, which LiteLLM logs as one user message or as it is."""
+    if is_list(messages) and len(messages) == 1:
+        return as_object(messages[0]).get("content", messages[0])
+    return messages
+
+
+LITELLM = Format(
+    name="litellm",
+    has_text=True,
+    recognises=lambda row: "call_type" in row or ("startTime" in row and "model_parameters" in row),
+    parse=parse,
+    specification="https://docs.litellm.ai/docs/proxy/logging_spec",
+)
