@@ -1,0 +1,165 @@
+"""From statistics and a request to the experts that stay.
+
+Axes: S slices, L layers with routed experts, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.errors import PlanError
+from reap_serve.plan.budget import global_counts, uniform_count
+from reap_serve.plan.guards import Guards, guard, require_room
+from reap_serve.plan.limits import CountLimits, ModelLimits, count_limits
+from reap_serve.plan.objective import MaxMin, maximise_worst
+from reap_serve.plan.ranking import keep_order, keep_prefix
+from reap_serve.plan.request import PlanRequest, Size
+from reap_serve.plan.sizes import CheckpointBytes
+from reap_serve.statistics.record import Statistics
+from reap_serve.statistics.saliency import MixedSums, SliceTerm, mix_slices, saliency, slice_terms
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a decision rests on, whatever its size.
+
+    Attributes:
+        request: What was asked.
+        model: Limits of the model.
+        limits: Counts that model and engine take.
+        layer_indices: Indices of the decoder layers on axis L.
+        slices: Names on axis S: those of the mixture that have tokens.
+        terms: Their sums and scales.
+        sums: The mixture.
+        saliency_LE: The criterion on the mixture.
+        share_LE: The same as a fraction of the layer's sum.
+        share_SLE: Likewise for each slice alone; `reap` where the criterion is `random`, which measures nothing.
+        guards: Experts that the criterion does not decide.
+    """
+
+    request: PlanRequest
+    model: ModelLimits
+    limits: CountLimits
+    layer_indices: tuple[int, ...]
+    slices: tuple[str, ...]
+    terms: tuple[SliceTerm, ...]
+    sums: MixedSums
+    saliency_LE: Floats
+    share_LE: Floats
+    share_SLE: Floats
+    guards: Guards
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What stays.
+
+    Attributes:
+        kept_LE: The experts.
+        max_min: How well the worst slice was served, under that objective.
+    """
+
+    kept_LE: Bools
+    max_min: MaxMin | None
+
+    def count_by_layer(self) -> Ints:
+        """Experts that each layer keeps, [L]."""
+        count_L: Ints = self.kept_LE.sum(axis=1)
+        return count_L
+
+
+def gather(statistics: Statistics, request: PlanRequest, model: ModelLimits) -> Evidence:
+    """Computes what decisions rest on.
+
+    Raises:
+        PlanError: The limits contradict each other, or there is no token.
+        RequestError: The criterion or a slice of the mixture does not exist.
+    """
+    weights = dict(request.mix) or None
+    terms = tuple(term for term in slice_terms(statistics, weights) if term.sums.layer_token_count_L.any())
+    if not terms:
+        raise PlanError("the statistics hold no token", "observe traffic first")
+    sums = mix_slices(statistics, weights)
+    saliency_LE = saliency(sums, request.criterion, request.seed)
+    measure = measure_of(request.criterion)
+    return Evidence(
+        request=request,
+        model=model,
+        limits=count_limits(model, request.target),
+        layer_indices=tuple(layer.index for layer in statistics.header.layers),
+        slices=tuple(term.name for term in terms),
+        terms=terms,
+        sums=sums,
+        saliency_LE=saliency_LE,
+        share_LE=shares(saliency_LE),
+        share_SLE=np.stack([shares(saliency(term.sums, measure)) for term in terms]),
+        guards=guard(
+            sums.activation_max_LE,
+            np.sum([term.sums.token_count_LE for term in terms], axis=0),
+            preserve_super_experts=request.preserve_super_experts,
+            min_tokens=request.min_tokens,
+            unseen=request.unseen,
+        ),
+    )
+
+
+def measure_of(criterion: str) -> str:
+    """The criterion by which retained saliency is measured: its own, or `reap` for `random`."""
+    return "reap" if criterion == "random" else criterion
+
+
+def shares(saliency_LE: Floats) -> Floats:
+    """Saliency as a fraction of its layer's sum; equal shares where a layer has none."""
+    total_L1 = saliency_LE.sum(axis=1, keepdims=True)
+    equal_LE = np.full(saliency_LE.shape, 1 / saliency_LE.shape[1])
+    share_LE: Floats = np.divide(saliency_LE, total_L1, out=equal_LE, where=total_L1 > 0)
+    return share_LE
+
+
+def decide(evidence: Evidence, size: Size, checkpoint: CheckpointBytes | None = None) -> Decision:
+    """Chooses the experts that stay.
+
+    Raises:
+        PlanError: No choice meets the size, the limits and the guards together.
+    """
+    request, guards, num_groups = evidence.request, evidence.guards, evidence.model.num_groups
+    choose = _chooser(evidence, size, checkpoint)
+    kept_LE = choose(evidence.saliency_LE, evidence.share_LE)
+    require_room(guards, kept_LE.sum(axis=1), num_groups, evidence.layer_indices)
+    if request.objective == "mean":
+        return Decision(kept_LE, None)
+    result = maximise_worst(
+        evidence.share_SLE,
+        lambda share_LE: choose(share_LE, share_LE),
+        kept_LE,
+        guards.precedence_LE == 0,
+        num_groups,
+    )
+    return Decision(result.kept_LE, result)
+
+
+def _chooser(evidence: Evidence, size: Size, checkpoint: CheckpointBytes | None) -> Callable[[Floats, Floats], Bools]:
+    """The best choice for a score, by which experts are ordered, and its shares, by which layers compete."""
+    request, limits, guards = evidence.request, evidence.limits, evidence.guards
+    precedence_LE, num_groups = guards.precedence_LE, evidence.model.num_groups
+    num_layers = len(evidence.layer_indices)
+
+    def choose_global(score_LE: Floats, share_LE: Floats) -> Bools:
+        order_LE = keep_order(score_LE, precedence_LE, num_groups)
+        count_L = global_counts(size, limits, share_LE, order_LE, guards.guarded_by_layer(), checkpoint)
+        if request.pad_to_max:
+            count_L = np.full(num_layers, count_L.max())
+        return keep_prefix(order_LE, count_L)
+
+    if request.budget == "global":
+        return choose_global
+    count_L = np.full(num_layers, uniform_count(size, limits, checkpoint))
+    return lambda score_LE, _: keep_prefix(keep_order(score_LE, precedence_LE, num_groups), count_L)

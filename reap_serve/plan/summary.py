@@ -1,0 +1,181 @@
+"""What a decision will cost and keep, predicted before a byte moves: the `summary` of a plan.
+
+Axes: S slices, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from reap_serve.errors import PlanError
+from reap_serve.plan.decision import Decision, Evidence, measure_of, shares
+from reap_serve.plan.limits import count_notes
+from reap_serve.plan.objective import retained_fractions
+from reap_serve.plan.record import Plan
+from reap_serve.plan.sizes import CheckpointBytes
+from reap_serve.records import Record
+from reap_serve.statistics.saliency import saliency
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+class LayerRetained(Record):
+    """Retained saliency of one layer, on the mixture and on each slice alone."""
+
+    index: int
+    mixture: float
+    slices: dict[str, float]
+
+
+class Retained(Record):
+    """The criterion's sum over the kept experts divided by its sum over all, each slice on its own traffic.
+
+    Attributes:
+        criterion: What is summed: the plan's criterion, or `reap` where that is `random`.
+        mixture: On the mixture, mean over the layers.
+        worst_slice: Name of the slice that retains least.
+        slices: By slice, mean over the layers.
+        layers: By layer.
+    """
+
+    criterion: str
+    mixture: float
+    worst_slice: str
+    slices: dict[str, float]
+    layers: tuple[LayerRetained, ...]
+
+
+class GuardSummary(Record):
+    """What the guards decided.
+
+    Attributes:
+        super_experts: [layer index, expert] of each.
+        unjudged_experts: Experts below --min-tokens.
+        unjudged_kept: Of those, how many stay.
+    """
+
+    super_experts: tuple[tuple[int, int], ...]
+    unjudged_experts: int
+    unjudged_kept: int
+
+
+class BytesSummary(Record):
+    """Bytes of the checkpoint's tensors before and after."""
+
+    before: int
+    after: int
+
+
+class MaxMinSummary(Record):
+    """Retained saliency of the worst slice, and the proven bound that no choice under the same limits exceeds."""
+
+    worst_fraction: float
+    bound_fraction: float
+
+
+class Summary(Record):
+    """Predictions of a plan.
+
+    Attributes:
+        num_experts: Experts per layer before.
+        keep_experts: Experts per layer after; the largest count where layers differ.
+        keep_experts_per_layer: Count of each layer.
+        keep_fraction: Kept of all experts.
+        needs_patch: Counts differ, so that stock vLLM cannot serve the result.
+        retained_saliency: See `Retained`.
+        retained_output: The same for the sum of g|f| by slice whatever the criterion, so that plans of different
+            criteria can be compared: the share of what the experts added to the residual stream, in norm.
+        guards: What the guards decided.
+        bytes: None when the model was not given.
+        max_min: None under another objective.
+        notes: What is allowed but worth knowing.
+    """
+
+    num_experts: int
+    keep_experts: int
+    keep_experts_per_layer: tuple[int, ...]
+    keep_fraction: float
+    needs_patch: bool
+    retained_saliency: Retained
+    retained_output: dict[str, float]
+    guards: GuardSummary
+    bytes: BytesSummary | None
+    max_min: MaxMinSummary | None
+    notes: tuple[str, ...]
+
+
+def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointBytes | None) -> Summary:
+    """Predictions for a decision."""
+    counts = tuple(decision.count_by_layer().tolist())
+    output_SLE = np.stack([shares(saliency(term.sums, "weighted_ean_sum")) for term in evidence.terms])
+    notes = count_notes(evidence.model, evidence.request.target, counts)
+    if len(set(counts)) > 1:
+        notes.append("counts differ by layer: stock vLLM reads one count, so serving needs the patch in patches/")
+    guards, max_min = evidence.guards, decision.max_min
+    return Summary(
+        num_experts=evidence.model.num_experts,
+        keep_experts=max(counts),
+        keep_experts_per_layer=counts,
+        keep_fraction=float(decision.kept_LE.mean()),
+        needs_patch=len(set(counts)) > 1,
+        retained_saliency=_retained(evidence, decision.kept_LE),
+        retained_output=_by_slice(evidence.slices, retained_fractions(output_SLE, decision.kept_LE)),
+        guards=GuardSummary(
+            super_experts=tuple(
+                (evidence.layer_indices[layer], expert) for layer, expert in np.argwhere(guards.super_LE).tolist()
+            ),
+            unjudged_experts=int(guards.unjudged_LE.sum()),
+            unjudged_kept=int((guards.unjudged_LE & decision.kept_LE).sum()),
+        ),
+        bytes=None
+        if checkpoint is None
+        else BytesSummary(
+            before=checkpoint.at_uniform(evidence.model.num_experts),
+            after=checkpoint.at(decision.count_by_layer()),
+        ),
+        max_min=None
+        if max_min is None
+        else MaxMinSummary(worst_fraction=max_min.worst_fraction, bound_fraction=max_min.bound_fraction),
+        notes=tuple(notes),
+    )
+
+
+def summary_of(plan: Plan) -> Summary:
+    """The predictions in a plan.
+
+    Raises:
+        PlanError: It has none, as plans written by hand.
+    """
+    try:
+        return Summary.model_validate(plan.summary)
+    except ValidationError:
+        raise PlanError("the plan carries no predictions of this version", "make it with reap-serve plan") from None
+
+
+def _retained(evidence: Evidence, kept_LE: Bools) -> Retained:
+    measure = measure_of(evidence.request.criterion)
+    mixture_LE = shares(saliency(evidence.sums, measure))
+    mixture_L = np.where(kept_LE, mixture_LE, 0.0).sum(axis=1)
+    retained_SL = np.where(kept_LE, evidence.share_SLE, 0.0).sum(axis=2)
+    retained_S = retained_fractions(evidence.share_SLE, kept_LE)
+    return Retained(
+        criterion=measure,
+        mixture=float(mixture_L.mean()),
+        worst_slice=evidence.slices[int(retained_S.argmin())],
+        slices=_by_slice(evidence.slices, retained_S),
+        layers=tuple(
+            LayerRetained(
+                index=index,
+                mixture=float(mixture_L[position]),
+                slices=_by_slice(evidence.slices, retained_SL[:, position]),
+            )
+            for position, index in enumerate(evidence.layer_indices)
+        ),
+    )
+
+
+def _by_slice(slices: tuple[str, ...], value_S: Floats) -> dict[str, float]:
+    return dict(zip(slices, value_S.tolist(), strict=True))
