@@ -7,14 +7,16 @@ A safetensors file: 8 bytes of header length, the header as JSON, the tensors. T
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 from pydantic import ValidationError
 
-from reap_serve.errors import InputFileError
+from reap_serve.errors import InputFileError, StorageError
 from reap_serve.records import JsonValue
 from reap_serve.statistics.record import (
     EXPERT_FIELDS,
@@ -66,11 +68,15 @@ class Layout:
         header: The header.
         blocks: The tensors, in the order of their bytes; they fill the file without gaps.
         checksum: That the header promises, see `file.checksum`.
+        header_bytes: Length of everything before the first tensor.
+        header_sha256: Digest of it, to see whether a file changed between two readings.
     """
 
     header: Header
     blocks: tuple[Block, ...]
     checksum: int
+    header_bytes: int
+    header_sha256: bytes
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -98,8 +104,9 @@ def read_layout(handle: BinaryIO, size: int, path: str) -> Layout:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise corrupt(path, f"its {size} bytes do not hold the safetensors header that they announce")
+    text = handle.read(length)
     try:
-        entries = json.loads(handle.read(length))
+        entries = json.loads(text)
     except (ValueError, RecursionError):
         raise corrupt(path, "its safetensors header is not JSON") from None
     metadata = entries.pop("__metadata__", None) if isinstance(entries, dict) else None
@@ -110,7 +117,18 @@ def read_layout(handle: BinaryIO, size: int, path: str) -> Layout:
     promised = _parse_natural(metadata.get("checksum"))
     if promised is None:
         raise corrupt(path, "its header has no checksum")
-    return Layout(header, _parse_blocks(entries, header, 8 + length, size, path), promised)
+    blocks = _parse_blocks(entries, header, 8 + length, size, path)
+    return Layout(header, blocks, promised, 8 + length, hashlib.sha256(prefix + text).digest())
+
+
+def require_unchanged(handle: BinaryIO, layout: Layout, path: str) -> None:
+    """Skips the header of a file that was opened again, which is left at its first tensor.
+
+    Raises:
+        StorageError: The header is another one.
+    """
+    if hashlib.sha256(handle.read(layout.header_bytes)).digest() != layout.header_sha256:
+        raise StorageError(f"{path} changed while it was read", "run the command again")
 
 
 def _parse_natural(text: JsonValue) -> int | None:
@@ -151,7 +169,10 @@ def _parse_blocks(
         field = _FIELD_OF_NAME.get(name.rpartition("/")[2])
         if slice_name not in slice_indices or rest not in PHASES or field is None:
             raise corrupt(path, f"it holds a tensor {ascii(name)[:120]} that its header does not explain")
-        blocks.append(_parse_block(entry, field, slice_indices[slice_name], PHASES.index(rest), data_start, size, path))
+        block = _parse_block(entry, field, slice_indices[slice_name], PHASES.index(rest), data_start, size)
+        if block is None:
+            raise corrupt(path, f"the header's entry of a tensor {field} is malformed")
+        blocks.append(block)
     blocks.sort(key=lambda block: block.start)
     end = data_start
     for block in blocks:
@@ -164,27 +185,26 @@ def _parse_blocks(
     return tuple(blocks)
 
 
-def _parse_block(entry: JsonValue, field: str, s: int, p: int, data_start: int, size: int, path: str) -> Block:
-    malformed = corrupt(path, f"the header's entry of a tensor {field} is malformed")
+def _parse_block(entry: JsonValue, field: str, s: int, p: int, data_start: int, size: int) -> Block | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        raise malformed
+        return None
     dtype = (COUNT_DTYPES if is_count(field) else FLOAT_DTYPES).get(entry["dtype"])
     shape, offsets = _parse_sizes(entry.get("shape"), size), _parse_sizes(entry.get("data_offsets"), size)
     if dtype is None or shape is None or offsets is None or len(offsets) != 2:
-        raise malformed
-    num_bytes = dtype.itemsize
-    for length in shape:
-        num_bytes *= length
+        return None
+    num_bytes = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != num_bytes:
-        raise malformed
+        return None
     return Block(field, s, p, dtype, shape, data_start + offsets[0], num_bytes)
 
 
 def _parse_sizes(value: JsonValue, limit: int) -> tuple[int, ...] | None:
     if not isinstance(value, list) or len(value) > 3:
         return None
-    sound = all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= limit for item in value)
-    return tuple(value) if sound else None
+    for item in value:
+        if type(item) is not int or not 0 <= item <= limit:
+            return None
+    return tuple(value)
 
 
 def _require_whole_slices(blocks: list[Block], header: Header, path: str) -> None:
@@ -193,6 +213,8 @@ def _require_whole_slices(blocks: list[Block], header: Header, path: str) -> Non
     required = {field for field in (*EXPERT_FIELDS, LAYER_FIELD) if field not in OPTIONAL_FIELDS or field in shapes}
     fields_of_phase: dict[tuple[int, int], set[str]] = {}
     num_layers, num_experts = len(header.layers), header.model.num_experts
+    if num_experts < 1:
+        raise corrupt(path, f"its model has {num_experts} experts")
     for block in blocks:
         fields_of_phase.setdefault((block.slice_index, block.phase_index), set()).add(block.field)
         wanted: tuple[int, ...] = (num_layers,) if block.field == LAYER_FIELD else (num_layers, num_experts)

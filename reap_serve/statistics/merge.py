@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reap_serve.errors import MismatchError, RequestError, StorageError
+from reap_serve.errors import MismatchError, RequestError
 from reap_serve.model import require_same_model
 from reap_serve.records import provenance
 from reap_serve.statistics.file import read_blocks
-from reap_serve.statistics.layout import Layout, read_layout
+from reap_serve.statistics.layout import Layout, read_layout, require_unchanged
 from reap_serve.statistics.record import (
     MAX_FIELDS,
     OPTIONAL_FIELDS,
@@ -30,7 +30,7 @@ from reap_serve.statistics.record import (
     Window,
     zeros,
 )
-from reap_serve.statistics.storage import open_source
+from reap_serve.statistics.storage import announce_reading, open_source
 
 
 def merge(statistics: Sequence[Statistics]) -> Statistics:
@@ -48,10 +48,7 @@ def merge(statistics: Sequence[Statistics]) -> Statistics:
     names = [f"statistics of window {item.header.windows[0].id}" for item in ordered]
     accumulator = _Accumulator([item.header for item in ordered], shapes, names)
     for item in ordered:
-        for field, values in item.fields_by_name().items():
-            for s, slice_name in enumerate(item.header.slices):
-                for p in range(len(PHASES)):
-                    accumulator.add(field, slice_name, p, item.header.layers, values[s, p])
+        accumulator.add_statistics(item)
     return accumulator.result()
 
 
@@ -62,22 +59,23 @@ def merge_files(paths: Iterable[str]) -> Statistics:
         InputFileError: A file is missing or unsound.
         MismatchError: See `merge`.
         RequestError: There is nothing to merge.
+        StorageError: A file changed while it was read.
     """
     layouts: list[tuple[str, Layout]] = []
     for path in paths:
         with open_source(path) as (handle, size):
             layouts.append((path, read_layout(handle, size, path)))
     layouts.sort(key=lambda item: item[1].header.windows[0].id)
+
     accumulator = _Accumulator(
         [layout.header for _, layout in layouts],
         [layout.shapes for _, layout in layouts],
         [path for path, _ in layouts],
     )
-    for path, planned in layouts:
-        with open_source(path) as (handle, size):
-            layout = read_layout(handle, size, path)
-            if layout != planned:
-                raise StorageError(f"{path} changed while it was read", "merge again")
+    for (path, layout), (next_path, _) in zip(layouts, layouts[1:] + layouts[-1:], strict=True):
+        with open_source(path) as (handle, _):
+            announce_reading(next_path)
+            require_unchanged(handle, layout, path)
             for block, values in read_blocks(handle, layout, path):
                 slice_name = layout.header.slices[block.slice_index]
                 accumulator.add(block.field, slice_name, block.phase_index, layout.header.layers, values)
@@ -146,6 +144,13 @@ class _Accumulator:
         else:
             rows = [self._row_of_layer[layer.index] for layer in layers]
             target[rows] = combine(target[rows], values)
+
+    def add_statistics(self, statistics: Statistics) -> None:
+        """Adds every tensor of some statistics."""
+        for field, values in statistics.fields_by_name().items():
+            for s, slice_name in enumerate(statistics.header.slices):
+                for p in range(len(PHASES)):
+                    self.add(field, slice_name, p, statistics.header.layers, values[s, p])
 
     def result(self) -> Statistics:
         """The sums so far."""
