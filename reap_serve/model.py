@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import ExecutionError, InputFileError, MismatchError
@@ -127,14 +128,23 @@ def _weights_digest(path: Path) -> str:
         raise InputFileError(f"{path} holds no .safetensors file", "convert the weights to safetensors")
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            digest.update(f"{file.name} {size}\n".encode())
-            stride = max(size // SAMPLES_PER_FILE, SAMPLE_BYTES)
-            for offset in range(0, size, stride):
-                handle.seek(offset)
-                digest.update(handle.read(SAMPLE_BYTES))
+        if not file.is_file():
+            raise InputFileError(f"{file} is not a file or its link leads nowhere", "download it again")
+        try:
+            with file.open("rb") as handle:
+                _digest_samples(handle, file.name, digest)
+        except OSError as error:
+            raise InputFileError(f"{file} cannot be read: {error.strerror}", "check the disk") from None
     return digest.hexdigest()
+
+
+def _digest_samples(handle: BinaryIO, name: str, digest: hashlib._Hash) -> None:
+    size = os.fstat(handle.fileno()).st_size
+    digest.update(f"{name} {size}\n".encode())
+    stride = max(size // SAMPLES_PER_FILE, SAMPLE_BYTES)
+    for offset in range(0, size, stride):
+        handle.seek(offset)
+        digest.update(handle.read(SAMPLE_BYTES))
 
 
 def require_same_model(wanted: Fingerprint, found: Fingerprint, wanted_name: str, found_name: str) -> None:

@@ -11,10 +11,12 @@ from reap_serve.architectures.spec import Architecture
 from reap_serve.errors import ArchitectureError
 from reap_serve.records import JsonValue
 
+NESTED_CONFIGS = ("text_config", "llm_config", "language_config")
+
 
 @functools.cache
 def known_architectures() -> dict[str, Architecture]:
-    """Every family, by `model_type`."""
+    """Every family, by its name."""
     found: dict[str, Architecture] = {}
     for file in resources.files("reap_serve.architectures").joinpath("definitions").iterdir():
         if file.name.endswith(".json"):
@@ -23,17 +25,28 @@ def known_architectures() -> dict[str, Architecture]:
     return dict(sorted(found.items()))
 
 
+@functools.cache
+def _families_by_model_type() -> dict[str, Architecture]:
+    found: dict[str, Architecture] = {}
+    for architecture in known_architectures().values():
+        for model_type in (architecture.model_type, *architecture.model_types):
+            assert model_type not in found, f"{model_type} is claimed by two families"
+            found[model_type] = architecture
+    return found
+
+
 def resolve(config: Mapping[str, JsonValue]) -> Architecture:
-    """The family of a configuration.
+    """The family of a configuration: by its own model_type, else by that of the text configuration inside it.
 
     Raises:
         ArchitectureError: The model_type is missing or unknown; lists what exists.
     """
-    model_type = config.get("model_type")
-    known = known_architectures()
-    if isinstance(model_type, str) and model_type in known:
-        return known[model_type]
+    families = _families_by_model_type()
+    nested = (part.get("model_type") for key in NESTED_CONFIGS if isinstance(part := config.get(key), Mapping))
+    for model_type in (config.get("model_type"), *nested):
+        if isinstance(model_type, str) and model_type in families:
+            return families[model_type]
     raise ArchitectureError(
-        f"model_type {model_type!r} is not a Mixture-of-Experts family that reap-serve knows",
-        f"known are {', '.join(known)}",
+        f"model_type {config.get('model_type')!r} is not a Mixture-of-Experts family that reap-serve knows",
+        f"known are {', '.join(known_architectures())}",
     )

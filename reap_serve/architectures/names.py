@@ -1,0 +1,105 @@
+"""Tensor names of one model: which layer and expert a tensor belongs to, and what pruning does with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from reap_serve.architectures.spec import Architecture
+
+NUMBER = r"(?:0|[1-9]\d{0,5})"
+
+
+class Kind(Enum):
+    """What a tensor is to the router and the experts of its layer."""
+
+    OTHER = "other"
+    ROUTER = "router"
+    SLICED = "sliced"
+    EXPERT = "expert"
+    STACKED = "stacked"
+    HASH_TABLE = "hash table"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The part that a tensor plays.
+
+    Attributes:
+        kind: What it is.
+        layer: Index of its layer, None outside the layers.
+        is_mtp: Whether it belongs to a multi-token-prediction layer.
+        axis: Axis of the experts, for router, sliced and stacked tensors.
+        expert: Its expert, for tensors of one expert.
+        prefix: The name up to the expert's number.
+        suffix: The name after the expert's number and a dot, or below the layer for other kinds.
+    """
+
+    kind: Kind
+    layer: int | None = None
+    is_mtp: bool = False
+    axis: int = 0
+    expert: int | None = None
+    prefix: str = ""
+    suffix: str = ""
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the tensor belongs to the router or the experts."""
+        return self.kind is not Kind.OTHER
+
+
+class TensorNames:
+    """Finds the role of each tensor of a family.
+
+    Args:
+        architecture: The family.
+        num_layers: Decoder layers of the trunk; layers after them are multi-token-prediction layers.
+    """
+
+    def __init__(self, architecture: Architecture, num_layers: int) -> None:
+        self._architecture = architecture
+        self._num_layers = num_layers
+        mtp = architecture.mtp
+        self._trunk = _layer_pattern(architecture.layers)
+        self._mtp = _layer_pattern(mtp.layers) if mtp is not None and mtp.layers else None
+        self._mtp_prefixes = mtp.prefixes if mtp is not None else ()
+        self._expert = _expert_pattern(architecture.experts) if architecture.experts is not None else None
+        self._guard = tuple(f"{module}." for module in architecture.routed_modules)
+
+    def role(self, name: str) -> Role:
+        """The role of a tensor, or of a module when a suffix such as `.weight` is left out below an expert."""
+        if self._mtp is not None and (match := self._mtp.fullmatch(name)):
+            return self._below_layer(name, match, is_mtp=True)
+        if match := self._trunk.fullmatch(name):
+            return self._below_layer(name, match, is_mtp=int(match["layer"]) >= self._num_layers)
+        return Role(Kind.OTHER, is_mtp=name.startswith(self._mtp_prefixes) if self._mtp_prefixes else False)
+
+    def _below_layer(self, name: str, match: re.Match[str], *, is_mtp: bool) -> Role:
+        family, layer, rest = self._architecture, int(match["layer"]), match["rest"]
+        if rest in family.router:
+            return Role(Kind.ROUTER, layer, is_mtp, family.router[rest], suffix=rest)
+        if rest in family.sliced:
+            return Role(Kind.SLICED, layer, is_mtp, family.sliced[rest], suffix=rest)
+        if rest == family.hash_table:
+            return Role(Kind.HASH_TABLE, layer, is_mtp, suffix=rest)
+        if self._expert is not None and (found := self._expert.fullmatch(rest)):
+            start = match.start("rest") + found.start("expert")
+            return Role(Kind.EXPERT, layer, is_mtp, 0, int(found["expert"]), name[:start], found["suffix"])
+        for stacked, axis in family.stacked.items():
+            if rest == stacked or rest.startswith((f"{stacked}_", f"{stacked}.")):
+                return Role(Kind.STACKED, layer, is_mtp, axis, suffix=rest)
+        known = rest in family.carried or not rest.startswith(self._guard)
+        return Role(Kind.OTHER if known else Kind.UNKNOWN, layer, is_mtp, suffix=rest)
+
+
+def _layer_pattern(templates: tuple[str, ...]) -> re.Pattern[str]:
+    alternatives = "|".join(re.escape(template.removesuffix("{layer}")) for template in templates)
+    return re.compile(rf"(?:{alternatives})(?P<layer>{NUMBER})\.(?P<rest>.+)")
+
+
+def _expert_pattern(template: str) -> re.Pattern[str]:
+    before, _, after = template.partition("{expert}")
+    return re.compile(rf"{re.escape(before)}(?P<expert>{NUMBER}){re.escape(after)}\.(?P<suffix>.+)")

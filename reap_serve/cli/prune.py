@@ -1,0 +1,77 @@
+"""`reap-serve prune`: a checkpoint and a plan to a smaller checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reap_serve.cli.app import app
+from reap_serve.cli.output import note, print_json, progress_bar, stdout
+
+if TYPE_CHECKING:
+    from reap_serve.prune.job import Job
+
+GIB = 1 << 30
+
+
+@app.command("prune")
+def prune_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or hub id (org/name[@revision]).")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan, from `reap-serve plan` or by hand.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Directory to make.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    mtp: Annotated[
+        str,
+        typer.Option("--mtp", metavar="cut|drop", help="Multi-token-prediction layers: cut with the trunk, or drop."),
+    ] = "cut",
+    max_shard_gib: Annotated[
+        float, typer.Option("--max-shard-gib", min=0.001, help="Size of a weight file, about.")
+    ] = 5,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Weight files copied at a time.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write a checkpoint without the experts that a plan drops, byte for byte, without loading it."""
+    from reap_serve.errors import RequestError
+    from reap_serve.prune.decide import MtpChoice
+    from reap_serve.prune.job import PruneOptions
+    from reap_serve.prune.run import Watcher, prune
+
+    if mtp not in {choice.value for choice in MtpChoice}:
+        raise RequestError(f"--mtp is {mtp!r}", "give cut or drop")
+    options = PruneOptions(MtpChoice(mtp), int(max_shard_gib * GIB), jobs)
+    with progress_bar() as bar:
+        task = bar.add_task("copying")
+
+        def started(job: Job) -> None:
+            bar.update(task, total=job.layout.data_bytes)
+            _warn(job)
+
+        watcher = Watcher(started, lambda num_bytes: bar.advance(task, num_bytes))
+        result = prune(model, plan, output, options, overwrite=overwrite, watcher=watcher)
+    document = {
+        "output": str(result.output),
+        "tensors": result.tensors,
+        "bytes_read": result.bytes_read,
+        "bytes_written": result.bytes_written,
+        "seconds": round(result.seconds, 3),
+        "experts_before": result.experts_before,
+        "experts_after": result.experts_after,
+    }
+    if as_json:
+        print_json(document)
+        return
+    stdout.print(
+        f"{result.output}: {result.experts_after} of {result.experts_before} experts a layer, "
+        f"{result.tensors} tensors, {result.bytes_written / 1e9:.2f} GB in {result.seconds:.1f} s"
+    )
+
+
+def _warn(job: Job) -> None:
+    if not job.plan_is_bound:
+        note("warning: the plan is bound to no model; only its layers and counts were compared")
+    for lack in job.lacking[:5]:
+        note(f"warning: {lack.expert} lacks {lack.suffix}, which other experts of its layer have")
+    if len(job.lacking) > 5:
+        note(f"warning: {len(job.lacking) - 5} more tensors are lacking; `reap-serve verify` names all")

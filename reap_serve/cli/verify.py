@@ -1,0 +1,37 @@
+"""`reap-serve verify`: whether a pruned checkpoint is what the plan and its source say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reap_serve.cli.app import app
+from reap_serve.cli.output import print_json, stdout
+
+
+@app.command("verify")
+def verify_command(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The pruned checkpoint.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="MODEL", help="What it was pruned from: every kept byte is compared."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="PLAN", help="The plan; by default the one in its manifest.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check what stock vLLM would not notice. Exit 0 sound, 1 unsound."""
+    from reap_serve.prune.verify import verify
+
+    report = verify(output, source, plan)
+    if as_json:
+        print_json(report)
+    else:
+        for finding in report.findings:
+            stdout.print(f"{finding.severity}: {finding.check}: {finding.detail}", markup=False)
+        stdout.print("sound" if report.sound else "unsound")
+    if not report.sound:
+        raise typer.Exit(1)

@@ -1,0 +1,137 @@
+"""A checkpoint directory: which of its files hold weights, what their headers say, and what else it carries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reap_serve.errors import InputFileError
+from reap_serve.prune.headers import Shard, Tensor, check_tensor_name, read_shard
+from reap_serve.records import JsonValue, read_json_object
+
+INDEX_NAME = "model.safetensors.index.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".sidecar")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The headers of a checkpoint.
+
+    Attributes:
+        directory: Where its files stand.
+        shards: Weight files by name.
+        tensors: Every tensor by name, in the order of files and offsets.
+        index_metadata: Free entries of the index, without `total_size`; empty without an index.
+    """
+
+    directory: Path
+    shards: Mapping[str, Shard]
+    tensors: Mapping[str, Tensor]
+    index_metadata: Mapping[str, JsonValue]
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Reads the headers of every weight file that a loader would read.
+
+    Raises:
+        InputFileError: A file is missing or corrupt, lies outside the directory, or a tensor is missing or there twice.
+    """
+    index_path = directory / INDEX_NAME
+    weight_map: dict[str, str] | None = None
+    metadata: Mapping[str, JsonValue] = {}
+    if os.path.lexists(index_path):
+        require_inside(directory, index_path)
+        weight_map, metadata = _read_index(index_path)
+    names = sorted(set(weight_map.values())) if weight_map is not None else _unindexed_files(directory)
+    shards: dict[str, Shard] = {}
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        require_inside(directory, directory / name)
+        shards[name] = read_shard(directory / name)
+        for tensor in shards[name].tensors:
+            if tensor.name in tensors:
+                raise InputFileError(
+                    f"{tensor.name} stands in both {tensors[tensor.name].file} and {name}", "remove one of them"
+                )
+            tensors[tensor.name] = tensor
+    for tensor_name, file in (weight_map or {}).items():
+        if tensor_name not in tensors or tensors[tensor_name].file != file:
+            raise InputFileError(f"{INDEX_NAME} puts {tensor_name} in {file}, which lacks it", "download it again")
+    if not tensors:
+        raise InputFileError(f"{directory} holds no tensor", "give a complete checkpoint")
+    return Checkpoint(directory, shards, tensors, metadata)
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], Mapping[str, JsonValue]]:
+    document = read_json_object(path)
+    weight_map = document.get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise InputFileError(f"{path} has no weight_map", "download it again")
+    checked: dict[str, str] = {}
+    for tensor_name, file in weight_map.items():
+        check_tensor_name(path.name, tensor_name)
+        if not isinstance(file, str) or not is_plain_name(file) or not file.endswith(".safetensors"):
+            raise InputFileError(f"{path.name} names the file {str(file)[:80]!r}", "only .safetensors beside it count")
+        checked[tensor_name] = file
+    metadata = document.get("metadata")
+    kept = (
+        {key: value for key, value in metadata.items() if key != "total_size"} if isinstance(metadata, Mapping) else {}
+    )
+    return checked, kept
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text names a file in a directory and cannot lead out of it."""
+    return bool(name) and name.isprintable() and not any(part in name for part in ("/", "\\", "..")) and name[0] != "."
+
+
+def _unindexed_files(directory: Path) -> list[str]:
+    """The files that transformers and vLLM read without an index."""
+    if os.path.lexists(directory / "model.safetensors"):
+        return ["model.safetensors"]
+    found = sorted(path.name for path in directory.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    if not found:
+        raise InputFileError(f"{directory} holds no .safetensors file", "convert the weights to safetensors")
+    return found
+
+
+def require_inside(directory: Path, path: Path) -> None:
+    """Refuses a file that a symbolic link leads out of the checkpoint, except into the blobs of the hub's cache.
+
+    Raises:
+        InputFileError: The file is missing, or its target lies elsewhere.
+    """
+    try:
+        target, home = path.resolve(strict=True), directory.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise InputFileError(f"{path} does not exist or its link leads nowhere", "download it again") from None
+    cached = home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
+    if not target.is_relative_to(home) and not cached:
+        raise InputFileError(
+            f"{path} is a link out of the checkpoint, to {target}", "copy the file into the checkpoint"
+        )
+
+
+def carried_files(directory: Path, rewritten: frozenset[str]) -> tuple[str, ...]:
+    """Files that go along unchanged, as paths below the directory: tokenizer, templates, licences, remote code.
+
+    Not carried: weights of any format, their indices, hidden files, and `rewritten`.
+
+    Raises:
+        InputFileError: One is a link out of the checkpoint.
+    """
+    found: list[str] = []
+    for folder, subfolders, files in os.walk(directory):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__pycache__")))
+        for name in sorted(files):
+            path = Path(folder) / name
+            relative = path.relative_to(directory).as_posix()
+            is_index = name.endswith(".index.json")
+            if name.startswith(".") or name.endswith(WEIGHT_SUFFIXES) or is_index or relative in rewritten:
+                continue
+            require_inside(directory, path)
+            if path.is_file():
+                found.append(relative)
+    return tuple(found)

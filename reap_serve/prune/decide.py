@@ -1,0 +1,209 @@
+"""Checkpoint headers and plan to one decision a tensor: keep, drop, rename, or slice. Pure: no byte is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from reap_serve.architectures.names import Kind, Role, TensorNames
+from reap_serve.architectures.spec import RoutingLimits
+from reap_serve.errors import ArchitectureError, InputFileError, PlanError
+from reap_serve.plan.record import Plan
+from reap_serve.prune.experts import Lack, LayerTensors, lacks, require_complete
+from reap_serve.prune.headers import Tensor
+
+
+class Action(Enum):
+    """What becomes of a tensor."""
+
+    KEEP = "keep"
+    DROP = "drop"
+    RENAME = "rename"
+    SLICE = "slice"
+
+
+class MtpChoice(Enum):
+    """What becomes of multi-token-prediction layers."""
+
+    CUT = "cut"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one tensor.
+
+    Attributes:
+        tensor: The tensor of the source.
+        action: What becomes of it.
+        name: Its name in the output.
+        axis: Axis along which it is sliced.
+        rows: Indices kept along that axis, in the order of the output.
+    """
+
+    tensor: Tensor
+    action: Action
+    name: str
+    axis: int = 0
+    rows: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the output."""
+        if self.action is not Action.SLICE:
+            return self.tensor.shape
+        shape = self.tensor.shape
+        return (*shape[: self.axis], len(self.rows), *shape[self.axis + 1 :])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in the output."""
+        if self.action is not Action.SLICE:
+            return self.tensor.num_bytes
+        return self.tensor.num_bytes // self.tensor.shape[self.axis] * len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which experts stay, and what the router of the model allows.
+
+    Attributes:
+        limits: Of the model before the cut.
+        kept: Kept experts by trunk layer, ascending.
+        mtp: What becomes of multi-token-prediction layers.
+        zero_experts: Router rows after the experts' that stand for no expert; they stay.
+    """
+
+    limits: RoutingLimits
+    kept: Mapping[int, tuple[int, ...]]
+    mtp: MtpChoice
+    zero_experts: int = 0
+
+    @property
+    def num_kept(self) -> int:
+        """Experts per layer after the cut."""
+        return len(next(iter(self.kept.values())))
+
+    def kept_in(self, layer: int, is_mtp: bool) -> tuple[int, ...] | None:
+        """Kept experts of a layer, None when it has none by the configuration.
+
+        Nothing was observed of a multi-token-prediction layer: it keeps the ids that the last layer of the trunk keeps.
+        The choice moves the acceptance rate of its drafts and no output of the model.
+        """
+        return self.kept[self.limits.moe_layers[-1]] if is_mtp else self.kept.get(layer)
+
+
+def make_cut(plan: Plan, limits: RoutingLimits, mtp: MtpChoice, zero_experts: int) -> Cut:
+    """The cut of a plan whose layers are those of the model.
+
+    Raises:
+        PlanError: Layers keep different numbers of experts, or the router could not choose top-k from what stays.
+    """
+    kept = {layer.index: layer.kept for layer in plan.layers}
+    counts = sorted({len(ids) for ids in kept.values()})
+    if len(counts) > 1:
+        raise PlanError(
+            f"the plan keeps between {counts[0]} and {counts[-1]} experts a layer; stock vLLM serves one count",
+            "make the plan with --budget uniform",
+        )
+    if counts[0] < limits.top_k:
+        raise PlanError(
+            f"the plan keeps {counts[0]} experts a layer, the router chooses {limits.top_k} per token",
+            f"keep at least {limits.top_k}",
+        )
+    if limits.num_groups > 1:
+        for index, ids in kept.items():
+            _require_equal_groups(index, ids, limits)
+    return Cut(limits, kept, mtp, zero_experts)
+
+
+def _require_equal_groups(index: int, kept: Sequence[int], limits: RoutingLimits) -> None:
+    """The router reads its groups as consecutive runs of equal length: unequal ones would be regrouped silently."""
+    group_size = limits.num_experts // limits.num_groups
+    sizes = [sum(expert // group_size == group for expert in kept) for group in range(limits.num_groups)]
+    if len(set(sizes)) > 1:
+        raise PlanError(
+            f"layer {index}: the plan keeps {min(sizes)} to {max(sizes)} experts a group; the router needs equal ones",
+            f"keep the same number in each of the {limits.num_groups} groups",
+        )
+    if sizes[0] < 2 or sizes[0] * limits.top_k_groups < limits.top_k:
+        needed = max(2, -(-limits.top_k // limits.top_k_groups))
+        raise PlanError(
+            f"layer {index}: the plan keeps {sizes[0]} experts a group; the router scores a group by its best two and "
+            f"chooses {limits.top_k} experts from {limits.top_k_groups} groups",
+            f"keep at least {needed} a group",
+        )
+
+
+def decide(
+    names: TensorNames, cut: Cut, tensors: Iterable[Tensor], projections: Sequence[str]
+) -> tuple[tuple[Decision, ...], tuple[Lack, ...]]:
+    """One decision a tensor, in their order, and the kept experts that lack a scale which others of their layer have.
+
+    Raises:
+        ArchitectureError: The checkpoint holds tensors of router or experts that the family does not describe, or
+            layers and shapes differ from the configuration.
+        InputFileError: An expert or router is missing.
+    """
+    layers: dict[tuple[bool, int], LayerTensors] = {}
+    decisions: list[Decision] = []
+    for tensor in tensors:
+        role = names.role(tensor.name)
+        if role.is_mtp and cut.mtp is MtpChoice.DROP:
+            decisions.append(Decision(tensor, Action.DROP, tensor.name))
+            continue
+        if not role.is_routed:
+            decisions.append(Decision(tensor, Action.KEEP, tensor.name))
+            continue
+        assert role.layer is not None
+        kept = cut.kept_in(role.layer, role.is_mtp)
+        if kept is None or role.kind is Kind.UNKNOWN:
+            what = "belongs to a layer that config.json calls dense" if kept is None else "is unknown to the family"
+            raise ArchitectureError(f"{tensor.name} {what}", "report the checkpoint, or mend its config.json")
+        layers.setdefault((role.is_mtp, role.layer), LayerTensors()).add(role, tensor)
+        decisions.append(_decide_routed(tensor, role, kept, cut))
+    missing = set(cut.kept) - {layer for is_mtp, layer in layers if not is_mtp}
+    if missing:
+        raise InputFileError(f"the checkpoint lacks the experts of layer {min(missing)}", "download it again")
+    lacking: list[Lack] = []
+    for (is_mtp, layer), found in sorted(layers.items()):
+        require_complete(layer, found, cut.limits.num_experts, projections)
+        stay = cut.kept_in(layer, is_mtp) or ()
+        lacking.extend(lack for lack in lacks(found, cut.limits.num_experts) if lack.index in stay)
+    return tuple(decisions), tuple(lacking)
+
+
+def _decide_routed(tensor: Tensor, role: Role, kept: tuple[int, ...], cut: Cut) -> Decision:
+    num_experts = cut.limits.num_experts
+    if role.kind is Kind.EXPERT:
+        assert role.expert is not None
+        if role.expert not in kept:
+            return Decision(tensor, Action.DROP, tensor.name)
+        new = kept.index(role.expert)
+        action = Action.KEEP if new == role.expert else Action.RENAME
+        tail = tensor.name[len(role.prefix) + len(str(role.expert)) :]
+        return Decision(tensor, action, f"{role.prefix}{new}{tail}")
+    keep = Decision(tensor, Action.KEEP, tensor.name)
+    if role.kind is Kind.HASH_TABLE:
+        if len(kept) < num_experts:
+            raise ArchitectureError(
+                f"{tensor.name} routes by a table of token ids: its layer needs every expert",
+                "such models cannot be pruned to one count for all layers",
+            )
+        return keep
+    if role.kind is Kind.STACKED and len(tensor.shape) <= role.axis:
+        return keep  # a scale that all experts share
+    rows = num_experts + (cut.zero_experts if role.kind in (Kind.ROUTER, Kind.SLICED) else 0)
+    if len(tensor.shape) <= role.axis or tensor.shape[role.axis] != rows:
+        raise ArchitectureError(
+            f"{tensor.name} has the shape {list(tensor.shape)}, config.json promises {rows} on axis {role.axis}",
+            "mend config.json or report the checkpoint",
+        )
+    if len(kept) == num_experts:
+        return keep
+    if tensor.num_bytes % tensor.shape[role.axis]:
+        raise ArchitectureError(
+            f"{tensor.name}: an expert of it is not a whole number of bytes", "report the checkpoint"
+        )
+    return replace(keep, action=Action.SLICE, axis=role.axis, rows=(*kept, *range(num_experts, rows)))

@@ -1,0 +1,83 @@
+"""`reap_manifest.json`: what was pruned, from what, by which plan; enough to prove the output or to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from reap_serve.model import Fingerprint
+from reap_serve.plan.record import Plan
+from reap_serve.records import Provenance, Record, read_record
+
+MANIFEST_NAME = "reap_manifest.json"
+SCHEMA_VERSION = 1
+
+
+class ManifestLayer(Record):
+    """One layer with routed experts.
+
+    Attributes:
+        index: Index of the decoder layer; from the trunk's number of layers on it is a multi-token-prediction layer.
+        old_ids: The source's expert at each new id.
+    """
+
+    index: int
+    old_ids: tuple[int, ...]
+
+
+class ParameterCount(Record):
+    """Parameters of a model: all, and those active per token."""
+
+    total: int
+    active: int
+
+
+class Manifest(Record):
+    """A pruned checkpoint's origin.
+
+    Attributes:
+        source: What the user named as the model.
+        source_revision: Commit on the hub, None for a local directory.
+        source_fingerprint: Fingerprint of the source.
+        plan: The plan, with the provenance of its statistics.
+        plan_sha256: Of the plan's file.
+        mtp: `cut` or `drop`, None when the checkpoint has no multi-token-prediction layers.
+        experts_before: Experts per layer of the source.
+        experts_after: Experts per layer here.
+        layers: Old ids by new ids.
+        tensors: Number of tensors by what became of them.
+        parameters_before: Of the source.
+        parameters_after: Of the output.
+        weight_files: Size of each weight file, bytes.
+        provenance: What made it.
+    """
+
+    schema_version: int
+    source: str
+    source_revision: str | None
+    source_fingerprint: Fingerprint
+    plan: Plan
+    plan_sha256: str
+    mtp: str | None
+    experts_before: int
+    experts_after: int
+    layers: tuple[ManifestLayer, ...]
+    tensors: Mapping[str, int]
+    parameters_before: ParameterCount
+    parameters_after: ParameterCount
+    weight_files: Mapping[str, int]
+    provenance: Provenance
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a pruned checkpoint.
+
+    Raises:
+        InputFileError: It is missing or not a manifest.
+    """
+    return read_record(directory / MANIFEST_NAME, Manifest, "manifest")

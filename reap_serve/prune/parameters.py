@@ -1,0 +1,66 @@
+"""Parameters of a model, total and active per token, counted from headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reap_serve.architectures.names import Kind, TensorNames
+from reap_serve.prune.headers import Tensor
+
+# What quantised checkpoints add beside their weights.
+NOT_PARAMETERS = (
+    "_scale",
+    "_scales",
+    "_scale_inv",
+    "_scale_2",
+    "_zero_point",
+    "_shape",
+    "_g_idx",
+    "global_scale",
+    ".scales",
+    ".scale",
+    ".qzeros",
+    ".g_idx",
+)
+PACKED_ENDINGS = ("weight_packed", "qweight", "_blocks")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Elements of a model's weights.
+
+    Attributes:
+        total: All of them, embeddings included.
+        active: Those that take part in one token: of the experts top-k of each layer; without
+            multi-token-prediction layers.
+    """
+
+    total: int
+    active: int
+
+
+def count_parameters(
+    names: TensorNames, tensors: Iterable[tuple[Tensor, tuple[int, ...]]], num_experts: int, top_k: int
+) -> Parameters:
+    """Counts tensors in the shape that they have; packed 4-bit weights count each of their values."""
+    shared = routed = mtp = 0
+    for tensor, shape in tensors:
+        role = names.role(tensor.name)
+        size = _num_values(tensor, shape)
+        if role.is_mtp:
+            mtp += size
+        elif role.kind in (Kind.EXPERT, Kind.STACKED):
+            routed += size
+        else:
+            shared += size
+    return Parameters(shared + routed + mtp, shared + routed * top_k // num_experts)
+
+
+def _num_values(tensor: Tensor, shape: tuple[int, ...]) -> int:
+    if tensor.name.endswith(NOT_PARAMETERS):
+        return 0
+    per_element = {"I32": 8, "U8": 2}.get(tensor.dtype, 1)
+    is_packed = tensor.name.endswith(PACKED_ENDINGS) or (tensor.dtype == "U8" and tensor.name.endswith("weight"))
+    return math.prod(shape) * (per_element if is_packed else 1)

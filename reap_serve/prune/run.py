@@ -1,0 +1,120 @@
+"""Runs a pruning: checks everything, then moves bytes, then gives the result its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reap_serve.errors import InputFileError, OutputExistsError, StorageError
+from reap_serve.model import open_model
+from reap_serve.prune.card import model_card
+from reap_serve.prune.job import CARD_NAME, SIDECAR_NAME, Job, PruneOptions, make_job
+from reap_serve.prune.layout import header_bytes
+from reap_serve.prune.manifest import MANIFEST_NAME
+from reap_serve.prune.staging import staging_directory
+from reap_serve.prune.write import carry, remove_partials, write_shards, write_tensors, write_text
+from reap_serve.publish import refuse_existing
+
+SPARE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What a pruning did.
+
+    Attributes:
+        output: The directory.
+        tensors: Tensors in the output.
+        bytes_read: Bytes of tensors read from the source; files finished by an earlier attempt are not read again.
+        bytes_written: Bytes of weight files written.
+        seconds: Wall time from the first check to the publication.
+        experts_before: Experts per layer of the source.
+        experts_after: Experts per layer of the output.
+    """
+
+    output: Path
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    experts_before: int
+    experts_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """How a caller follows the work.
+
+    Attributes:
+        started: Called once with the job, before any byte is written.
+        advance: Called with the bytes of each step, from several threads.
+    """
+
+    started: Callable[[Job], None] = lambda job: None
+    advance: Callable[[int], None] = lambda num_bytes: None
+
+
+def prune(
+    model: str, plan: Path, output: Path, options: PruneOptions, *, overwrite: bool, watcher: Watcher | None = None
+) -> PruneResult:
+    """Writes a checkpoint without the experts that a plan drops.
+
+    The source is only read. OUTPUT appears whole or not at all; after a crash the same command goes on where it was.
+
+    Raises:
+        RequestError: Model, plan or output are wrong; nothing was written.
+        StorageError: The disk is full or refused, or the source changed underneath.
+    """
+    watcher = watcher or Watcher()
+    begun = time.monotonic()
+    if not overwrite and os.path.lexists(output):
+        raise OutputExistsError(f"{output} exists already", "give another path or --overwrite")
+    source = open_model(model)
+    _require_apart(source.path, output)
+    job = make_job(source, plan, options)
+    watcher.started(job)
+    refuse_existing(output, overwrite)
+    with staging_directory(output, job.digest) as content:
+        remove_partials(content)
+        _require_space(job, content)
+        bytes_read = write_shards(job.layout.shards, job.checkpoint, content, options.jobs, watcher.advance)
+        sidecar_header = header_bytes(job.sidecar, {"format": "pt"})
+        write_tensors(content / SIDECAR_NAME, sidecar_header, job.sidecar, job.checkpoint, lambda num_bytes: None)
+        carry(source.path, content, job.carried)
+        for name, text in job.texts.items():
+            write_text(content / name, text)
+        write_text(content / CARD_NAME, model_card(job.manifest, source).encode())
+        write_text(content / MANIFEST_NAME, job.manifest.to_bytes())
+    return PruneResult(
+        output=output,
+        tensors=job.layout.num_tensors,
+        bytes_read=bytes_read,
+        bytes_written=job.layout.num_bytes,
+        seconds=time.monotonic() - begun,
+        experts_before=job.manifest.experts_before,
+        experts_after=job.manifest.experts_after,
+    )
+
+
+def _require_apart(source: Path, output: Path) -> None:
+    """The source is never modified: OUTPUT may not be it, lie in it, or hold it."""
+    source, output = source.resolve(), output.resolve()
+    if output == source or output.is_relative_to(source) or source.is_relative_to(output):
+        raise InputFileError(f"OUTPUT {output} overlaps the source {source}", "give a path outside the source")
+
+
+def _require_space(job: Job, content: Path) -> None:
+    finished = sum(shard.num_bytes for shard in job.layout.shards if (content / shard.name).exists())
+    carried = sum((job.source.path / relative).stat().st_size for relative in job.carried)
+    sidecar = sum(each.num_bytes for each in job.sidecar)
+    needed = job.layout.num_bytes - finished + carried + sidecar + SPARE_BYTES
+    free = shutil.disk_usage(content).free
+    if needed > free:
+        raise StorageError(
+            f"the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free beside it",
+            "free space and run again",
+        )

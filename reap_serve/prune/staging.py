@@ -1,0 +1,70 @@
+"""The directory beside OUTPUT in which it grows: found again after a crash, given its name when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from reap_serve.errors import ExecutionError, StorageError
+from reap_serve.publish import replace_directory, sync_directory, write_file
+
+JOB_NAME = "job"
+LOCK_NAME = "lock"
+CONTENT_NAME = "content"
+
+
+@contextlib.contextmanager
+def staging_directory(output: Path, digest: str) -> Iterator[Path]:
+    """A directory to fill, kept for the next attempt when the block raises.
+
+    What an earlier attempt at the same job left there is still in it; another job's is removed first. On success it
+    takes the name `output`, and what stood there before is removed.
+
+    Args:
+        output: The final name.
+        digest: Identifies the job.
+
+    Raises:
+        ExecutionError: Another process works at the same output.
+        StorageError: The disk refused.
+    """
+    home = output.parent / f".{output.name}.reap-prune"
+    content = home / CONTENT_NAME
+    try:
+        home.mkdir(exist_ok=True)
+        lock = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise StorageError(f"{home} cannot be made: {error.strerror}", "give a path that can be written") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ExecutionError(f"another process is writing {output}", "wait for it or give another path") from None
+        _prepare(home, content, digest)
+        yield content
+        sync_directory(content)
+        replace_directory(content, output)
+        shutil.rmtree(home, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _prepare(home: Path, content: Path, digest: str) -> None:
+    job = home / JOB_NAME
+    if job.exists() and job.read_text(errors="replace") != digest:
+        # Content first: a crash between the two must not leave old content under a new digest.
+        shutil.rmtree(content, ignore_errors=True)
+        job.unlink()
+    if not job.exists():
+        shutil.rmtree(content, ignore_errors=True)
+        write_file(job, digest.encode(), overwrite=True)
+    content.mkdir(exist_ok=True)
+
+
+def discard_staging(output: Path) -> None:
+    """Removes what an unfinished attempt left."""
+    shutil.rmtree(output.parent / f".{output.name}.reap-prune", ignore_errors=True)

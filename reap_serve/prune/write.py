@@ -1,0 +1,144 @@
+"""Writes the files of a job into a directory: whole under their names or not at all, and not twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from reap_serve.errors import StorageError
+from reap_serve.prune.checkpoint import Checkpoint
+from reap_serve.prune.copy import Copier
+from reap_serve.prune.decide import Decision
+from reap_serve.prune.headers import FileState, Shard, open_regular
+from reap_serve.prune.layout import OutputShard, coalesced, extents
+
+PARTIAL_SUFFIX = ".partial"
+
+Advance = Callable[[int], None]
+
+
+def write_shards(
+    shards: Sequence[OutputShard], checkpoint: Checkpoint, content: Path, jobs: int, advance: Advance
+) -> int:
+    """Writes every weight file that is not there yet, several at a time.
+
+    Args:
+        shards: The files.
+        checkpoint: The source.
+        content: Directory of the output.
+        jobs: Files at a time.
+        advance: Called with the bytes of each step, from several threads.
+
+    Returns:
+        Bytes read from the source.
+
+    Raises:
+        StorageError: The disk refused, or a source file changed since its header was read.
+    """
+    missing = [shard for shard in shards if not _is_finished(content / shard.name, shard.num_bytes)]
+    advance(sum(shard.data_bytes for shard in shards) - sum(shard.data_bytes for shard in missing))
+    with ThreadPoolExecutor(max_workers=max(jobs, 1), thread_name_prefix="shard") as pool:
+        futures = [
+            pool.submit(write_tensors, content / shard.name, shard.header, shard.decisions, checkpoint, advance)
+            for shard in missing
+        ]
+        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        for future in done:
+            future.result()
+    return sum(shard.data_bytes for shard in missing)
+
+
+def _is_finished(path: Path, size: int) -> bool:
+    # Only a finished file has this name; the size guards against a disk that lost its end in a power failure.
+    return path.is_file() and path.stat().st_size == size
+
+
+def write_tensors(
+    path: Path, header: bytes, decisions: Sequence[Decision], checkpoint: Checkpoint, advance: Advance
+) -> None:
+    """Writes one safetensors file from runs of bytes of the source."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    try:
+        destination = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(destination, header)
+            position = len(header)
+            for file, group in _by_file(decisions):
+                position = _append(file, group, destination, position, checkpoint, advance)
+            os.fsync(destination)
+        finally:
+            os.close(destination)
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"{path.name} cannot be written: {error.strerror}", "free space and run again") from None
+
+
+def _by_file(decisions: Sequence[Decision]) -> Iterable[tuple[str, list[Decision]]]:
+    group: list[Decision] = []
+    for decision in decisions:
+        if group and group[-1].tensor.file != decision.tensor.file:
+            yield group[-1].tensor.file, group
+            group = []
+        group.append(decision)
+    if group:
+        yield group[-1].tensor.file, group
+
+
+def _append(
+    file: str,
+    decisions: Sequence[Decision],
+    destination: int,
+    position: int,
+    checkpoint: Checkpoint,
+    advance: Advance,
+) -> int:
+    shard = checkpoint.shards[file]
+    source = open_regular(checkpoint.directory / file)
+    try:
+        _require_unchanged(source, shard)
+        copier = Copier(source, destination, position)
+        for copied in copier.append(coalesced(run for each in decisions for run in extents(each))):
+            advance(copied)
+        _require_unchanged(source, shard)
+    finally:
+        os.close(source)
+    return copier.position
+
+
+def _require_unchanged(source: int, shard: Shard) -> None:
+    if FileState.of(source) != shard.state:
+        raise StorageError(f"{shard.name} changed while it was read", "leave the source unchanged and run again")
+
+
+def write_text(path: Path, content: bytes) -> None:
+    """Writes a small file; a partial one never has its name."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"{path.name} cannot be written: {error.strerror}", "free space and run again") from None
+
+
+def carry(source: Path, content: Path, files: Iterable[str]) -> None:
+    """Copies files unchanged, links resolved."""
+    for relative in files:
+        target = content / relative
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(target.name + PARTIAL_SUFFIX)
+            shutil.copyfile(source / relative, partial)
+            os.replace(partial, target)
+        except OSError as error:
+            raise StorageError(f"{relative} cannot be copied: {error.strerror}", "free space and run again") from None
+
+
+def remove_partials(content: Path) -> None:
+    """Removes what a killed attempt left unfinished."""
+    for partial in content.rglob(f"*{PARTIAL_SUFFIX}"):
+        partial.unlink()
