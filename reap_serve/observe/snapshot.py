@@ -1,0 +1,139 @@
+"""One rank's sums on their way out of the engine process, and the ranks of one engine joined to statistics.
+
+Axes: S slices, P phases, L layers, E experts, C columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load, save
+
+from reap_serve.errors import EngineError
+from reap_serve.model import Fingerprint
+from reap_serve.observe.accumulate import MAX_COLUMNS, SUM_COLUMNS, LayerSums
+from reap_serve.records import Provenance
+from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Layer, Statistics, Window
+
+
+@dataclass(frozen=True, slots=True)
+class LayerArrays:
+    """One layer: sums [S, P, E, C], maxima [S, P, E, C], tokens [S, P]."""
+
+    sums: npt.NDArray[np.float64]
+    maxima: npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.int64]
+
+
+def layer_arrays(sums: LayerSums, num_slices: int, num_phases: int) -> LayerArrays:
+    """Copies the used slots of a layer's sums to the main memory; the trash stays."""
+    used = num_slices * num_phases
+    shape = (num_slices, num_phases, sums.num_experts)
+    return LayerArrays(
+        sums.sums[: used * sums.num_experts].cpu().numpy().reshape(*shape, len(SUM_COLUMNS)).copy(),
+        sums.maxima[: used * sums.num_experts].cpu().numpy().reshape(*shape, len(MAX_COLUMNS)).copy(),
+        sums.tokens_S[:used].cpu().numpy().reshape(num_slices, num_phases).copy(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RankSums:
+    """The window of one rank."""
+
+    window: Window
+    layers: tuple[Layer, ...]
+    slices: tuple[str, ...]
+    sums_SPLEC: npt.NDArray[np.float64]
+    maxima_SPLEC: npt.NDArray[np.float32]
+    tokens_SPL: npt.NDArray[np.int64]
+
+    @classmethod
+    def stack(
+        cls, window: Window, layers: tuple[Layer, ...], slices: tuple[str, ...], arrays: Sequence[LayerArrays]
+    ) -> RankSums:
+        """The layers' arrays side by side."""
+        return cls(
+            window,
+            layers,
+            slices,
+            np.stack([layer.sums for layer in arrays], axis=2),
+            np.stack([layer.maxima for layer in arrays], axis=2),
+            np.stack([layer.tokens for layer in arrays], axis=2),
+        )
+
+    def to_bytes(self) -> bytes:
+        """As bytes, for vLLM's RPC; no pickle."""
+        meta = {
+            "window": self.window.model_dump_json(),
+            "layers": json.dumps([layer.model_dump() for layer in self.layers]),
+            "slices": json.dumps(self.slices),
+        }
+        arrays: Mapping[str, npt.NDArray[np.generic]] = {
+            "sums": self.sums_SPLEC,
+            "maxima": self.maxima_SPLEC,
+            "tokens": self.tokens_SPL,
+            "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+        }
+        return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> RankSums:
+        """The inverse of `to_bytes`."""
+        arrays = load(content)
+        meta = json.loads(arrays["meta"].tobytes())
+        return cls(
+            Window.model_validate_json(meta["window"]),
+            tuple(Layer.model_validate(layer) for layer in json.loads(meta["layers"])),
+            tuple(json.loads(meta["slices"])),
+            arrays["sums"],
+            arrays["maxima"],
+            arrays["tokens"],
+        )
+
+
+def join_ranks(
+    ranks: Sequence[RankSums], model: Fingerprint, engine: dict[str, str], provenance: Provenance
+) -> Statistics:
+    """The statistics of one engine from its ranks.
+
+    Pipeline ranks bring layers of their own. Ranks that bring the same layers are tensor-parallel: each has measured
+    complete rows of the same tokens, so the first one speaks for all.
+
+    Raises:
+        EngineError: The ranks saw different tokens.
+    """
+    stages: dict[int, RankSums] = {}
+    for rank in ranks:
+        first = stages.setdefault(rank.layers[0].index, rank)
+        if not np.array_equal(first.tokens_SPL, rank.tokens_SPL):
+            raise EngineError(
+                f"tensor-parallel ranks counted {first.tokens_SPL.sum()} and {rank.tokens_SPL.sum()} tokens",
+                "observe again; if it happens again, report it",
+            )
+    parts = [stages[index] for index in sorted(stages)]
+    if any(part.slices != parts[0].slices for part in parts):
+        raise EngineError("pipeline ranks saw different slices", "observe again; if it happens again, report it")
+    sums = np.concatenate([part.sums_SPLEC for part in parts], axis=2)
+    maxima = np.concatenate([part.maxima_SPLEC for part in parts], axis=2).astype(np.float64)
+    window = parts[0].window.model_copy(update={"complete": all(rank.window.complete for rank in ranks)})
+    header = Header(
+        schema_version=SCHEMA_VERSION,
+        model=model,
+        layers=tuple(layer for part in parts for layer in part.layers),
+        slices=parts[0].slices,
+        windows=(window,),
+        engine=engine,
+        provenance=provenance,
+    )
+    fields = {f"{name}_SPLE": np.ascontiguousarray(sums[..., column]) for column, name in enumerate(SUM_COLUMNS)}
+    fields |= {f"{name}_SPLE": np.ascontiguousarray(maxima[..., column]) for column, name in enumerate(MAX_COLUMNS)}
+    counts = fields.pop("token_count_SPLE").astype(np.int64)
+    return Statistics(
+        header,
+        ExpertSums(token_count_SPLE=counts, **fields),
+        np.concatenate([part.tokens_SPL for part in parts], axis=2),
+    )

@@ -1,0 +1,117 @@
+"""Which row of a step belongs to which slice and phase, and which rows count at all.
+
+A row counts once: not in a dummy or warm-up run, not as padding, and not again when a preempted request is computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.statistics.record import PHASES
+
+DEFAULT_SLICE = "default"
+OVERFLOW_SLICE = "other"
+SLICE_ARGUMENT = "reap_slice"
+PROMPT_ARGUMENT = "reap_prompt_tokens"
+
+Slots = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class _RequestState:
+    slice_index: int
+    decode_from: int
+    prompt_tokens: int
+    counted: int
+
+
+class StepRows:
+    """Follows the requests of one engine and labels the rows of each step.
+
+    A slot is `slice * len(PHASES) + phase`; `trash_slot` marks rows that do not count.
+
+    Args:
+        max_slices: Slices told apart, the overflow slice included.
+    """
+
+    def __init__(self, max_slices: int) -> None:
+        self.max_slices = max_slices
+        self.trash_slot = max_slices * len(PHASES)
+        self.slices: list[str] = []
+        self.requests = 0
+        self.prompt_tokens_total = 0
+        self.prompt_tokens_computed = 0
+        self._requests: dict[str, _RequestState] = {}
+
+    def add_request(self, request_id: str, prompt_tokens: int, arguments: dict[str, object] | None) -> None:
+        """A request enters the engine.
+
+        Args:
+            request_id: The engine's id.
+            prompt_tokens: Tokens of its prompt, a teacher-forced answer included.
+            arguments: `SamplingParams.extra_args` (`vllm_xargs` of an HTTP request): `reap_slice` names the slice,
+                `reap_prompt_tokens` is where a teacher-forced answer begins.
+        """
+        if request_id in self._requests:
+            return
+        arguments = arguments or {}
+        name = arguments.get(SLICE_ARGUMENT)
+        decode_from = arguments.get(PROMPT_ARGUMENT)
+        self._requests[request_id] = _RequestState(
+            slice_index=self._slice_index(name if isinstance(name, str) and name else DEFAULT_SLICE),
+            decode_from=decode_from if isinstance(decode_from, int) else prompt_tokens,
+            prompt_tokens=prompt_tokens,
+            counted=0,
+        )
+        self.requests += 1
+        self.prompt_tokens_total += prompt_tokens
+
+    def finish_requests(self, request_ids: Iterable[str]) -> None:
+        """Requests left the engine."""
+        for request_id in request_ids:
+            self._requests.pop(request_id, None)
+
+    def label(self, request_ids: Sequence[str], num_scheduled: Sequence[int], num_computed: Sequence[int]) -> Slots:
+        """The slot of every row of a step, requests in the order of the batch.
+
+        Args:
+            request_ids: Requests of the batch.
+            num_scheduled: Rows of each in this step.
+            num_computed: Tokens of each computed before this step: the position of its first row.
+        """
+        slots = np.full(int(sum(num_scheduled)), self.trash_slot, np.int64)
+        row = 0
+        for request_id, rows, first in zip(request_ids, num_scheduled, num_computed, strict=True):
+            state = self._requests.get(request_id)
+            if state is not None:
+                start, end = int(first), int(first) + int(rows)
+                new = max(start, state.counted)
+                if new < end:
+                    boundary = min(max(state.decode_from, new), end)
+                    slot = state.slice_index * len(PHASES)
+                    slots[row + new - start : row + boundary - start] = slot
+                    slots[row + boundary - start : row + end - start] = slot + 1
+                    self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
+                    state.counted = end
+            row += int(rows)
+        return slots
+
+    def reset(self) -> None:
+        """Forgets what was counted; requests in flight are followed on."""
+        self.requests = len(self._requests)
+        self.prompt_tokens_total = sum(max(state.prompt_tokens - state.counted, 0) for state in self._requests.values())
+        self.prompt_tokens_computed = 0
+
+    def _slice_index(self, name: str) -> int:
+        if name in self.slices:
+            return self.slices.index(name)
+        if len(self.slices) >= self.max_slices - 1:
+            name = OVERFLOW_SLICE
+            if name in self.slices:
+                return self.slices.index(name)
+        self.slices.append(name)
+        return len(self.slices) - 1
