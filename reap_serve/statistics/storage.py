@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from reap_serve.errors import InputFileError, OutputExistsError, ReapServeError, StorageError
 from reap_serve.publish import write_file
+
+SUFFIX = ".safetensors"
 
 # An upload to these appears when it ends, so that a temporary name would only cost a copy and a right to delete.
 ATOMIC_UPLOADS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
@@ -19,6 +21,40 @@ ATOMIC_UPLOADS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ad
 def is_url(path: str) -> bool:
     """Whether a path goes through fsspec: `scheme://...`; `file://` does as well."""
     return "://" in path
+
+
+def expand_directories(paths: Iterable[str]) -> list[str]:
+    """The paths, with each directory replaced by the statistics files in it, by name.
+
+    Raises:
+        InputFileError: A directory holds none, or cannot be listed.
+    """
+    expanded: list[str] = []
+    for path in paths:
+        names = _list_directory(path)
+        if names is None:
+            expanded.append(path)
+            continue
+        # Partial files of writers at work start with a dot.
+        files = sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+        if not files:
+            raise InputFileError(f"directory {path} holds no {SUFFIX} file", "check the path")
+        expanded.extend(f"{path.rstrip('/')}/{name}" for name in files)
+    return expanded
+
+
+def _list_directory(path: str) -> list[str] | None:
+    try:
+        if not is_url(path):
+            return os.listdir(path) if os.path.isdir(path) else None
+        import fsspec
+
+        system, place = fsspec.core.url_to_fs(path)
+        if not system.isdir(place):
+            return None
+        return [name.rstrip("/").rpartition("/")[2] for name in system.ls(place, detail=False)]
+    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+        raise InputFileError(f"{path} cannot be listed: {_reason(error)}", "check the path and its driver") from None
 
 
 @contextlib.contextmanager
