@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from reap_serve.errors import OutputExistsError, StorageError
 
@@ -45,22 +46,39 @@ def write_file(path: Path, content: bytes, *, overwrite: bool) -> None:
         OutputExistsError: `path` exists and `overwrite` is false.
         StorageError: The disk refused.
     """
+    with new_file(path, overwrite=overwrite) as handle:
+        handle.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """A file to fill, which takes the name `path` only when the block ends without an error.
+
+    Yields:
+        A file beside `path`, open for writing; it is removed when the block raises.
+
+    Raises:
+        OutputExistsError: `path` exists and `overwrite` is false.
+        StorageError: The disk refused.
+    """
     refuse_existing(path, overwrite)
     temporary: str | None = None
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         sync_directory(path.parent)
+        temporary = None
     except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}", "free space or give another path") from None
+    finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise StorageError(f"{path} cannot be written: {error.strerror}", "free space or give another path") from None
 
 
 @contextlib.contextmanager

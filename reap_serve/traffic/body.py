@@ -205,11 +205,7 @@ def take_metadata(body: Object) -> tuple[Object, Object]:
     Raises:
         MalformedRecordError: The metadata is not an object, or `reap_slice` is not a name.
     """
-    metadata = body.get("metadata")
-    if metadata is None:
-        return body, {}
-    if not isinstance(metadata, Mapping):
-        raise MalformedRecordError("metadata is not an object")
+    metadata = as_metadata(body.get("metadata"))
     ours = {key: value for key, value in metadata.items() if key in (SLICE_KEY, TIMESTAMP_KEY, SESSION_KEY)}
     if not ours:
         return body, {}
@@ -219,6 +215,19 @@ def take_metadata(body: Object) -> tuple[Object, Object]:
     rest = {key: value for key, value in metadata.items() if key not in ours}
     body = {key: value for key, value in body.items() if key != "metadata"}
     return ({**body, "metadata": rest} if rest else body), ours
+
+
+def as_metadata(value: JsonValue) -> Object:
+    """The metadata of a body; an empty object when absent.
+
+    Raises:
+        MalformedRecordError: It is not an object.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise MalformedRecordError("metadata is not an object")
+    return value
 
 
 def is_list(value: JsonValue) -> TypeGuard[Sequence[JsonValue]]:

@@ -48,6 +48,7 @@ class Request:
         id: `custom_id` or another name that the source gives; else its line number.
         prompt_tokens: Recorded length of the prompt, in tokens of the recorded model.
         output_tokens: Recorded length of the answer, in tokens of the recorded model.
+        block_ids: Ids of the blocks of 512 tokens that a prompt without text consisted of; equal ids were equal text.
     """
 
     body: Mapping[str, JsonValue] | None
@@ -60,6 +61,7 @@ class Request:
     id: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    block_ids: tuple[int, ...] | None = None
 
     @property
     def has_text(self) -> bool:

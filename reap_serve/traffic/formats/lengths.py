@@ -6,8 +6,10 @@ Lengths serve latency work only: no text can be made up whose expert statistics 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from reap_serve.traffic.body import kind_of_body
+from reap_serve.records import JsonValue
+from reap_serve.traffic.body import is_list, kind_of_body
 from reap_serve.traffic.fields import clock_time, count, name, seconds
 from reap_serve.traffic.formats.openai import request_of_body
 from reap_serve.traffic.formats.spec import Format
@@ -35,22 +37,14 @@ def parse_mooncake(row: Row, origin: Origin, slice_name: str) -> Iterator[Reques
         if isinstance(row.get("text_input"), str):
             body["prompt"] = row["text_input"]
     if "messages" not in body and "prompt" not in body:
-        yield _lengths(origin, slice_name, timestamp, session, prompt_tokens, output_tokens)
+        blocks = _block_ids(row.get("hash_ids"))
+        yield _lengths(origin, slice_name, timestamp, session, prompt_tokens, output_tokens, blocks)
         return
     if "max_tokens" not in body and "max_completion_tokens" not in body and output_tokens:
         body = {**body, "max_tokens": output_tokens}
     request = request_of_body(body, kind_of_body(body), origin, slice_name, None, None, None)
-    yield Request(
-        body=request.body,
-        kind=request.kind,
-        slice=request.slice,
-        origin=origin,
-        answer=request.answer,
-        timestamp=timestamp,
-        session=session,
-        id=request.id,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
+    yield replace(
+        request, timestamp=timestamp, session=session, prompt_tokens=prompt_tokens, output_tokens=output_tokens
     )
 
 
@@ -93,6 +87,7 @@ def _lengths(
     session: str | None,
     prompt_tokens: int | None,
     output_tokens: int | None,
+    block_ids: tuple[int, ...] | None = None,
 ) -> Request:
     if not prompt_tokens:
         raise MalformedRecordError("neither text nor a prompt length")
@@ -106,7 +101,19 @@ def _lengths(
         id=str(origin.line),
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
+        block_ids=block_ids,
     )
+
+
+def _block_ids(value: JsonValue) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not is_list(value):
+        raise MalformedRecordError("hash_ids is not a list of whole numbers")
+    ids = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool))
+    if len(ids) != len(value):
+        raise MalformedRecordError("hash_ids is not a list of whole numbers")
+    return ids
 
 
 MOONCAKE = Format(

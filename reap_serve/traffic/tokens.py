@@ -1,0 +1,167 @@
+"""How long requests are: in tokens of a tokenizer, or estimated from their characters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from reap_serve.errors import InputFileError, RequestError, TrafficError
+from reap_serve.records import JsonValue
+from reap_serve.traffic.body import Object, is_list
+from reap_serve.traffic.request import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Length of a request.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        output_tokens: Tokens of the recorded answer; 0 without one.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return self.prompt_tokens + self.output_tokens
+
+
+class TokenCounter(Protocol):
+    """Measures requests."""
+
+    @property
+    def unit(self) -> str:
+        """What a count is of, to stand beside it in a report."""
+
+    def __call__(self, request: Request) -> Length:
+        """Length of a request; that of a request without text is the recorded one."""
+
+
+class CharacterCounter:
+    """Estimates tokens as ceil(characters / 4), without template: cheap, and right within a factor of two or so."""
+
+    unit = f"characters/{CHARACTERS_PER_TOKEN}"
+
+    def __call__(self, request: Request) -> Length:
+        """Estimated length of a request."""
+        if request.body is None:
+            return recorded_length(request)
+        prompt = sum(map(len, _prompt_texts(request.body)))
+        answer = 0 if request.answer is None else sum(map(len, _message_texts(request.answer)))
+        return Length(-(-prompt // CHARACTERS_PER_TOKEN), -(-answer // CHARACTERS_PER_TOKEN))
+
+
+class TokenizerCounter:
+    """Counts tokens of a model's tokenizer, chats through its chat template.
+
+    Args:
+        model: Local directory or hub id.
+
+    Raises:
+        RequestError: The transformers package is not installed.
+        InputFileError: The model's tokenizer cannot be loaded.
+    """
+
+    def __init__(self, model: str) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise RequestError(
+                "counting with a tokenizer needs the transformers package", "pip install transformers"
+            ) from None
+        try:
+            self._tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(model))
+        except (OSError, ValueError) as error:
+            raise InputFileError(f"{model}: its tokenizer cannot be loaded: {error}", "check the model") from None
+        self.unit = f"tokens of {model}"
+
+    def __call__(self, request: Request) -> Length:
+        """Length of a request.
+
+        Raises:
+            TrafficError: The chat template refuses the messages.
+        """
+        if request.body is None:
+            return recorded_length(request)
+        if request.kind == "chat" and self._tokenizer.chat_template:
+            return self._chat_length(request, request.body)
+        prompt = request.body.get("prompt")
+        prompt_tokens = len(prompt) if is_list(prompt) else sum(map(self._count, _prompt_texts(request.body)))
+        answer_tokens = 0 if request.answer is None else sum(map(self._count, _message_texts(request.answer)))
+        return Length(prompt_tokens, answer_tokens)
+
+    def _chat_length(self, request: Request, body: Object) -> Length:
+        messages = cast("Sequence[Object]", body["messages"])
+        prompt_tokens = self._rendered(request, messages, add_generation_prompt=True)
+        if request.answer is None:
+            return Length(prompt_tokens, 0)
+        whole_tokens = self._rendered(request, [*messages, request.answer], add_generation_prompt=False)
+        return Length(prompt_tokens, max(whole_tokens - prompt_tokens, 0))
+
+    def _rendered(self, request: Request, messages: Sequence[Object], *, add_generation_prompt: bool) -> int:
+        from jinja2 import TemplateError
+
+        body = request.body or {}
+        arguments = body.get("chat_template_kwargs")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tools=body.get("tools") or None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **(arguments if isinstance(arguments, Mapping) else {}),
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise TrafficError(
+                f"{request.origin}: the chat template refuses the messages: {type(error).__name__}",
+                "leave the request out, or give another --tokenizer",
+            ) from None
+        return self._count(str(text))
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def token_counter(tokenizer: str | None) -> TokenCounter:
+    """The counter for `--tokenizer`: that of the model, or the estimate by characters."""
+    return CharacterCounter() if tokenizer is None else TokenizerCounter(tokenizer)
+
+
+def recorded_length(request: Request) -> Length:
+    """Length of a request as its source recorded it."""
+    return Length(request.prompt_tokens or 0, request.output_tokens or 0)
+
+
+def _prompt_texts(body: Object) -> list[str]:
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    if is_list(prompt):
+        # Token ids: as many characters as the estimate divides by.
+        return [" " * CHARACTERS_PER_TOKEN] * len(prompt)
+    messages = body.get("messages")
+    texts = [text for message in messages for text in _message_texts(message)] if is_list(messages) else []
+    tools = body.get("tools")
+    return [*texts, json.dumps(tools, ensure_ascii=False)] if tools else texts
+
+
+def _message_texts(message: JsonValue) -> list[str]:
+    """The texts in a message or an answer that a model reads or writes."""
+    if not isinstance(message, Mapping):
+        return []
+    texts = [item for key in ("content", "text", "reasoning") if isinstance(item := message.get(key), str)]
+    parts = message.get("content")
+    if is_list(parts):
+        texts += [item for part in parts if isinstance(part, Mapping) and isinstance(item := part.get("text"), str)]
+    calls = message.get("tool_calls")
+    return [*texts, json.dumps(calls, ensure_ascii=False)] if calls else texts
