@@ -1,4 +1,4 @@
-"""`reap-serve plan`: which experts stay. `plan show` and `plan diff` read plans."""
+"""`reap-serve plan`: which experts stay. `plan_read` adds the commands that read plans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from reap_serve.cli.app import app
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
-    from reap_serve.plan.record import Plan
+    from reap_serve.plan.decision import Evidence
+    from reap_serve.plan.request import PlanRequest
+    from reap_serve.plan.sizes import CheckpointBytes
+    from reap_serve.statistics.record import Header
 
 MAKE = "make"
 
@@ -63,16 +66,24 @@ class Unseen(StrEnum):
 @plan_app.command(MAKE)
 def make(
     stats: Annotated[list[str], typer.Argument(metavar="STATS", help="Statistics files or URLs; they are added.")],
-    output: Annotated[Path, typer.Option(help="The plan to write.")],
+    output: Annotated[Path | None, typer.Option(help="The plan to write.")] = None,
     keep_fraction: Annotated[
         float | None, typer.Option(help="Fraction of each layer's experts to keep; halves round up.")
     ] = None,
     keep_experts: Annotated[int | None, typer.Option(help="Experts to keep in each layer.")] = None,
     target_bytes: Annotated[int | None, typer.Option(help="Largest checkpoint, in bytes of tensors.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="F,F,...", help="Print the trade-off of these keep fractions; write no plan.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model, for its group limits and tensor sizes.")
     ] = None,
-    criterion: Annotated[str, typer.Option(help="See `stats show --help`.")] = "reap",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan or random.",
+        ),
+    ] = "reap",
     seed: Annotated[int, typer.Option(help="Of the criterion random.")] = 0,
     mix: Annotated[
         str | None, typer.Option(metavar="SLICE=WEIGHT,...", help="Mixture of slices; all as observed by default.")
@@ -94,45 +105,100 @@ def make(
     min_tokens: Annotated[int, typer.Option(help="Do not judge experts with fewer tokens.")] = 0,
     unseen: Annotated[Unseen, typer.Option(help="What becomes of experts that are not judged.")] = Unseen.DROP,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Choose the experts that stay, from statistics. Further: `plan show PLAN`, `plan diff A B`."""
-    from reap_serve.cli.output import note, print_json
-    from reap_serve.model import open_model
-    from reap_serve.plan.decision import decide, gather
+    """Choose the experts that stay, from statistics.
+
+    Further commands: `plan show PLAN`, `plan diff A B`, `plan plot PLAN --output SVG`.
+    """
     from reap_serve.plan.limits import ServingTarget
-    from reap_serve.plan.model_limits import limits_of_model, limits_of_statistics
-    from reap_serve.plan.planner import format_plan, make_plan
     from reap_serve.plan.request import PlanRequest, Size
+
+    target = ServingTarget(multiple_of, tensor_parallel_size, expert_parallel_size, moe_backend)
+
+    def request_of(size: Size) -> PlanRequest:
+        return PlanRequest(
+            size=size,
+            criterion=criterion,
+            seed=seed,
+            mix={} if mix is None else parse_mix(mix),
+            objective=objective.value,
+            budget=budget.value,
+            pad_to_max=pad_to_max,
+            target=target,
+            preserve_super_experts=preserve_super_experts,
+            min_tokens=min_tokens,
+            unseen=unseen.value,
+        )
+
+    if sweep is not None:
+        if output is not None or (keep_fraction, keep_experts, target_bytes) != (None, None, None):
+            raise RequestError("--sweep writes no plan", "leave out --output and the other sizes")
+        fractions = parse_fractions(sweep)
+        _sweep(stats, model, request_of(Size(keep_fraction=fractions[0])), fractions, as_json)
+        return
+    if output is None:
+        raise RequestError("--output is missing", "say where to write the plan, or ask for --sweep")
+    _make(stats, model, request_of(Size(keep_fraction, keep_experts, target_bytes)), output, overwrite, as_json)
+
+
+def _make(
+    stats: list[str], model: str | None, request: PlanRequest, output: Path, overwrite: bool, as_json: bool
+) -> None:
+    from reap_serve.cli.output import note, print_json
+    from reap_serve.cli.plan_tables import print_plan
+    from reap_serve.plan.decision import decide
+    from reap_serve.plan.planner import format_plan, make_plan
     from reap_serve.publish import refuse_existing, write_file
-    from reap_serve.statistics.merge import merge_files
 
     refuse_existing(output, overwrite)
-    size = Size(keep_fraction, keep_experts, target_bytes)
-    request = PlanRequest(
-        size=size,
-        criterion=criterion,
-        seed=seed,
-        mix={} if mix is None else parse_mix(mix),
-        objective=objective.value,
-        budget=budget.value,
-        pad_to_max=pad_to_max,
-        target=ServingTarget(multiple_of, tensor_parallel_size, expert_parallel_size, moe_backend),
-        preserve_super_experts=preserve_super_experts,
-        min_tokens=min_tokens,
-        unseen=unseen.value,
-    )
-    statistics = merge_files(stats)
-    header = statistics.header
-    limits = limits_of_statistics(header) if model is None else limits_of_model(header, open_model(model))
-    evidence = gather(statistics, request, limits)
-    plan = make_plan(header, evidence, decide(evidence, size))
+    header, evidence, checkpoint = _gather(stats, model, request)
+    plan = make_plan(header, evidence, decide(evidence, request.size, checkpoint), checkpoint)
     write_file(output, format_plan(plan), overwrite=overwrite)
     if as_json:
         print_json({"output": str(output), **plan.model_dump(mode="json")})
     else:
-        _print_summary(plan)
+        print_plan(plan)
         note(f"wrote {output}")
+
+
+def _sweep(stats: list[str], model: str | None, request: PlanRequest, fractions: list[float], as_json: bool) -> None:
+    from reap_serve.cli.output import print_json
+    from reap_serve.cli.plan_tables import print_sweep
+    from reap_serve.plan.sweep import sweep
+
+    _, evidence, checkpoint = _gather(stats, model, request)
+    rows = sweep(evidence, fractions, checkpoint)
+    if as_json:
+        print_json(
+            {
+                "criterion": request.criterion,
+                "objective": request.objective,
+                "budget": request.budget,
+                "num_experts": evidence.model.num_experts,
+                "bytes_before": None if checkpoint is None else checkpoint.at_uniform(evidence.model.num_experts),
+                "rows": [row.model_dump(mode="json") for row in rows],
+            }
+        )
+    else:
+        print_sweep(rows, evidence.model.num_experts)
+
+
+def _gather(
+    stats: list[str], model: str | None, request: PlanRequest
+) -> tuple[Header, Evidence, CheckpointBytes | None]:
+    from reap_serve.model import open_model
+    from reap_serve.plan.decision import gather
+    from reap_serve.plan.model_limits import limits_of_model, limits_of_statistics
+    from reap_serve.plan.sizes import measure_checkpoint
+    from reap_serve.statistics.merge import merge_files
+
+    statistics = merge_files(stats)
+    header = statistics.header
+    if model is None:
+        return header, gather(statistics, request, limits_of_statistics(header)), None
+    source = open_model(model)
+    return header, gather(statistics, request, limits_of_model(header, source)), measure_checkpoint(source)
 
 
 def parse_mix(text: str) -> dict[str, float]:
@@ -154,21 +220,16 @@ def parse_mix(text: str) -> dict[str, float]:
     return weights
 
 
-def _print_summary(plan: Plan) -> None:
-    from rich.table import Table
+def parse_fractions(text: str) -> list[float]:
+    """The fractions in `F,F,...`.
 
-    from reap_serve.cli.output import note, stdout
-    from reap_serve.plan.summary import summary_of
-
-    summary = summary_of(plan)
-    fewest, most = min(summary.keep_experts_per_layer), summary.keep_experts
-    kept = str(most) if fewest == most else f"{fewest} to {most}"
-    table = Table(title=f"{kept} of {summary.num_experts} experts per layer, by {plan.criterion}")
-    table.add_column("slice")
-    table.add_column("retained saliency", justify="right")
-    table.add_column("retained output", justify="right")
-    for name, fraction in summary.retained_saliency.slices.items():
-        table.add_row(name, f"{fraction:.1%}", f"{summary.retained_output[name]:.1%}")
-    stdout.print(table)
-    for line in summary.notes:
-        note(f"note: {line}")
+    Raises:
+        RequestError: A part is not a number above 0 and at most 1.
+    """
+    try:
+        fractions = [float(part) for part in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise RequestError(f"--sweep {text!r} is no list of fractions to keep", "write --sweep 0.25,0.375,0.5")
+    return fractions

@@ -150,16 +150,20 @@ def _chooser(evidence: Evidence, size: Size, checkpoint: CheckpointBytes | None)
     """The best choice for a score, by which experts are ordered, and its shares, by which layers compete."""
     request, limits, guards = evidence.request, evidence.limits, evidence.guards
     precedence_LE, num_groups = guards.precedence_LE, evidence.model.num_groups
-    num_layers = len(evidence.layer_indices)
+
+    def counts_for(share_LE: Floats, order_LE: Ints) -> Ints:
+        return global_counts(size, limits, share_LE, order_LE, guards.guarded_by_layer(), checkpoint)
 
     def choose_global(score_LE: Floats, share_LE: Floats) -> Bools:
         order_LE = keep_order(score_LE, precedence_LE, num_groups)
-        count_L = global_counts(size, limits, share_LE, order_LE, guards.guarded_by_layer(), checkpoint)
-        if request.pad_to_max:
-            count_L = np.full(num_layers, count_L.max())
-        return keep_prefix(order_LE, count_L)
+        return keep_prefix(order_LE, counts_for(share_LE, order_LE))
 
-    if request.budget == "global":
+    if request.budget == "global" and not request.pad_to_max:
         return choose_global
-    count_L = np.full(num_layers, uniform_count(size, limits, checkpoint))
+    if request.pad_to_max:
+        order_LE = keep_order(evidence.saliency_LE, precedence_LE, num_groups)
+        count = int(counts_for(evidence.share_LE, order_LE).max())
+    else:
+        count = uniform_count(size, limits, checkpoint)
+    count_L = np.full(len(evidence.layer_indices), count)
     return lambda score_LE, _: keep_prefix(keep_order(score_LE, precedence_LE, num_groups), count_L)

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-MAX_STEPS = 120
+MAX_STEPS = 80
 MAX_SWAPS = 200
 SWAP_CANDIDATES = 6
 TOLERANCE = 1e-9
@@ -41,7 +41,8 @@ class MaxMin:
 
 def retained_fractions(share_SLE: Floats, kept_LE: Bools) -> Floats:
     """Retained saliency of each slice [S]: the mean over layers of the kept experts' shares."""
-    retained_S: Floats = share_SLE.reshape(len(share_SLE), -1) @ kept_LE.reshape(-1) / len(kept_LE)
+    # einsum and not BLAS, whose threads would change the last bits and wait for each other on a busy machine.
+    retained_S: Floats = np.einsum("sle,le->s", share_SLE, kept_LE.astype(np.float64)) / len(kept_LE)
     return retained_S
 
 
@@ -52,9 +53,9 @@ def maximise_worst(
 
     For weights w >= 0 of the slices with sum 1, the best choice for the weighted mean of their shares is known
     (`best_for`), and its value bounds the worst slice of every choice from above. Subgradient steps with Polyak's
-    length lower that bound (the Lagrangian dual, arXiv 1405.4980 section 3.1 for the step) while the best choice met is
-    kept; then swaps of one kept expert for a dropped one of the same layer and group raise its worst slice until none
-    does.
+    length (B. T. Polyak, Introduction to Optimization, 1987, chapter 5) lower that bound, the Lagrangian dual, while
+    the best choice met is kept; then swaps of one kept expert for a dropped one of the same layer and group raise its
+    worst slice until none does.
 
     Guarantees: the worst slice retains at least what it does under `start_LE`, and `bound_fraction` is proven, so
     `bound_fraction - worst_fraction` is the most that was left. (The bound needs `best_for` exact: it is for uniform
@@ -71,7 +72,7 @@ def maximise_worst(
     weight_S = np.full(num_slices, 1 / num_slices)
     kept_LE, worst, bound = start_LE, float(retained_fractions(share_SLE, start_LE).min()), np.inf
     for _ in range(MAX_STEPS):
-        candidate_LE = best_for(np.tensordot(weight_S, share_SLE, axes=1))
+        candidate_LE = best_for(np.einsum("s,sle->le", weight_S, share_SLE))
         retained_S = retained_fractions(share_SLE, candidate_LE)
         value = float(weight_S @ retained_S)
         bound = min(bound, value)

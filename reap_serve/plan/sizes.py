@@ -1,13 +1,26 @@
-"""How many bytes a checkpoint's tensors take at a number of experts. L layers with routed experts."""
+"""How many bytes a checkpoint's tensors take at a number of experts, from the headers alone. L layers with experts."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from reap_serve.architectures.names import Kind, TensorNames
+from reap_serve.architectures.resolve import resolve
+from reap_serve.errors import InputFileError
+from reap_serve.model import ModelSource
+from reap_serve.records import read_json_object
 
 Ints = npt.NDArray[np.int64]
+
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +45,69 @@ class CheckpointBytes:
     def at_uniform(self, count: int) -> int:
         """Bytes when every layer keeps `count` experts."""
         return self.at(np.full(len(self.expert_bytes_L), count))
+
+
+def measure_checkpoint(source: ModelSource) -> CheckpointBytes:
+    """Sorts the bytes of a model's tensors by whether they count experts; reads the headers only.
+
+    Experts of one layer are taken to be of equal size.
+
+    Raises:
+        ArchitectureError: The family is unknown, or the model has no routed experts.
+        InputFileError: A weight file is missing or its header cannot be read.
+    """
+    family = resolve(source.config)
+    limits = family.limits(source.config)
+    names = TensorNames(family, family.num_layers(source.config))
+    position = {layer: index for index, layer in enumerate(limits.moe_layers)}
+    routed_bytes_L = np.zeros(len(limits.moe_layers), np.int64)
+    fixed_bytes = mtp_routed_bytes = 0
+    for name, shape, num_bytes in _tensors(source.path):
+        role = names.role(name)
+        routed_bytes = 0
+        if role.kind is Kind.EXPERT:
+            routed_bytes = num_bytes
+        elif role.kind in (Kind.ROUTER, Kind.SLICED, Kind.STACKED):
+            rows = shape[role.axis] if role.axis < len(shape) else 0
+            if rows < limits.num_experts:
+                raise InputFileError(
+                    f"{name} has shape {list(shape)}, too small for {limits.num_experts} experts on axis {role.axis}",
+                    "is config.json of this checkpoint?",
+                )
+            # Routers of some families have rows after the experts' that stand for no expert.
+            routed_bytes = num_bytes // rows * limits.num_experts
+        fixed_bytes += num_bytes - routed_bytes
+        if role.is_mtp:
+            mtp_routed_bytes += routed_bytes
+        elif role.layer in position:
+            routed_bytes_L[position[role.layer]] += routed_bytes
+        else:
+            fixed_bytes += routed_bytes
+    return CheckpointBytes(fixed_bytes, routed_bytes_L // limits.num_experts, mtp_routed_bytes // limits.num_experts)
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and bytes of each tensor that the checkpoint's index names, or of all without an index."""
+    index = directory / INDEX
+    if index.exists():
+        weight_map = read_json_object(index).get("weight_map")
+        if not isinstance(weight_map, Mapping):
+            raise InputFileError(f"{index} has no weight_map", "download it again")
+        files = sorted({str(file) for file in weight_map.values()})
+    else:
+        files = sorted(path.name for path in directory.glob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(directory / file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 -- not a mapping
+                    tensor = opened.get_slice(name)
+                    bits = math.prod(tensor.get_shape()) * _bits(tensor.get_dtype())
+                    yield name, tuple(tensor.get_shape()), bits // 8
+        except (OSError, SafetensorError) as error:
+            raise InputFileError(f"{directory / file} cannot be read: {error}", "give a complete checkpoint") from None
+
+
+def _bits(dtype: str) -> int:
+    """Bits of an element: the first number in safetensors' names, such as BF16, F8_E4M3 and F4; BOOL has none."""
+    number = re.search(r"\d+", dtype)
+    return 8 if number is None else int(number[0])

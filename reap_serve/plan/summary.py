@@ -13,6 +13,7 @@ from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence, measure_of, shares
 from reap_serve.plan.limits import count_notes
 from reap_serve.plan.objective import retained_fractions
+from reap_serve.plan.ranking import keep_order, keep_prefix
 from reap_serve.plan.record import Plan
 from reap_serve.plan.sizes import CheckpointBytes
 from reap_serve.records import Record
@@ -91,6 +92,8 @@ class Summary(Record):
         guards: What the guards decided.
         bytes: None when the model was not given.
         max_min: None under another objective.
+        slice_overlap: Jaccard index between the plans that each slice would make for itself with the same counts, in
+            the order of `retained_saliency.slices`.
         notes: What is allowed but worth knowing.
     """
 
@@ -104,6 +107,7 @@ class Summary(Record):
     guards: GuardSummary
     bytes: BytesSummary | None
     max_min: MaxMinSummary | None
+    slice_overlap: tuple[tuple[float, ...], ...]
     notes: tuple[str, ...]
 
 
@@ -139,6 +143,7 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
         max_min=None
         if max_min is None
         else MaxMinSummary(worst_fraction=max_min.worst_fraction, bound_fraction=max_min.bound_fraction),
+        slice_overlap=_slice_overlap(evidence, decision),
         notes=tuple(notes),
     )
 
@@ -175,6 +180,21 @@ def _retained(evidence: Evidence, kept_LE: Bools) -> Retained:
             for position, index in enumerate(evidence.layer_indices)
         ),
     )
+
+
+def _slice_overlap(evidence: Evidence, decision: Decision) -> tuple[tuple[float, ...], ...]:
+    own_SX = np.stack(
+        [
+            keep_prefix(
+                keep_order(share_LE, evidence.guards.precedence_LE, evidence.model.num_groups),
+                decision.count_by_layer(),
+            ).reshape(-1)
+            for share_LE in evidence.share_SLE
+        ]
+    ).astype(np.int64)
+    common_SS = np.einsum("sx,tx->st", own_SX, own_SX)
+    either_SS = 2 * decision.kept_LE.sum() - common_SS
+    return tuple(tuple(row) for row in (common_SS / either_SS).tolist())
 
 
 def _by_slice(slices: tuple[str, ...], value_S: Floats) -> dict[str, float]:
