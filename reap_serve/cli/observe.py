@@ -50,8 +50,8 @@ def observe(
     from reap_serve.observe.settings import ObserveSettings
     from reap_serve.publish import refuse_existing
     from reap_serve.statistics.file import write_statistics
-    from reap_serve.traffic.read import parse_slices, read_traffic
     from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.read import parse_slices, read_traffic
 
     refuse_existing(output, overwrite)
     source = open_model(model)

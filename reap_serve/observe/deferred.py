@@ -1,7 +1,7 @@
 """The `deferred` recorder: the served computation is left untouched.
 
-Sampled tokens' inputs, expert ids and gate weights are copied into a buffer in memory; when it is full, one expanded kernel
-call measures them all, so that in decode each expert's weights are read once for hundreds of tokens.
+Sampled tokens' inputs, expert ids and gate weights are copied into a buffer in memory; when it is full, one expanded
+kernel call measures them all, so that in decode each expert's weights are read once for hundreds of tokens.
 """
 
 from __future__ import annotations

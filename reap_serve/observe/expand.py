@@ -1,7 +1,7 @@
 """Unfuses one layer: the fused kernel called with one row a routed slot.
 
-Every token is repeated K times and `topk_ids` becomes one column, so that row (t, k) of the output is the output of expert
-ids[t, k] for token t, weighted or not.
+Every token is repeated K times and `topk_ids` becomes one column, so that row (t, k) of the output is the output of
+expert ids[t, k] for token t, weighted or not.
 
 Axes: T tokens, K experts per token, N = T*K rows, H hidden.
 """

@@ -1,7 +1,8 @@
 """The `inline` recorder: the layer's output is computed from rows that can be measured.
 
-One expanded kernel call takes the place of the plain one; the sum over a token's K rows is the layer's output. It equals the
-plain output up to the rounding of K rows to the layer's dtype, so that served outputs may differ in the last bit.
+One expanded kernel call takes the place of the plain one; the sum over a token's K rows is the layer's output. It
+equals the plain output up to the rounding of K rows to the layer's dtype, so that served outputs may differ in the last
+bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`observe`: recorded traffic through a vLLM engine, teacher-forced, to statistics.
 
-A request's recorded answer follows its prompt in one prefill, so that the model routes the tokens that were really answered;
-they count as decode. The token that ends the answer is left out: when served, it never enters the model.
+A request's recorded answer follows its prompt in one prefill, so that the model routes the tokens that were really
+answered; they count as decode. The token that ends the answer is left out: when served, it never enters the model.
 """
 
 from __future__ import annotations
@@ -133,15 +133,15 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
         # Compiling takes longer than most offline runs. The eager rotary operator mis-indexes 3-D inputs on the CPU.
         chosen |= {"enforce_eager": True, "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
     try:
-        return LLM(**(chosen | dict(arguments)))  # type: ignore[arg-type]
-    except Exception as error:  # noqa: BLE001 - whatever stops vLLM stops us, and says why
+        return LLM(**(chosen | dict(arguments)))
+    except Exception as error:  # whatever stops vLLM stops us, and says why
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise EngineError(f"vLLM did not start: {lines[-1]}", "see the log above, or add --debug") from error
 
 
 def cpu_kv_cache_gib() -> int:
     """KV cache on a CPU: an eighth of the free memory, 1 to 16 GiB; by itself vLLM takes nine tenths of the machine."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     return int(min(16, max(1, psutil.virtual_memory().available // (8 * 2**30))))
 
@@ -184,7 +184,7 @@ def collect(llm: LLM, model: Fingerprint) -> Statistics:
 
 def _run(llm: LLM, batch: list[TeacherForced]) -> None:
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
-    llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)  # type: ignore[arg-type]
+    llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
 
 
 def _sampling(tokens: TeacherForced) -> SamplingParams:

@@ -24,7 +24,8 @@ class LayerFacts:
             (`routed_scaling_factor` where the runner applies it): part of the gate weight.
         weight_on_input: The weight multiplies the expert's input (Llama 4), so the output row is what the model adds.
         forward_experts: The layer's own kernel: (x [N, H], weights [N, k], ids [N, k]) to [N, H].
-        complete_rows: Adds up the partial rows of tensor-parallel ranks, None where rows are complete. May work in place.
+        complete_rows: Adds up the partial rows of tensor-parallel ranks, None where rows are complete; may work in
+            place.
         expert_map_E: Local index of each expert, -1 for those of other ranks; None where all are here.
     """
 

@@ -1,9 +1,9 @@
 """The names of vLLM 0.32 that observation depends on, checked at start. Nothing else in the package imports them.
 
-Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`), `RoutedExperts.forward_modular`,
-    `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
-Why: the routed tokens, their gate weights and the kernel meet in `forward_modular`; which request a row belongs to is known
-    to the model runner alone.
+Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`),
+    `RoutedExperts.forward_modular`, `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
+Why: the routed tokens, their gate weights and the kernel meet in `forward_modular`; which request a row belongs to is
+    known to the model runner alone.
 How: the out-of-tree layer taps its own experts; the model runner's methods are wrapped once, and do nothing unless the
     engine's additional configuration has `reap_serve`.
 Upstream: none offers output norms; routed ids alone come with `--enable-return-routed-experts`.
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 
 from reap_serve.errors import EngineError
-from reap_serve.records import JsonValue
 from reap_serve.observe.recorder import LayerFacts
 from reap_serve.observe.settings import ObserveSettings
+from reap_serve.records import JsonValue
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -152,7 +152,7 @@ def install(hooks: EngineHooks) -> None:
 def _observing_class(plain: type, hooks: EngineHooks) -> type:
     """A subclass that reports itself when the engine asks for it, and turns into `plain` when not."""
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
         from vllm.config import get_current_vllm_config
 
         plain.__init__(self, *args, **kwargs)  # type: ignore[misc]
@@ -162,7 +162,7 @@ def _observing_class(plain: type, hooks: EngineHooks) -> type:
         else:
             hooks.layer_built(self, vllm_config)
 
-    return type(f"Observing{plain.__name__}", (plain,), {"__init__": __init__})
+    return type(f"Observing{plain.__name__}", (plain,), {"__init__": build})
 
 
 def _wrap_load(runner_class: Any, hooks: EngineHooks) -> None:

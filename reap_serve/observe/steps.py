@@ -1,6 +1,7 @@
 """Which row of a step belongs to which slice and phase, and which rows count at all.
 
-A row counts once: not in a dummy or warm-up run, not as padding, and not again when a preempted request is computed anew.
+A row counts once: not in a dummy or warm-up run, not as padding, and not again when a preempted request is computed
+anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a recorder meets a layer: between the router and the fused kernel.
 
-In eager mode Python runs at every step. In vLLM's compiled mode on the CPU, Dynamo traces through the layer and Python runs
-once, so the tap is a custom operator: opaque, with a declared mutation that keeps it in the graph.
+In eager mode Python runs at every step. In vLLM's compiled mode on the CPU, Dynamo traces through the layer and Python
+runs once, so the tap is a custom operator: opaque, with a declared mutation that keeps it in the graph.
 """
 
 from __future__ import annotations
