@@ -14,7 +14,7 @@ class MoeLayers(Record):
     """The rule of a family.
 
     A list or pattern that names every layer decides alone. Otherwise layer i has experts when
-    `first <= i <= last`, `(i + step_phase) % step == 0`, and i is in no list of dense layers.
+    `first <= i <= last`, `(i - offset + step_phase) % step == 0`, and i is in no list of dense layers.
 
     Attributes:
         marks: Key of a per-layer list or string to the elements that mean routed experts, such as
@@ -24,6 +24,7 @@ class MoeLayers(Record):
         last_keys: Keys of the last layer with experts; -1 or absent is the last of the model.
         step_keys: Keys of the distance between layers with experts.
         step_phase: 1 when layer `step - 1` is the first of a period to have experts, 0 when layer 0 is.
+        offset_keys: Keys of the first layer of the first period to have experts.
         dense_keys: Keys of a list of the indices of dense layers.
         enabled_key: Key of a switch that turns experts off in the whole model.
     """
@@ -34,6 +35,7 @@ class MoeLayers(Record):
     last_keys: tuple[str, ...] = ()
     step_keys: tuple[str, ...] = ()
     step_phase: Literal[0, 1] = 1
+    offset_keys: tuple[str, ...] = ()
     dense_keys: tuple[str, ...] = ()
     enabled_key: str | None = None
 
@@ -55,6 +57,10 @@ class MoeLayers(Record):
         if not found:
             raise ArchitectureError("config.json gives no layer routed experts", "is this a Mixture-of-Experts model?")
         return found
+
+    def num_described(self, text: Mapping[str, JsonValue]) -> int:
+        """Layers that a list or pattern describes, 0 when the configuration has none."""
+        return next((len(marks) for key in self.marks if isinstance(marks := text.get(key), Sequence)), 0)
 
     def _marked(self, text: Mapping[str, JsonValue], num_layers: int) -> tuple[int, ...] | None:
         for key, values in self.marks.items():
@@ -80,10 +86,9 @@ class MoeLayers(Record):
         first = first_number(text, self.first_keys, 0)
         last = first_number(text, self.last_keys, num_layers - 1)
         step = first_number(text, self.step_keys, 1)
+        shift = self.step_phase - first_number(text, self.offset_keys, 0)
         dense = {value for key in self.dense_keys if isinstance(listed := text.get(key), Sequence) for value in listed}
         if step < 1:
             raise ArchitectureError(f"config.json: {self.step_keys[0]} is {step}", "mend config.json")
         end = num_layers if last < 0 else min(last + 1, num_layers)
-        return tuple(
-            index for index in range(max(first, 0), end) if (index + self.step_phase) % step == 0 and index not in dense
-        )
+        return tuple(index for index in range(max(first, 0), end) if (index + shift) % step == 0 and index not in dense)

@@ -57,6 +57,7 @@ class Architecture(Record):
         model_types: Further values of `model_type` that mean this family, such as that of a nested text configuration.
         text_config_keys: Keys under which a multimodal configuration holds the decoder's; the first present is read.
         layers: Templates of a decoder layer's name in the checkpoint, with `{layer}`.
+        num_layers_keys: Keys that hold the number of decoder layers; a list of layers may stand in for them.
         num_experts_keys: Keys that hold the expert count.
         top_k_keys: Keys that hold top-k.
         num_groups_keys: Keys that hold the number of groups.
@@ -83,6 +84,7 @@ class Architecture(Record):
         "model.language_model.layers.{layer}",
         "language_model.model.layers.{layer}",
     )
+    num_layers_keys: tuple[str, ...] = ("num_hidden_layers",)
     num_experts_keys: tuple[str, ...] = EXPERT_COUNT_KEYS
     top_k_keys: tuple[str, ...] = ("num_experts_per_tok",)
     num_groups_keys: tuple[str, ...] = ()
@@ -149,7 +151,8 @@ class Architecture(Record):
         Raises:
             ArchitectureError: The number is missing or outside 1..10000.
         """
-        num_layers = first_number(self.text_config(config), ("num_hidden_layers", "n_layers"), 0)
+        text = self.text_config(config)
+        num_layers = first_number(text, self.num_layers_keys, self.moe_layers.num_described(text))
         if not 0 < num_layers <= MAX_LAYERS:
             raise ArchitectureError(
                 f"config.json: num_hidden_layers is {num_layers}, outside 1..{MAX_LAYERS}", "mend config.json"
