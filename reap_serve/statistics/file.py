@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from reap_serve.errors import RequestError
 from reap_serve.statistics.layout import (
+    BATCHES,
     COUNT_DTYPES,
     FLOAT_DTYPES,
     FORMAT,
@@ -24,6 +25,7 @@ from reap_serve.statistics.layout import (
     tensor_name,
 )
 from reap_serve.statistics.record import (
+    BATCH_FIELDS,
     PHASES,
     SCHEMA_VERSION,
     Floats,
@@ -60,8 +62,12 @@ def read_statistics(path: str) -> Statistics:
         layout = read_layout(handle, size, path)
         num_slices = len(layout.header.slices)
         arrays = {field: zeros(field, (num_slices, len(PHASES), *shape)) for field, shape in layout.shapes.items()}
+        if layout.has_batches:
+            shape = (num_slices, len(layout.header.layers), layout.header.model.num_experts)
+            arrays |= {field: zeros(field, shape) for field in BATCH_FIELDS}
         for block, values in read_blocks(handle, layout, path):
-            arrays[block.field][block.slice_index, block.phase_index] = values
+            place = (block.slice_index,) if block.phase_index is None else (block.slice_index, block.phase_index)
+            arrays[block.field][place] = values
     return Statistics.from_fields(layout.header, arrays)
 
 
@@ -84,6 +90,9 @@ def encode(statistics: Statistics) -> bytes:
             written.append(slice_name)
             for field, values in statistics.fields_by_name().items():
                 tensors[tensor_name(slice_name, phase, field)] = _narrow(values[s, p])
+        if slice_name in written and statistics.batches is not None:
+            for field in BATCH_FIELDS:
+                tensors[tensor_name(slice_name, BATCHES, field)] = _narrow(getattr(statistics.batches, field)[s])
     if not tensors:
         raise RequestError("the statistics hold no token", "observe traffic first")
     slices = tuple(name for name in header.slices if name in written)

@@ -2,7 +2,8 @@
 
 A safetensors file: 8 bytes of header length, the header as JSON, the tensors. Tensors are named
 `<slice>/<phase>/<field>` and shaped [L, E] (`layer_token_count`: [L], `output_sum`: [L, E, H], `coselection_count`:
-[L, E, E]). A slice and phase without tokens has no tensors.
+[L, E, E]). A slice and phase without tokens has no tensors. `<slice>/batches/<field>` are the moments of batches,
+absent when the file is one batch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ from pydantic import ValidationError
 from reap_serve.errors import InputFileError, StorageError
 from reap_serve.records import JsonValue
 from reap_serve.statistics.record import (
+    BATCH_FIELDS,
     EXPERT_FIELDS,
     LAYER_FIELD,
     OPTIONAL_FIELDS,
@@ -34,7 +37,9 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 COUNT_DTYPES: dict[str, np.dtype[np.generic]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
 FLOAT_DTYPES: dict[str, np.dtype[np.generic]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
+BATCHES = "batches"
 _FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in (*EXPERT_FIELDS, LAYER_FIELD)}
+_BATCH_FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in BATCH_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Block:
     Attributes:
         field: Name in `ExpertSums`, or `layer_token_count_SPL`.
         slice_index: Position on axis S.
-        phase_index: Position on axis P.
+        phase_index: Position on axis P; None for the moments of batches, which have no such axis.
         dtype: As stored.
         shape: Without the axes S and P.
         start: First byte, from the start of the file.
@@ -53,7 +58,7 @@ class Block:
 
     field: str
     slice_index: int
-    phase_index: int
+    phase_index: int | None
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     start: int
@@ -80,8 +85,13 @@ class Layout:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape, without the axes S and P, of each field that the file holds."""
-        return {block.field: block.shape for block in self.blocks}
+        """Shape, without the axes S and P, of each field with these axes that the file holds."""
+        return {block.field: block.shape for block in self.blocks if block.phase_index is not None}
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the file holds the moments of batches; else it is one batch."""
+        return any(block.phase_index is None for block in self.blocks)
 
 
 def tensor_name(slice_name: str, phase: str, field: str) -> str:
@@ -165,11 +175,13 @@ def _parse_blocks(
     slice_indices = {name: index for index, name in enumerate(header.slices)}
     blocks = []
     for name, entry in entries.items():
-        slice_name, _, rest = name.rpartition("/")[0].rpartition("/")
-        field = _FIELD_OF_NAME.get(name.rpartition("/")[2])
-        if slice_name not in slice_indices or rest not in PHASES or field is None:
+        owner, _, short_name = name.rpartition("/")
+        slice_name, _, part = owner.rpartition("/")
+        phase_index = PHASES.index(part) if part in PHASES else None
+        field = (_BATCH_FIELD_OF_NAME if part == BATCHES else _FIELD_OF_NAME).get(short_name)
+        if slice_name not in slice_indices or field is None or (phase_index is None and part != BATCHES):
             raise corrupt(path, f"it holds a tensor {ascii(name)[:120]} that its header does not explain")
-        block = _parse_block(entry, field, slice_indices[slice_name], PHASES.index(rest), data_start, size)
+        block = _parse_block(entry, field, slice_indices[slice_name], phase_index, data_start, size)
         if block is None:
             raise corrupt(path, f"the header's entry of a tensor {field} is malformed")
         blocks.append(block)
@@ -185,7 +197,7 @@ def _parse_blocks(
     return tuple(blocks)
 
 
-def _parse_block(entry: JsonValue, field: str, s: int, p: int, data_start: int, size: int) -> Block | None:
+def _parse_block(entry: JsonValue, field: str, s: int, p: int | None, data_start: int, size: int) -> Block | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return None
     dtype = (COUNT_DTYPES if is_count(field) else FLOAT_DTYPES).get(entry["dtype"])
@@ -211,21 +223,31 @@ def _require_whole_slices(blocks: list[Block], header: Header, path: str) -> Non
     """Every slice has a phase, every phase every field, every field one shape: memory stays in proportion to bytes."""
     shapes = {block.field: block.shape for block in blocks}
     required = {field for field in (*EXPERT_FIELDS, LAYER_FIELD) if field not in OPTIONAL_FIELDS or field in shapes}
-    fields_of_phase: dict[tuple[int, int], set[str]] = {}
-    num_layers, num_experts = len(header.layers), header.model.num_experts
-    if num_experts < 1:
-        raise corrupt(path, f"its model has {num_experts} experts")
+    fields_of_part: dict[tuple[int, int | None], set[str]] = {}
+    if header.model.num_experts < 1:
+        raise corrupt(path, f"its model has {header.model.num_experts} experts")
     for block in blocks:
-        fields_of_phase.setdefault((block.slice_index, block.phase_index), set()).add(block.field)
-        wanted: tuple[int, ...] = (num_layers,) if block.field == LAYER_FIELD else (num_layers, num_experts)
-        if block.field == "coselection_count_SPLEE":
-            wanted = (*wanted, num_experts)
-        elif block.field == "output_sum_SPLEH" and len(block.shape) == 3:
-            wanted = (*wanted, shapes[block.field][2])
+        fields_of_part.setdefault((block.slice_index, block.phase_index), set()).add(block.field)
+        wanted = _shape(block, shapes, header)
         if block.shape != wanted:
             raise corrupt(path, f"{block.field} has shape {block.shape} where its header needs {wanted}")
-    if {s for s, _ in fields_of_phase} != set(range(len(header.slices))):
+    num_slices = len(header.slices)
+    if {s for s, p in fields_of_part if p is not None} != set(range(num_slices)):
         raise corrupt(path, "a slice of its header has no tensors")
-    for found in fields_of_phase.values():
-        if found != required:
-            raise corrupt(path, f"a phase of a slice lacks {', '.join(sorted(required - found))}")
+    if sum(p is None for _, p in fields_of_part) not in (0, num_slices):
+        raise corrupt(path, "a slice has no moments of batches while others do")
+    for (_, p), found in fields_of_part.items():
+        missing = (set(BATCH_FIELDS) if p is None else required) - found
+        if missing:
+            raise corrupt(path, f"a part of a slice lacks {', '.join(sorted(missing))}")
+
+
+def _shape(block: Block, shapes: Mapping[str, tuple[int, ...]], header: Header) -> tuple[int, ...]:
+    num_layers, num_experts = len(header.layers), header.model.num_experts
+    if block.field == LAYER_FIELD:
+        return (num_layers,)
+    if block.field == "coselection_count_SPLEE":
+        return (num_layers, num_experts, num_experts)
+    if block.field == "output_sum_SPLEH":
+        return (num_layers, num_experts, *shapes[block.field][2:3])
+    return (num_layers, num_experts)

@@ -8,6 +8,7 @@ pipeline fit together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ from reap_serve.errors import MismatchError, RequestError
 from reap_serve.model import require_same_model
 from reap_serve.records import provenance
 from reap_serve.statistics.file import read_blocks
-from reap_serve.statistics.layout import Layout, read_layout, require_unchanged
+from reap_serve.statistics.layout import Block, Layout, read_layout, require_unchanged
 from reap_serve.statistics.record import (
+    BATCH_FIELDS,
     MAX_FIELDS,
     OPTIONAL_FIELDS,
     PHASES,
     SCHEMA_VERSION,
+    BatchSums,
     Floats,
     Header,
     Ints,
@@ -52,6 +55,25 @@ def merge(statistics: Sequence[Statistics]) -> Statistics:
     return accumulator.result()
 
 
+def join_batches(parts: Sequence[Statistics]) -> Statistics:
+    """The sum of parts of one window, each a batch of its own; the result holds their moments.
+
+    A recorder that takes a part after every few requests learns how much the traffic varies (see `BatchSums`).
+
+    Args:
+        parts: Of one model and process, in order; their windows are not compared.
+
+    Returns:
+        The sum, with the windows of the last part.
+    """
+    relabelled = []
+    for index, part in enumerate(parts):
+        windows = (part.header.windows[0].model_copy(update={"id": str(index)}),)
+        relabelled.append(replace(part, header=part.header.model_copy(update={"windows": windows})))
+    joined = merge(relabelled)
+    return replace(joined, header=joined.header.model_copy(update={"windows": parts[-1].header.windows}))
+
+
 def merge_files(paths: Iterable[str]) -> Statistics:
     """The sum of statistics files, holding one accumulator and one tensor at a time.
 
@@ -76,10 +98,22 @@ def merge_files(paths: Iterable[str]) -> Statistics:
         with open_source(path) as (handle, _):
             announce_reading(next_path)
             require_unchanged(handle, layout, path)
-            for block, values in read_blocks(handle, layout, path):
-                slice_name = layout.header.slices[block.slice_index]
-                accumulator.add(block.field, slice_name, block.phase_index, layout.header.layers, values)
+            _add_file(accumulator, layout, read_blocks(handle, layout, path))
     return accumulator.result()
+
+
+def _add_file(
+    accumulator: _Accumulator, layout: Layout, blocks: Iterable[tuple[Block, npt.NDArray[np.generic]]]
+) -> None:
+    slices, layers = layout.header.slices, layout.header.layers
+    shape_SLE = (len(slices), len(layers), layout.header.model.num_experts)
+    whole = {field: np.zeros(shape_SLE) for field in ("token_count_SPLE", "weighted_norm_sum_SPLE")}
+    for block, values in blocks:
+        accumulator.add(block.field, slices[block.slice_index], block.phase_index, layers, values)
+        if block.field in whole:
+            whole[block.field][block.slice_index] += values
+    if not layout.has_batches:
+        accumulator.add_batches(BatchSums.of_one(*whole.values()), slices, layers)
 
 
 def select_slices(statistics: Statistics, names: Sequence[str]) -> Statistics:
@@ -91,6 +125,8 @@ def select_slices(statistics: Statistics, names: Sequence[str]) -> Statistics:
     positions = [_position(name, statistics.header.slices) for name in names]
     header = statistics.header.model_copy(update={"slices": tuple(names)})
     selected = {name: values[positions] for name, values in statistics.fields_by_name().items()}
+    if statistics.batches is not None:
+        selected |= {name: getattr(statistics.batches, name)[positions] for name in BATCH_FIELDS}
     return Statistics.from_fields(header, selected)
 
 
@@ -130,14 +166,23 @@ class _Accumulator:
                         "use files that were made from the same checkpoint",
                     )
             self._arrays[field] = zeros(field, (len(self._header.slices), len(PHASES), num_layers, *first[1:]))
+        for field in BATCH_FIELDS:
+            self._arrays[field] = zeros(field, (len(self._header.slices), num_layers, self._header.model.num_experts))
 
     def add(
-        self, field: str, slice_name: str, phase_index: int, layers: Sequence[Layer], values: npt.NDArray[np.generic]
+        self,
+        field: str,
+        slice_name: str,
+        phase_index: int | None,
+        layers: Sequence[Layer],
+        values: npt.NDArray[np.generic],
     ) -> None:
-        """Adds one tensor, axes [L, ...] with L as in `layers`."""
+        """Adds one tensor, axes [L, ...] with L as in `layers`; fields of `BatchSums` have no phase."""
         if field not in self._arrays:
             return
-        target = self._arrays[field][self._slice_index[slice_name], phase_index]
+        target = self._arrays[field][self._slice_index[slice_name]]
+        if phase_index is not None:
+            target = target[phase_index]
         combine = np.maximum if field in MAX_FIELDS else np.add
         if len(layers) == len(target):
             combine(target, values, out=target)
@@ -145,12 +190,19 @@ class _Accumulator:
             rows = [self._row_of_layer[layer.index] for layer in layers]
             target[rows] = combine(target[rows], values)
 
+    def add_batches(self, batches: BatchSums, slices: Sequence[str], layers: Sequence[Layer]) -> None:
+        """Adds the moments of batches."""
+        for field in BATCH_FIELDS:
+            for s, slice_name in enumerate(slices):
+                self.add(field, slice_name, None, layers, getattr(batches, field)[s])
+
     def add_statistics(self, statistics: Statistics) -> None:
-        """Adds every tensor of some statistics."""
+        """Adds all of some statistics."""
         for field, values in statistics.fields_by_name().items():
             for s, slice_name in enumerate(statistics.header.slices):
                 for p in range(len(PHASES)):
                     self.add(field, slice_name, p, statistics.header.layers, values[s, p])
+        self.add_batches(statistics.batch_sums(), statistics.header.slices, statistics.header.layers)
 
     def result(self) -> Statistics:
         """The sums so far."""

@@ -7,6 +7,7 @@ file holds anything per token, and sums over a handful of tokens come close to t
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from reap_serve.statistics.merge import select_slices
 from reap_serve.statistics.record import Statistics, Window
@@ -30,7 +31,7 @@ def withhold_small_slices(statistics: Statistics, minimum_tokens: int) -> tuple[
         return (statistics if large else None), (statistics if small else None)
     withheld = select_slices(statistics, small)
     header = withheld.header.model_copy(update={"windows": (_remainder(statistics.header.windows),)})
-    return select_slices(statistics, large), Statistics(header, withheld.sums, withheld.layer_token_count_SPL)
+    return select_slices(statistics, large), replace(withheld, header=header)
 
 
 def _remainder(windows: tuple[Window, ...]) -> Window:

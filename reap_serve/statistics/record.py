@@ -141,9 +141,44 @@ class ExpertSums:
 
 EXPERT_FIELDS = tuple(field.name for field in fields(ExpertSums))
 OPTIONAL_FIELDS = ("output_sum_SPLEH", "coselection_count_SPLEE")
-COUNT_FIELDS = ("token_count_SPLE", "coselection_count_SPLEE")
+COUNT_FIELDS = ("token_count_SPLE", "coselection_count_SPLEE", "batch_count_SLE")
 MAX_FIELDS = ("norm_max_SPLE", "activation_max_SPLE")
 LAYER_FIELD = "layer_token_count_SPL"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSums:
+    """Second moments of batches: how much the sums vary between stretches of traffic; axes [S, L, E], phases added up.
+
+    Tokens of one request resemble each other, so the spread of single tokens understates how much the sums would
+    differ on other requests. A batch is a stretch of traffic that holds requests nearly whole, with C tokens routed to
+    the expert and Y the sum of their g|f|.
+
+    Attributes:
+        batch_count_SLE: Batches with C > 0.
+        batch_weighted_sq_SLE: Sum of Y^2.
+        batch_cross_SLE: Sum of Y C.
+        batch_token_sq_SLE: Sum of C^2.
+    """
+
+    batch_count_SLE: Ints
+    batch_weighted_sq_SLE: Floats
+    batch_cross_SLE: Floats
+    batch_token_sq_SLE: Floats
+
+    @classmethod
+    def of_one(cls, token_count_SLE: Ints | Floats, weighted_norm_sum_SLE: Ints | Floats) -> BatchSums:
+        """The moments of one batch."""
+        token_count_SLE = token_count_SLE.astype(np.float64)
+        return cls(
+            (token_count_SLE > 0).astype(np.int64),
+            np.square(weighted_norm_sum_SLE),
+            weighted_norm_sum_SLE * token_count_SLE,
+            np.square(token_count_SLE),
+        )
+
+
+BATCH_FIELDS = tuple(field.name for field in fields(BatchSums))
 
 
 def is_count(field: str) -> bool:
@@ -165,25 +200,39 @@ class Statistics:
         sums: Per expert.
         layer_token_count_SPL: Recorded tokens that passed each layer, int64; top_k times it is the sum of the experts'
             counts.
+        batches: Moments of the batches; None when all of it is one batch, so that its sums say the same.
     """
 
     header: Header
     sums: ExpertSums
     layer_token_count_SPL: Ints
+    batches: BatchSums | None = None
 
     @classmethod
     def from_fields(cls, header: Header, fields_by_name: Mapping[str, Ints | Floats]) -> Statistics:
-        """Statistics of arrays by field name, the inverse of `fields_by_name`."""
-        expert_fields = {name: values for name, values in fields_by_name.items() if name != LAYER_FIELD}
-        return cls(header, ExpertSums(**expert_fields), fields_by_name[LAYER_FIELD])  # type: ignore[arg-type]
+        """Statistics of arrays by field name; with those of `BatchSums` or without."""
+        experts = {name: fields_by_name[name] for name in EXPERT_FIELDS if name in fields_by_name}
+        batches = {name: fields_by_name[name] for name in BATCH_FIELDS if name in fields_by_name}
+        return cls(
+            header,
+            ExpertSums(**experts),  # type: ignore[arg-type]
+            fields_by_name[LAYER_FIELD],  # type: ignore[arg-type]
+            BatchSums(**batches) if batches else None,  # type: ignore[arg-type]
+        )
 
     def fields_by_name(self) -> dict[str, Ints | Floats]:
-        """Every array that is present, by field name; those of `ExpertSums` first."""
+        """Every array with axes S and P that is present, by field name; those of `ExpertSums` first."""
         present: dict[str, Ints | Floats] = {
             name: values for name in EXPERT_FIELDS if (values := getattr(self.sums, name)) is not None
         }
         present[LAYER_FIELD] = self.layer_token_count_SPL
         return present
+
+    def batch_sums(self) -> BatchSums:
+        """`batches`, or those of the one batch that all of it is."""
+        return self.batches or BatchSums.of_one(
+            self.sums.token_count_SPLE.sum(axis=1), self.sums.weighted_norm_sum_SPLE.sum(axis=1)
+        )
 
     def tokens_per_slice(self) -> tuple[int, ...]:
         """Tokens of each slice: those that passed its most visited layer, over both phases."""

@@ -7,12 +7,12 @@ expert; all sums run over the tokens routed to the expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from reap_serve.errors import RequestError
-from reap_serve.statistics.record import MAX_FIELDS, Floats, Statistics
+from reap_serve.statistics.record import BATCH_FIELDS, MAX_FIELDS, Floats, Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,16 @@ class MixedSums:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchMoments:
+    """Moments of one slice's batches, axes [L, E]; see `record.BatchSums`."""
+
+    count_LE: Floats
+    weighted_sq_LE: Floats
+    cross_LE: Floats
+    token_sq_LE: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class SliceTerm:
     """One slice's part of a mixture.
 
@@ -50,11 +60,13 @@ class SliceTerm:
         name: Of the slice.
         sums: Its sums over the phases, unscaled.
         scale_L: Factor on these sums in the mixture; 1 when slices are pooled as observed.
+        batches: Moments of its batches, unscaled.
     """
 
     name: str
     sums: MixedSums
     scale_L: Floats
+    batches: BatchMoments
 
 
 def slice_terms(statistics: Statistics, weights: Mapping[str, float] | None = None) -> tuple[SliceTerm, ...]:
@@ -72,8 +84,14 @@ def slice_terms(statistics: Statistics, weights: Mapping[str, float] | None = No
     Raises:
         RequestError: A slice does not exist, a weight is not positive and finite, or a slice has no token in a layer.
     """
+    moments = statistics.batch_sums()
     terms = tuple(
-        SliceTerm(name, _sum_phases(statistics, s), np.ones(len(statistics.header.layers)))
+        SliceTerm(
+            name,
+            _sum_phases(statistics, s),
+            np.ones(len(statistics.header.layers)),
+            BatchMoments(*(getattr(moments, field)[s].astype(np.float64) for field in BATCH_FIELDS)),
+        )
         for s, name in enumerate(statistics.header.slices)
     )
     if weights is None:
@@ -88,7 +106,7 @@ def slice_terms(statistics: Statistics, weights: Mapping[str, float] | None = No
         if not count_L.all():
             layer = statistics.header.layers[int(np.flatnonzero(count_L == 0)[0])]
             raise RequestError(f"slice {term.name} has no token in {layer.name}", "observe it or leave it out")
-        scaled.append(SliceTerm(term.name, term.sums, weights[term.name] / total_weight * total_L / count_L))
+        scaled.append(replace(term, scale_L=weights[term.name] / total_weight * total_L / count_L))
     return tuple(scaled)
 
 
@@ -129,10 +147,11 @@ def saliency(sums: MixedSums, criterion: str, seed: int = 0) -> Floats:
 
 
 def reap_standard_error(sums: MixedSums) -> Floats:
-    """Standard error of `reap`, axes [L, E], for tokens pooled as observed and taken as independent.
+    """Standard error of `reap`, axes [L, E], for slices pooled as observed and tokens taken as independent.
 
     The standard deviation of g|f| over the routed tokens, with n - 1 in the denominator, over the root of n; NaN
-    below two tokens, where no spread can be seen.
+    below two tokens, where no spread can be seen. Tokens of one request are not independent: `uncertainty` has the
+    standard error that counts with this.
     """
     n_LE = sums.token_count_LE
     with np.errstate(divide="ignore", invalid="ignore"):
