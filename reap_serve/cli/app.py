@@ -39,7 +39,7 @@ def root(
 
 def _register() -> None:
     """Imports the command modules; each registers its commands on `app`, in the order of use."""
-    from reap_serve.cli import observe, plan, plan_read, prune, replay, traffic, verify  # noqa: F401
+    from reap_serve.cli import compare, observe, plan, plan_read, prune, replay, traffic, verify  # noqa: F401
 
 
 def main() -> None:
@@ -64,8 +64,9 @@ def main() -> None:
 
 
 def _command_of(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return context.command_path if isinstance(context, typer.Context) else "reap-serve"
+    # typer.Context is a subclass of what errors carry, which typer does not export.
+    path = getattr(getattr(error, "ctx", None), "command_path", None)
+    return path if isinstance(path, str) else "reap-serve"
 
 
 def _fail(message: str, exit_code: int, debug: bool) -> int:
