@@ -1,6 +1,6 @@
 """Checkpoints of a few kilobytes in the layout that transformers writes for the hub, one a family, with random weights.
 
-8 experts, top-2 (llama4: top-1), 3 or 4 layers, float32. Groups and correction biases are on wherever the family has them.
+8 experts, top-2 (llama4: top-1), 3 or 4 layers, float32; groups and correction biases wherever the family has them.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe": Family("glm4_moe", {**EIGHT_ROUTED, "first_k_dense_replace": 1}),
     "glm4_moe_lite": Family("glm4_moe_lite", {**EIGHT_ROUTED, **MLA}),
     "dots1": Family("dots1", {**EIGHT_ROUTED, "first_k_dense_replace": 1}),
-    "gpt_oss": Family("gpt_oss", EIGHT_LOCAL),
+    "gpt_oss": Family("gpt_oss", {**EIGHT_LOCAL, "intermediate_size": 32}),
     "llama4_text": Family(
         "llama4_text",
         {

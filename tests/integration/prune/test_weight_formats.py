@@ -1,0 +1,118 @@
+"""Quantised experts are cut as bytes: what stays is identical, and dequantised computes what the masked base does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("compressed_tensors")
+
+from masked_base import masked  # noqa: E402
+from pruned_pairs import Pair, make_pair  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tiny_families import NUM_EXPERTS  # noqa: E402
+from weight_formats import FORMATS, FP4_VALUES, dequantize_checkpoint, quantize_checkpoint  # noqa: E402
+
+from reap_serve.prune.verify import verify  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def _logits(path: Path, dropped: dict[int, Sequence[int]] | None = None) -> torch.Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    tokens = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if dropped is None:
+            return model(tokens).logits
+        with masked(model, dropped, NUM_EXPERTS):
+            return model(tokens).logits
+
+
+def _bytes_of(directory: Path) -> dict[str, bytes]:
+    tensors = load_file(directory / "model.safetensors")
+    return {name: bytes(tensor.reshape(-1).view(torch.uint8).numpy()) for name, tensor in tensors.items()}
+
+
+def _require_same_bytes(pair: Pair) -> None:
+    """An oracle beside `verify`: expert by expert, read with safetensors' own reader."""
+    before, after = _bytes_of(pair.base), _bytes_of(pair.pruned)
+    for layer, kept in pair.kept.items():
+        for new, old in enumerate(kept):
+            here = {name: data for name, data in after.items() if f"layers.{layer}.mlp.experts.{new}." in name}
+            assert here
+            for name, data in here.items():
+                assert data == before[name.replace(f"experts.{new}.", f"experts.{old}.")]
+
+
+@pytest.mark.parametrize("fraction_dropped", [0.25, 0.5])
+@pytest.mark.parametrize(("family", "name"), [("deepseek_v3", "fp8-block"), *(("qwen3_moe", name) for name in FORMATS)])
+def test_quantised_experts(
+    family: str, name: str, fraction_dropped: float, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Bytes are kept, and the dequantised pruned model equals the dequantised masked base to 1e-5."""
+    form = FORMATS[name]
+    base = tmp_path / "base"
+    quantize_checkpoint(tiny_checkpoint(family), base, form)
+    pair = make_pair(base, tmp_path, fraction_dropped)
+    assert verify(pair.pruned, str(base), None).findings == ()
+    _require_same_bytes(pair)
+    dequantize_checkpoint(base, tmp_path / "base-float", form)
+    dequantize_checkpoint(pair.pruned, tmp_path / "pruned-float", form)
+    expected = _logits(tmp_path / "base-float", dict(pair.dropped))
+    torch.testing.assert_close(_logits(tmp_path / "pruned-float"), expected, rtol=0, atol=1e-5)
+
+
+def _pack_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[E, rows, columns] to blocks U8 [E, rows, columns/32, 16] and power-of-two scales U8 [E, rows, columns/32]."""
+    groups = weight.unflatten(2, (-1, 32))
+    exponent = torch.floor(torch.log2(groups.abs().amax(3).clamp_min(1e-12))) - 2
+    scaled = groups / torch.exp2(exponent)[..., None]
+    code = (scaled.abs()[..., None] - FP4_VALUES).abs().argmin(-1) + 8 * (scaled < 0)
+    return (code[..., 0::2] | code[..., 1::2] << 4).to(torch.uint8), (exponent + 127).to(torch.uint8)
+
+
+@pytest.mark.parametrize("fraction_dropped", [0.25, 0.5])
+def test_mxfp4_gpt_oss(fraction_dropped: float, tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """The six stacked tensors of gpt-oss are cut on the experts' axis; transformers dequantises both checkpoints."""
+    source, base = tiny_checkpoint("gpt_oss"), tmp_path / "base"
+    tensors = {}
+    for file in source.glob("model*.safetensors"):
+        tensors.update(load_file(file))
+    for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
+        # In memory [E, in, out]; MXFP4 stores [E, out, in/32, 16].
+        blocks, scales = _pack_mxfp4(tensors.pop(name).transpose(1, 2))
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = blocks.contiguous(), scales.contiguous()
+    base.mkdir()
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
+    }
+    (base / "config.json").write_text(json.dumps(config))
+    pair = make_pair(base, tmp_path, fraction_dropped)
+    assert verify(pair.pruned, str(base), None).findings == ()
+    before, after = load_file(base / "model.safetensors"), load_file(pair.pruned / "model.safetensors")
+    for layer, kept in pair.kept.items():
+        sliced = [name for name in after if f"layers.{layer}.mlp." in name]
+        assert len(sliced) == 8
+        for name in sliced:
+            assert torch.equal(after[name], before[name][list(kept)])
+    quantization = transformers.Mxfp4Config(dequantize=True)
+
+    def load(path: Path) -> torch.nn.Module:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager", quantization_config=quantization
+        )
+
+    tokens = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(0))
+    base_model, pruned_model = load(base), load(pair.pruned)
+    with torch.no_grad(), masked(base_model, pair.dropped, NUM_EXPERTS):
+        expected = base_model(tokens).logits
+    with torch.no_grad():
+        torch.testing.assert_close(pruned_model(tokens).logits, expected, rtol=0, atol=1e-5)
