@@ -175,7 +175,9 @@ def _http_library() -> ModuleType:
     """The HTTP library under the openai package: httpx2 from its release 3 on, httpx before."""
     import openai
 
-    return importlib.import_module(openai.Timeout.__module__.partition(".")[0])
+    # The names that openai exports claim to be its own; the class below one of them tells the truth.
+    client = openai.DefaultAsyncHttpxClient.__mro__[1]
+    return importlib.import_module(client.__module__.partition(".")[0])
 
 
 class _StreamedAnswer:
