@@ -33,7 +33,7 @@ from reap_serve.statistics.record import (
     Window,
     zeros,
 )
-from reap_serve.statistics.storage import announce_reading, open_source
+from reap_serve.statistics.storage import announce_reading, expand_directories, open_source
 
 
 def merge(statistics: Sequence[Statistics]) -> Statistics:
@@ -77,6 +77,9 @@ def join_batches(parts: Sequence[Statistics]) -> Statistics:
 def merge_files(paths: Iterable[str]) -> Statistics:
     """The sum of statistics files, holding one accumulator and one tensor at a time.
 
+    Args:
+        paths: Local paths and fsspec URLs; a directory stands for the files in it.
+
     Raises:
         InputFileError: A file is missing or unsound.
         MismatchError: See `merge`.
@@ -84,7 +87,7 @@ def merge_files(paths: Iterable[str]) -> Statistics:
         StorageError: A file changed while it was read.
     """
     layouts: list[tuple[str, Layout]] = []
-    for path in paths:
+    for path in expand_directories(paths):
         with open_source(path) as (handle, size):
             layouts.append((path, read_layout(handle, size, path)))
     layouts.sort(key=lambda item: item[1].header.windows[0].id)

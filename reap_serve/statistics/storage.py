@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from reap_serve import publish
 from reap_serve.errors import InputFileError, OutputExistsError, ReapServeError, StorageError
-from reap_serve.publish import write_file
 
 SUFFIX = ".safetensors"
 
@@ -93,6 +93,31 @@ def announce_reading(path: str) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
+def refuse_existing(path: str, overwrite: bool) -> None:
+    """Refuses an output that is already there, before any work is done.
+
+    Raises:
+        OutputExistsError: It exists and `overwrite` is false.
+        StorageError: Its place cannot be looked at, or its folder cannot be made.
+    """
+    if not is_url(path):
+        publish.refuse_existing(Path(path), overwrite)
+    elif not overwrite and _exists(path):
+        raise OutputExistsError(f"{path} exists already", "give another path or --overwrite")
+
+
+def _exists(url: str) -> bool:
+    try:
+        import fsspec
+
+        system, place = fsspec.core.url_to_fs(url)
+        return bool(system.exists(place))
+    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+        raise StorageError(
+            f"{url} cannot be written: {_reason(error)}", "check the path, its permissions and its driver"
+        ) from None
+
+
 def write_whole(path: str, content: bytes, *, overwrite: bool) -> None:
     """Writes a file that is there whole or not at all.
 
@@ -101,14 +126,13 @@ def write_whole(path: str, content: bytes, *, overwrite: bool) -> None:
         StorageError: The disk or the store refused.
     """
     if not is_url(path):
-        write_file(Path(path), content, overwrite=overwrite)
+        publish.write_file(Path(path), content, overwrite=overwrite)
         return
+    refuse_existing(path, overwrite)
     try:
         import fsspec
 
         system, place = fsspec.core.url_to_fs(path)
-        if not overwrite and system.exists(place):
-            raise OutputExistsError(f"{path} exists already", "give another path or --overwrite")
         protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
         if protocols & ATOMIC_UPLOADS:
             system.pipe_file(place, content)
@@ -118,8 +142,6 @@ def write_whole(path: str, content: bytes, *, overwrite: bool) -> None:
         temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
         system.pipe_file(temporary, content)
         system.mv(temporary, place)
-    except ReapServeError:
-        raise
     except (OSError, ImportError, ValueError, NotImplementedError) as error:
         raise StorageError(
             f"{path} cannot be written: {_reason(error)}", "check the path, its permissions and its driver"

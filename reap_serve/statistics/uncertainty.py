@@ -21,7 +21,10 @@ from reap_serve.statistics.saliency import CRITERIA, MixedSums, SliceTerm
 
 # With fewer, the batches' own spread is too uncertain: +-1.96 standard errors from 12 batches cover 92 %.
 MIN_BATCHES = 12
-DRAWS = 256
+# Draws per expert: fewer for a large model, whose many experts average them.
+MAX_DRAWS = 512
+MIN_DRAWS = 16
+DRAWN_SALIENCIES = 2**20
 MAX_GROWTH = 2**20
 
 
@@ -62,7 +65,7 @@ def expected_flip_fraction(saliency_LE: Floats, error_LE: Floats, keep: int | Se
     """Expected fraction of keep/drop decisions that differ on as much traffic again, per layer, axis [L].
 
     Given an estimate with standard error e, that of as much other traffic lies around it with variance 2 e^2: e^2 for
-    where the truth is, e^2 for the other traffic. `DRAWS` such saliencies are drawn with a fixed seed, each layer is
+    where the truth is, e^2 for the other traffic. Such saliencies are drawn with a fixed seed, each layer is
     cut again, and the experts on the other side are counted; errors of different experts are taken as independent.
 
     Args:
@@ -82,10 +85,11 @@ def expected_flip_fraction(saliency_LE: Floats, error_LE: Floats, keep: int | Se
     deviation_LE = math.sqrt(2) * np.nan_to_num(error_LE)
     rng = np.random.default_rng(0)
     changed_L = np.zeros(num_layers)
-    for _ in range(DRAWS):
+    num_draws = min(MAX_DRAWS, max(MIN_DRAWS, DRAWN_SALIENCIES // saliency_LE.size))
+    for _ in range(num_draws):
         again_LE = saliency_LE + deviation_LE * rng.standard_normal(saliency_LE.shape)
         changed_L += (_keep_largest(again_LE, keep_L) != kept_LE).mean(axis=1)
-    return changed_L / DRAWS
+    return changed_L / num_draws
 
 
 def tokens_for_flip_fraction(
@@ -135,7 +139,9 @@ def _ratio_error_of_tokens(terms: Sequence[SliceTerm], value: str, square: str) 
         for term in terms:
             y_LE, y_sq_LE, c_LE = getattr(term.sums, value), getattr(term.sums, square), term.sums.token_count_LE
             q_LE = y_sq_LE - 2 * ratio_LE * y_LE + ratio_LE**2 * c_LE
-            spread_LE += term.scale_L[:, None] ** 2 * np.maximum(q_LE, 0)
+            # No tokens have such moments (Cauchy-Schwarz): an import that did not know the squares.
+            unknown_LE = y_sq_LE * c_LE < y_LE**2 * (1 - 1e-9)
+            spread_LE += term.scale_L[:, None] ** 2 * np.where(unknown_LE, np.nan, np.maximum(q_LE, 0))
         n_LE = np.sum([term.sums.token_count_LE for term in terms], axis=0)
         return np.where(n_LE >= 2, np.sqrt(spread_LE * n_LE / (n_LE - 1)) / count_LE, np.nan)
 
