@@ -104,6 +104,11 @@ def make(
     ] = False,
     min_tokens: Annotated[int, typer.Option(help="Do not judge experts with fewer tokens.")] = 0,
     unseen: Annotated[Unseen, typer.Option(help="What becomes of experts that are not judged.")] = Unseen.DROP,
+    max_instability: Annotated[
+        float | None,
+        typer.Option(help="Largest expected fraction of decisions that as much traffic again would change."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Plan also where the statistics are too few.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -129,6 +134,8 @@ def make(
             preserve_super_experts=preserve_super_experts,
             min_tokens=min_tokens,
             unseen=unseen.value,
+            max_instability=max_instability,
+            force=force,
         )
 
     if sweep is not None:
@@ -149,11 +156,14 @@ def _make(
     from reap_serve.cli.plan_tables import print_plan
     from reap_serve.plan.decision import decide
     from reap_serve.plan.planner import format_plan, make_plan
+    from reap_serve.plan.stability import require_stable
     from reap_serve.publish import refuse_existing, write_file
 
     refuse_existing(output, overwrite)
     header, evidence, checkpoint = _gather(stats, model, request)
-    plan = make_plan(header, evidence, decide(evidence, request.size, checkpoint), checkpoint)
+    decision = decide(evidence, request.size, checkpoint)
+    require_stable(evidence, decision)
+    plan = make_plan(header, evidence, decision, checkpoint)
     write_file(output, format_plan(plan), overwrite=overwrite)
     if as_json:
         print_json({"output": str(output), **plan.model_dump(mode="json")})

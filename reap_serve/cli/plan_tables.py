@@ -38,6 +38,8 @@ def _print_predictions(summary: Summary) -> None:
     for name, fraction in summary.retained_saliency.slices.items():
         table.add_row(name, f"{fraction:.1%}", f"{summary.retained_output[name]:.1%}")
     stdout.print(table)
+    if summary.instability is not None:
+        note(f"on as much traffic again {summary.instability.mean:.1%} of the decisions are expected to change")
     guards = summary.guards
     if guards.super_experts:
         note(f"{len(guards.super_experts)} super experts are kept whatever their score")

@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-MAX_STEPS = 80
+MAX_STEPS = 40
 MAX_SWAPS = 200
 SWAP_CANDIDATES = 6
 TOLERANCE = 1e-9

@@ -33,9 +33,11 @@ def keep_order(score_LE: Floats, precedence_LE: Ints, num_groups: int) -> Ints:
     """
     num_layers, num_experts = score_LE.shape
     shape_LGM = (num_layers, num_groups, num_experts // num_groups)
-    score_LGM = np.nan_to_num(score_LE, nan=-np.inf).reshape(shape_LGM)
-    # lexsort is stable, so that the ascending index decides last without being a key.
-    order_LGM = np.lexsort((-score_LGM, -precedence_LE.reshape(shape_LGM)), axis=-1)
+    # Stable sorts of negated keys: the ascending index decides last without being a key, and NaN comes last.
+    order_LGM = np.argsort(-score_LE.reshape(shape_LGM), axis=-1, kind="stable")
+    if precedence_LE.any():
+        first_LGM = np.take_along_axis(-precedence_LE.reshape(shape_LGM), order_LGM, axis=-1)
+        order_LGM = np.take_along_axis(order_LGM, np.argsort(first_LGM, axis=-1, kind="stable"), axis=-1)
     order_LGM = order_LGM + (np.arange(num_groups) * shape_LGM[2])[:, np.newaxis]
     order_LE: Ints = order_LGM.transpose(0, 2, 1).reshape(num_layers, num_experts).astype(np.int64)
     return order_LE

@@ -69,7 +69,8 @@ class PlanRequest:
         preserve_super_experts: Never drop a super expert.
         min_tokens: Experts with fewer tokens are not judged by the criterion.
         unseen: What becomes of them.
-        max_instability: Largest expected fraction of decisions that as much traffic again would change.
+        max_instability: Largest expected fraction of decisions that as much traffic again would change; None refuses
+            only what noise alone would give.
         force: Plan beyond `max_instability`.
     """
 
@@ -90,5 +91,7 @@ class PlanRequest:
     def __post_init__(self) -> None:
         if self.min_tokens < 0:
             raise PlanError(f"--min-tokens is {self.min_tokens}", "give 0 or more")
+        if self.max_instability is not None and not 0 <= self.max_instability <= 1:
+            raise PlanError(f"--max-instability is {self.max_instability}", "give a fraction from 0 to 1")
         if self.pad_to_max and self.budget != "global":
             raise PlanError("--pad-to-max without --budget global changes nothing", "leave one of them out")

@@ -16,6 +16,7 @@ from reap_serve.plan.objective import retained_fractions
 from reap_serve.plan.ranking import keep_order, keep_prefix
 from reap_serve.plan.record import Plan
 from reap_serve.plan.sizes import CheckpointBytes
+from reap_serve.plan.stability import instability
 from reap_serve.records import Record
 from reap_serve.statistics.saliency import saliency
 
@@ -77,6 +78,13 @@ class MaxMinSummary(Record):
     bound_fraction: float
 
 
+class InstabilitySummary(Record):
+    """Expected fraction of keep/drop decisions that as much traffic again would change, see `stability.instability`."""
+
+    mean: float
+    layers: tuple[float, ...]
+
+
 class Summary(Record):
     """Predictions of a plan.
 
@@ -89,6 +97,7 @@ class Summary(Record):
         retained_saliency: See `Retained`.
         retained_output: The same for the sum of g|f| by slice whatever the criterion, so that plans of different
             criteria can be compared: the share of what the experts added to the residual stream, in norm.
+        instability: None for criteria of which no standard error is known.
         guards: What the guards decided.
         bytes: None when the model was not given.
         max_min: None under another objective.
@@ -104,6 +113,7 @@ class Summary(Record):
     needs_patch: bool
     retained_saliency: Retained
     retained_output: dict[str, float]
+    instability: InstabilitySummary | None
     guards: GuardSummary
     bytes: BytesSummary | None
     max_min: MaxMinSummary | None
@@ -119,6 +129,7 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
     if len(set(counts)) > 1:
         notes.append("counts differ by layer: stock vLLM reads one count, so serving needs the patch in patches/")
     guards, max_min = evidence.guards, decision.max_min
+    flip_fraction_L = instability(evidence, decision)
     return Summary(
         num_experts=evidence.model.num_experts,
         keep_experts=max(counts),
@@ -127,6 +138,9 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
         needs_patch=len(set(counts)) > 1,
         retained_saliency=_retained(evidence, decision.kept_LE),
         retained_output=_by_slice(evidence.slices, retained_fractions(output_SLE, decision.kept_LE)),
+        instability=None
+        if flip_fraction_L is None
+        else InstabilitySummary(mean=float(flip_fraction_L.mean()), layers=tuple(flip_fraction_L.tolist())),
         guards=GuardSummary(
             super_experts=tuple(
                 (evidence.layer_indices[layer], expert) for layer, expert in np.argwhere(guards.super_LE).tolist()

@@ -51,6 +51,7 @@ def sweep(evidence: Evidence, fractions: Sequence[float], checkpoint: Checkpoint
                 bytes_after=None if summary.bytes is None else summary.bytes.after,
                 retained_saliency=summary.retained_saliency.slices,
                 retained_output=summary.retained_output,
+                instability=None if summary.instability is None else summary.instability.mean,
             )
         )
     return tuple(rows)

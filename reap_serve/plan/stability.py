@@ -1,0 +1,85 @@
+"""How sure a cut is: which decisions would change on as much traffic again, and when that is too many.
+
+Axes: L layers, E experts, G groups of the router.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.errors import PlanError
+from reap_serve.plan.decision import Decision, Evidence
+from reap_serve.statistics.uncertainty import expected_flip_fraction, standard_error, tokens_for_flip_fraction
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+# Where all experts are equal in truth, estimate and repetition have correlation 1 / sqrt(3), and of half of the experts
+# arccos(1 / sqrt(3)) / pi = 0.304 change sides: 0.61 of the 2 f (1 - f) of two independent draws of a fraction f.
+NOISE_FRACTION = 0.6
+
+
+def instability(evidence: Evidence, decision: Decision) -> Floats | None:
+    """Expected fraction of each layer's decisions that as much traffic again would change, axis [L].
+
+    Of the cut by the mixture's saliency at the decision's counts, guarded experts never changing; a cut by max-min is
+    not modelled, and takes that of the mixture as its estimate.
+
+    Returns:
+        None for criteria of which no standard error is known.
+    """
+    saliency_LE, error_LE = _with_guards(evidence)
+    if not np.isfinite(error_LE).any() or evidence.request.criterion == "random":
+        return None
+    num_layers, num_experts = saliency_LE.shape
+    num_groups = evidence.model.num_groups
+    flip_fraction = expected_flip_fraction(
+        saliency_LE.reshape(-1, num_experts // num_groups),
+        error_LE.reshape(-1, num_experts // num_groups),
+        np.repeat(decision.count_by_layer() // num_groups, num_groups).tolist(),
+    )
+    by_layer: Floats = flip_fraction.reshape(num_layers, num_groups).mean(axis=1)
+    return by_layer
+
+
+def require_stable(evidence: Evidence, decision: Decision) -> None:
+    """Refuses a cut that the statistics do not support.
+
+    The limit is `max_instability`, or the share of decisions that would change if all experts were equal and their
+    saliencies nothing but noise.
+
+    Raises:
+        PlanError: With the expected fraction, the limit, and the tokens that would bring it under the limit.
+    """
+    request = evidence.request
+    flip_fraction_L = instability(evidence, decision)
+    if flip_fraction_L is None or request.force:
+        return
+    kept_fraction = float(decision.kept_LE.mean())
+    limit = request.max_instability
+    by_noise = NOISE_FRACTION * 2 * kept_fraction * (1 - kept_fraction)
+    if limit is None:
+        limit = by_noise
+    expected = float(flip_fraction_L.mean())
+    if expected <= limit:
+        return
+    num_tokens = int(evidence.sums.layer_token_count_L.max())
+    saliency_LE, error_LE = _with_guards(evidence)
+    needed = tokens_for_flip_fraction(
+        saliency_LE, error_LE, decision.count_by_layer().tolist(), num_tokens, max(limit, 1e-6)
+    )
+    more = "observe more traffic" if needed is None else f"observe about {needed} tokens ({num_tokens} so far)"
+    raise PlanError(
+        f"the cut is too unstable: on as much traffic again {expected:.1%} of the decisions are expected to change, "
+        f"the limit is {limit:.1%} (noise alone would change {by_noise:.1%})",
+        f"{more}, or give --force",
+    )
+
+
+def _with_guards(evidence: Evidence) -> tuple[Floats, Floats]:
+    """Saliency and standard error, with guarded experts beyond all others and certain."""
+    precedence_LE = evidence.guards.precedence_LE
+    saliency_LE = np.where(precedence_LE == 0, evidence.saliency_LE, np.copysign(np.inf, precedence_LE))
+    error_LE = np.where(precedence_LE == 0, standard_error(evidence.terms, evidence.request.criterion), 0.0)
+    return saliency_LE, error_LE
