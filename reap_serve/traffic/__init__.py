@@ -1,1 +1,1 @@
-"""Recorded requests in any format to requests with a slice. Imports neither torch nor vLLM."""
+"""Recorded requests in any format, as a stream of requests with a slice."""

