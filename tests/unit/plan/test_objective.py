@@ -12,7 +12,7 @@ from statistics_of import random_statistics, statistics
 
 from reap_serve.plan.decision import decide, gather
 from reap_serve.plan.limits import ModelLimits
-from reap_serve.plan.objective import _onto_simplex, retained_fractions
+from reap_serve.plan.objective import MaxMin, _onto_simplex, retained_fractions
 from reap_serve.plan.request import PlanRequest, Size
 from reap_serve.plan.summary import summarise
 
@@ -37,20 +37,30 @@ def test_the_rare_slice_gets_its_expert() -> None:
     assert best.max_min.worst_fraction == pytest.approx(0.5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(2, 5))
-def test_one_layer_is_close_to_exhaustive_search_and_the_bound_holds(seed: int, num_slices: int, keep: int) -> None:
+def one_layer(seed: int, num_slices: int, keep: int) -> tuple[MaxMin, float]:
+    """What max-min finds for 8 experts in one layer, and the best of all choices."""
+    size = Size(keep_experts=keep)
     source = random_statistics(num_slices, 1, 8, top_k=1, seed=seed)
-    evidence = gather(source, PlanRequest(Size(keep_experts=keep), objective="max-min"), ModelLimits("qwen3_moe", 8, 1))
-    result = decide(evidence, Size(keep_experts=keep)).max_min
+    evidence = gather(source, PlanRequest(size, objective="max-min"), ModelLimits("qwen3_moe", 8, 1))
+    result = decide(evidence, size).max_min
     assert result is not None
     best = max(
         evidence.share_SLE[:, 0, list(chosen)].sum(axis=1).min() for chosen in itertools.combinations(range(8), keep)
     )
-    assert result.worst_fraction <= best + 1e-12
-    assert result.bound_fraction >= best - 1e-12
-    # A single layer is the hardest case, since the gap of the bound shrinks with the number of layers.
-    assert result.worst_fraction >= 0.9 * best
+    return result, float(best)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(2, 5))
+def test_the_bound_holds_against_exhaustive_search(seed: int, num_slices: int, keep: int) -> None:
+    result, best = one_layer(seed, num_slices, keep)
+    assert result.worst_fraction - 1e-12 <= best <= result.bound_fraction + 1e-12
+
+
+def test_one_layer_is_solved_but_for_a_percent() -> None:
+    # A single layer is the hardest case, since what is left below the bound shrinks with the number of layers.
+    found = [one_layer(seed, num_slices, 4) for seed in range(40) for num_slices in (2, 4)]
+    assert np.mean([result.worst_fraction / best for result, best in found]) > 0.99
 
 
 def test_many_layers_leave_next_to_nothing_below_the_bound() -> None:
