@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 SUM_COLUMNS = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
@@ -64,6 +66,11 @@ class LayerSums:
         maxima = torch.stack((rows.norm_TK, rows.activation_TK), dim=-1).view(-1, len(MAX_COLUMNS))
         self.maxima.scatter_reduce_(0, index_N.unsqueeze(1).expand_as(maxima), maxima, reduce="amax")
         self.tokens_S.index_add_(0, slot_T, torch.ones_like(slot_T))
+
+    def expert_counts(self) -> npt.NDArray[np.int64]:
+        """Routed tokens of each expert over all slots, without the trash."""
+        counts = self.sums[: self.num_slots * self.num_experts, 0].view(self.num_slots, self.num_experts).sum(dim=0)
+        return counts.cpu().numpy().astype(np.int64)
 
     def reset(self) -> None:
         """Sums of nothing, in the same memory."""

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from reap_serve.observe import seams
@@ -16,6 +18,10 @@ from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.deferred import DeferredRecorder
 from reap_serve.observe.governor import OverheadGovernor
 from reap_serve.observe.inline import InlineRecorder
+from reap_serve.observe.live import LiveEngine
+from reap_serve.observe.live_build import build_live, build_masks
+from reap_serve.observe.mask import EngineMasks
+from reap_serve.observe.mask_router import add_routing_hook
 from reap_serve.observe.recorder import LayerFacts, Recorder
 from reap_serve.observe.refusals import refuse_unsound
 from reap_serve.observe.sampling import RowSampler
@@ -62,15 +68,24 @@ class Observer:
         layers: The fused MoE layers of this process.
         device: Where they compute.
         tensor_parallel_size: Ranks that share each expert; their recorders must act in step.
+        masks: Plans that requests may be under: such requests are not recorded.
     """
 
     def __init__(
-        self, settings: ObserveSettings, layers: list[MoERunner], device: torch.device, tensor_parallel_size: int
+        self,
+        settings: ObserveSettings,
+        layers: list[MoERunner],
+        device: torch.device,
+        tensor_parallel_size: int,
+        masks: EngineMasks,
     ) -> None:
         self.settings = settings
         self.recording = settings.recording
         self.failures = 0
         self.own_seconds = 0.0
+        self._masks = masks
+        self._earlier_real_tokens = 0
+        self._earlier_sampled_tokens = 0
         self._rows = StepRows(settings.max_slices)
         self._sampler = RowSampler(settings.sample_fraction, self._rows.trash_slot, device)
         # Ranks that measured their own time would sample different tokens and wait for each other for ever.
@@ -109,7 +124,8 @@ class Observer:
         self._step_started = time.perf_counter()
         self._rows.finish_requests(scheduler_output.finished_req_ids)
         for request_id, prompt_tokens, arguments in seams.new_requests(scheduler_output):
-            self._rows.add_request(request_id, prompt_tokens, arguments)
+            if not self._masks.admit(request_id, prompt_tokens, arguments):
+                self._rows.add_request(request_id, prompt_tokens, arguments)
 
     def rows_ordered(self, batch: seams.BatchRows) -> None:
         """Labels the rows of the forward pass that follows."""
@@ -125,9 +141,41 @@ class Observer:
             self._sampler.fraction = self._governor.fraction_after(
                 busy_seconds=time.perf_counter() - self._step_started,
                 own_seconds=self.own_seconds,
-                real_tokens=self._sampler.real_tokens,
-                sampled_tokens=self._sampler.sampled_tokens,
+                real_tokens=self._earlier_real_tokens + self._sampler.real_tokens,
+                sampled_tokens=self.tokens_recorded,
             )
+
+    @property
+    def tokens_in_window(self) -> int:
+        """Tokens recorded since the window began."""
+        return self._sampler.sampled_tokens
+
+    @property
+    def tokens_recorded(self) -> int:
+        """Tokens recorded since the start."""
+        return self._earlier_sampled_tokens + self._sampler.sampled_tokens
+
+    @property
+    def sample_fraction(self) -> float:
+        """Probability with which a token is recorded now."""
+        return self._sampler.fraction
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of the window was lost."""
+        return self._complete
+
+    def expert_counts(self) -> npt.NDArray[np.int64]:
+        """Routed tokens of the window by layer and expert, without those held back."""
+        return np.stack([sums.expert_counts() for sums in self._sums])
+
+    def tokens_by_slice(self) -> dict[str, int]:
+        """Recorded tokens of the window by slice, without those held back."""
+        used = len(self._rows.slices) * len(PHASES)
+        tokens_LS = np.stack([sums.tokens_S[:used].cpu().numpy() for sums in self._sums]).reshape(
+            len(self._sums), -1, len(PHASES)
+        )
+        return dict(zip(self._rows.slices, tokens_LS.sum(axis=2).max(axis=0).tolist(), strict=True))
 
     def start(self) -> None:
         """Records from the next step on."""
@@ -149,6 +197,8 @@ class Observer:
         for sums in self._sums:
             sums.reset()
         self._rows.reset()
+        self._earlier_real_tokens += self._sampler.real_tokens
+        self._earlier_sampled_tokens += self._sampler.sampled_tokens
         self._sampler.reset()
         self._begin_window()
 
@@ -189,33 +239,42 @@ class _Hooks:
         settings = seams.settings_of(vllm_config)
         assert settings is not None
         add_tap(layer, replaces_output=settings.recorder == "inline")
+        add_routing_hook(layer)
 
     def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
         settings = seams.settings_of(vllm_config)
         assert settings is not None
         layers = seams.moe_layers(vllm_config)
         refuse_unsound(settings, vllm_config, layers)
-        model_runner.reap_observer = Observer(
-            settings, layers, model_runner.device, vllm_config.parallel_config.tensor_parallel_size
+        masks = build_masks(settings, layers, model_runner.device)
+        observer = Observer(
+            settings, layers, model_runner.device, vllm_config.parallel_config.tensor_parallel_size, masks
         )
+        model_runner.reap_observer = observer
+        model_runner.reap_live = build_live(settings, layers, model_runner, observer, masks)
 
     def step_begins(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
-        if (observer := _observer_of(model_runner)) is not None:
-            observer.step_begins(scheduler_output)
+        if (live := live_of(model_runner)) is not None:
+            live.step_begins(scheduler_output)
 
     def rows_ordered(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
-        if (observer := _observer_of(model_runner)) is not None:
-            observer.rows_ordered(seams.batch_rows(model_runner, scheduler_output))
+        if (live := live_of(model_runner)) is not None:
+            live.rows_ordered(seams.batch_rows(model_runner, scheduler_output))
 
     def step_ends(self, model_runner: GPUModelRunner) -> None:
-        if (observer := _observer_of(model_runner)) is not None:
-            observer.step_ends()
+        if (live := live_of(model_runner)) is not None:
+            live.step_ends()
+
+    def engine_stops(self, model_runner: GPUModelRunner) -> None:
+        if (live := live_of(model_runner)) is not None:
+            live.close()
 
 
-def _observer_of(model_runner: GPUModelRunner) -> Observer | None:
-    observer = vars(model_runner).get("reap_observer")
-    assert observer is None or isinstance(observer, Observer)
-    return observer
+def live_of(model_runner: GPUModelRunner) -> LiveEngine | None:
+    """What observation put on a model runner, None on engines without it."""
+    live = vars(model_runner).get("reap_live")
+    assert live is None or isinstance(live, LiveEngine)
+    return live
 
 
 HOOKS: seams.EngineHooks = _Hooks()

@@ -60,6 +60,19 @@ METHODS = (
         "_prepare_inputs",
         ("self", "scheduler_output", "num_scheduled_tokens"),
     ),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "shutdown", ("self",)),
+    (
+        "vllm.model_executor.layers.fused_moe.router.base_router",
+        "BaseRouter",
+        "_compute_routing",
+        ("self", "hidden_states", "router_logits", "indices_type", "input_ids"),
+    ),
+    (
+        "vllm.v1.engine.input_processor",
+        "InputProcessor",
+        "process_inputs",
+        ("self", "request_id", "prompt", "params"),
+    ),
 )
 
 
@@ -131,6 +144,9 @@ class EngineHooks(Protocol):
     def step_ends(self, model_runner: GPUModelRunner) -> None:
         """The forward pass is over, or the step had none."""
 
+    def engine_stops(self, model_runner: GPUModelRunner) -> None:
+        """The worker shuts down; no step follows."""
+
 
 def install(hooks: EngineHooks) -> None:
     """Puts the observing layers and the wrapped model runner in place, once a process."""
@@ -147,6 +163,7 @@ def install(hooks: EngineHooks) -> None:
     for runner_class in (GPUModelRunner, CPUModelRunner):
         _wrap_load(runner_class, hooks)
     _wrap_steps(GPUModelRunner, hooks)
+    _wrap_shutdown(GPUModelRunner, hooks)
 
 
 def _observing_class(plain: type, hooks: EngineHooks) -> type:
@@ -198,6 +215,17 @@ def _wrap_steps(runner_class: Any, hooks: EngineHooks) -> None:
     runner_class._prepare_inputs = observed_prepare
 
 
+def _wrap_shutdown(runner_class: Any, hooks: EngineHooks) -> None:
+    shutdown = runner_class.shutdown
+
+    @functools.wraps(shutdown)
+    def observed_shutdown(self: Any) -> None:
+        hooks.engine_stops(self)
+        shutdown(self)
+
+    runner_class.shutdown = observed_shutdown
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRows:
     """The requests of a step in the order of its rows."""
@@ -236,6 +264,44 @@ def moe_layers(vllm_config: VllmConfig) -> list[MoERunner]:
     return [layer for layer in context.values() if isinstance(layer, MoERunner)]
 
 
+def tensor_parallel_rank() -> int:
+    """Rank of this process among those that share the experts."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
+
+
+def model_reference(vllm_config: VllmConfig) -> str:
+    """The served model as `open_model` takes it."""
+    model = vllm_config.model_config
+    return model.model if model.revision is None else f"{model.model}@{model.revision}"
+
+
+def engine_header(vllm_config: VllmConfig) -> dict[str, str]:
+    """What ran the model, for the header of its statistics."""
+    return {
+        "vllm": vllm_version() or "",
+        "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
+        "device": str(vllm_config.device_config.device_type),
+    }
+
+
+def replays_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether steps are replayed from captured graphs, in which no Python runs."""
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    mode = vllm_config.compilation_config.cudagraph_mode
+    return not current_platform.is_cpu() and mode not in (None, CUDAGraphMode.NONE)
+
+
+def routes_in_model(layer: MoERunner) -> bool:
+    """Whether the Transformers model routes by itself and hands the chosen weights over as logits."""
+    from vllm.model_executor.models.transformers.moe import TransformersMoERunner
+
+    return isinstance(layer, TransformersMoERunner)
+
+
 def current_layer(name: str) -> MoERunner:
     """The layer of that name in the model whose forward pass is running."""
     from vllm.forward_context import get_forward_context
@@ -243,35 +309,31 @@ def current_layer(name: str) -> MoERunner:
     return get_forward_context().no_compile_layers[name]
 
 
-def render_chat(llm: LLM, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
-    """Tokens of a chat request by vLLM's own rendering: template, tools and template arguments of the body.
+class EngineRenderer:
+    """Renders requests as vLLM's own chat endpoint would: template, tools and template arguments of the body.
 
     Args:
         llm: The engine.
-        body: Body of a chat request.
-        answer: Recorded answer to render after the messages; None renders the prompt for one.
     """
-    messages = [*cast(Sequence[Any], body["messages"]), *([dict(answer)] if answer is not None else [])]
-    rendered = llm._preprocess_chat_one(
-        messages,
-        chat_template=body.get("chat_template"),
-        chat_template_kwargs=body.get("chat_template_kwargs"),
-        tools=body.get("tools"),
-        add_generation_prompt=answer is None,
-    )
-    return list(rendered["prompt_token_ids"])
 
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
 
-def tokenize(llm: LLM, text: str, *, special: bool) -> list[int]:
-    """Tokens of a text, with or without the tokenizer's special tokens around it."""
-    return list(llm.get_tokenizer().encode(text, add_special_tokens=special)) if text else []
+    def render_chat(self, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
+        """Tokens of a chat request; see `traffic.teacher_forcing.Renderer`."""
+        messages = [*cast(Sequence[Any], body["messages"]), *([dict(answer)] if answer is not None else [])]
+        rendered = self._llm._preprocess_chat_one(
+            messages,
+            chat_template=body.get("chat_template"),
+            chat_template_kwargs=body.get("chat_template_kwargs"),
+            tools=body.get("tools"),
+            add_generation_prompt=answer is None,
+        )
+        return list(rendered["prompt_token_ids"])
 
-
-def end_token_ids(llm: LLM) -> set[int]:
-    """Tokens that end an answer."""
-    generation = llm.model_config.try_get_generation_config().get("eos_token_id")
-    ids = generation if isinstance(generation, list) else [generation]
-    return {token for token in (*ids, llm.get_tokenizer().eos_token_id) if token is not None}
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Tokens of a text."""
+        return list(self._llm.get_tokenizer().encode(text, add_special_tokens=special)) if text else []
 
 
 def run_overlapped_shared_experts(shared_experts: Any, shared_experts_input: torch.Tensor | None) -> None:

@@ -29,6 +29,10 @@ class ObserveSettings(Record):
         directory: Where a serving engine writes its statistics; None keeps them in memory.
         flush_seconds: Seconds between two files.
         minimum_tokens: A slice with fewer tokens is not written: small counts tell of single requests.
+        plans: Plan files by name, loaded before the server answers; requests choose one by `vllm_xargs.reap_plan`.
+        mask: Name of the plan for requests that choose none; None is the full model.
+        drift_fraction: Share of the steps that measure the gate mass of dropped experts.
+        metrics_seconds: Seconds between two readings of the engine for the metrics.
     """
 
     recorder: RecorderName = "deferred"
@@ -39,4 +43,8 @@ class ObserveSettings(Record):
     max_slices: int = Field(default=16, ge=1, le=1024)
     directory: str | None = None
     flush_seconds: float = Field(default=60.0, gt=0.0)
-    minimum_tokens: int = Field(default=0, ge=0)
+    minimum_tokens: int = Field(default=1000, ge=0)
+    plans: dict[str, str] = {}
+    mask: str | None = None
+    drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    metrics_seconds: float = Field(default=10.0, gt=0.0)

@@ -4,33 +4,69 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reap_serve.records import JsonValue
+
 if TYPE_CHECKING:
-    from reap_serve.observe.engine import Observer
+    from reap_serve.observe.live import LiveEngine
 
 WORKER_EXTENSION = "reap_serve.observe.worker.ReapWorkerExtension"
 
 
 class ReapWorkerExtension:
-    """Methods that every worker answers; arguments and results are JSON values and bytes."""
+    """Methods that every worker answers between two steps; arguments and results are JSON values and bytes."""
 
     def reap_start(self) -> None:
         """Records from the next step on."""
-        self._reap_observer().start()
+        self._reap_live().observer.start()
 
     def reap_stop(self) -> None:
         """Records no more; what was recorded stays."""
-        self._reap_observer().stop()
+        self._reap_live().observer.stop()
 
     def reap_reset(self) -> None:
         """Starts a new window with sums of nothing."""
-        self._reap_observer().reset()
+        self._reap_live().reset()
+
+    def reap_flush(self) -> None:
+        """Writes what was recorded so far."""
+        self._reap_live().flush()
 
     def reap_snapshot(self) -> bytes:
-        """This rank's sums: `RankSums.to_bytes`."""
-        return self._reap_observer().snapshot().to_bytes()
+        """This rank's sums of the window: `RankSums.to_bytes`."""
+        return self._reap_live().observer.snapshot().to_bytes()
 
-    def _reap_observer(self) -> Observer:
-        observer = vars(self.model_runner).get("reap_observer")  # type: ignore[attr-defined]
-        if observer is None:
+    def reap_status(self) -> dict[str, JsonValue]:
+        """What this rank is doing."""
+        return self._reap_live().status()
+
+    def reap_tick(self) -> dict[str, JsonValue]:
+        """Does what an idle engine has to do now and then, and gives the status with the balance of the experts."""
+        live = self._reap_live()
+        live.tick()
+        return live.status() | {"counts": live.expert_counts().tolist()}
+
+    def reap_load_plan(self, name: str, plan: str, kept: dict[str, list[int]]) -> str | None:
+        """Loads a checked plan: its name, its id, and the kept experts by layer index. Gives what is wrong, or None."""
+        try:
+            self._reap_live().load_plan(name, plan, {int(layer): ids for layer, ids in kept.items()})
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def reap_forget_plan(self, name: str) -> None:
+        """Takes a plan's name away."""
+        self._reap_live().forget_plan(name)
+
+    def reap_set_default(self, name: str | None) -> str | None:
+        """Chooses the plan of requests that name none. Gives what is wrong, or None."""
+        try:
+            self._reap_live().set_default(name)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _reap_live(self) -> LiveEngine:
+        live = vars(self.model_runner).get("reap_live")  # type: ignore[attr-defined]
+        if live is None:
             raise RuntimeError("observation is not enabled: --additional-config has no reap_serve")
-        return observer  # type: ignore[no-any-return]
+        return live  # type: ignore[no-any-return]

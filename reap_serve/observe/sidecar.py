@@ -1,0 +1,82 @@
+"""What pruning left beside a pruned checkpoint of the routers that it had: their full tensors, and who was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from reap_serve.architectures.names import Kind, TensorNames
+from reap_serve.architectures.resolve import resolve
+from reap_serve.errors import InputFileError
+from reap_serve.records import read_json_object
+
+# Names that `prune` gives its files; the stages meet only through files.
+SIDECAR_NAME = "reap_router.safetensors"
+MANIFEST_NAME = "reap_manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FullRouter:
+    """One layer's router before pruning.
+
+    Attributes:
+        weight_EH: Its matrix, one row an expert.
+        vectors_E: Further tensors with one entry an expert: a bias of the matrix, a correction bias.
+        kept: The checkpoint's experts by their ids before pruning, ascending.
+    """
+
+    weight_EH: torch.Tensor
+    vectors_E: tuple[torch.Tensor, ...]
+    kept: tuple[int, ...]
+
+
+def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
+    """The full routers of a pruned checkpoint by index of the decoder layer; None when it has no sidecar.
+
+    Raises:
+        InputFileError: Sidecar and manifest do not fit together.
+    """
+    from safetensors.torch import load_file
+
+    path = directory / SIDECAR_NAME
+    if not path.exists():
+        return None
+    config = read_json_object(directory / "config.json")
+    architecture = resolve(config)
+    names = TensorNames(architecture, architecture.num_layers(config))
+    kept = _kept_by_layer(directory / MANIFEST_NAME)
+    weights: dict[int, torch.Tensor] = {}
+    vectors: dict[int, list[torch.Tensor]] = {}
+    for name, tensor in load_file(str(path)).items():
+        role = names.role(name)
+        if role.layer is None or role.is_mtp:
+            continue
+        if role.kind is Kind.ROUTER:
+            weights[role.layer] = tensor
+        elif role.kind is Kind.SLICED:
+            vectors.setdefault(role.layer, []).append(tensor)
+    missing = sorted(set(weights) - set(kept))
+    if missing or not weights:
+        raise InputFileError(f"{path} and {MANIFEST_NAME} name different layers", "prune the model again")
+    return {layer: FullRouter(weight, tuple(vectors.get(layer, ())), kept[layer]) for layer, weight in weights.items()}
+
+
+class _ManifestLayer(BaseModel):
+    index: int
+    old_ids: tuple[int, ...]
+
+
+class _Manifest(BaseModel):
+    layers: tuple[_ManifestLayer, ...]
+
+
+def _kept_by_layer(path: Path) -> Mapping[int, tuple[int, ...]]:
+    try:
+        manifest = _Manifest.model_validate(read_json_object(path))
+    except ValidationError:
+        raise InputFileError(f"{path} does not say which experts were kept", "prune the model again") from None
+    return {layer.index: layer.old_ids for layer in manifest.layers}
