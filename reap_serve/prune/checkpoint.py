@@ -101,12 +101,14 @@ def require_inside(directory: Path, path: Path) -> None:
     """Refuses a file that a symbolic link leads out of the checkpoint, except into the blobs of the hub's cache.
 
     Raises:
-        InputFileError: The file is missing, or its target lies elsewhere.
+        InputFileError: The file is missing or no regular file, or its target lies elsewhere.
     """
     try:
         target, home = path.resolve(strict=True), directory.resolve(strict=True)
     except (OSError, RuntimeError):
         raise InputFileError(f"{path} does not exist or its link leads nowhere", "download it again") from None
+    if not target.is_file():
+        raise InputFileError(f"{path} is not a regular file", "download it again")
     cached = home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
     if not target.is_relative_to(home) and not cached:
         raise InputFileError(
@@ -132,6 +134,5 @@ def carried_files(directory: Path, rewritten: frozenset[str]) -> tuple[str, ...]
             if name.startswith(".") or name.endswith(WEIGHT_SUFFIXES) or is_index or relative in rewritten:
                 continue
             require_inside(directory, path)
-            if path.is_file():
-                found.append(relative)
+            found.append(relative)
     return tuple(found)

@@ -51,7 +51,7 @@ def compare_tensors(
             os.close(left)
             os.close(right)
 
-    with ThreadPoolExecutor(max_workers=max(jobs, 1), thread_name_prefix="compare") as pool:
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compare") as pool:
         for findings in pool.map(compare, pairs.items()):
             yield from findings
 

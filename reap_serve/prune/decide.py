@@ -94,7 +94,7 @@ class Cut:
         return self.kept[self.limits.moe_layers[-1]] if is_mtp else self.kept.get(layer)
 
 
-def make_cut(plan: Plan, limits: RoutingLimits, mtp: MtpChoice, zero_experts: int) -> Cut:
+def make_cut(plan: Plan, limits: RoutingLimits, mtp: MtpChoice, zero_experts: int = 0) -> Cut:
     """The cut of a plan whose layers are those of the model.
 
     Raises:

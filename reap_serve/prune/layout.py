@@ -84,8 +84,8 @@ def lay_out(decisions: Sequence[Decision], shards: Mapping[str, Shard], shard_by
     parts: list[tuple[str, list[Decision]]] = []
     for source in shards:
         kept = [each for each in decisions if each.tensor.file == source and each.action is not Action.DROP]
-        kept.sort(key=lambda each: (-DTYPE_BITS[each.tensor.dtype], each.tensor.offset))
-        parts.extend((source, part) for part in _split(kept, shard_bytes))
+        kept.sort(key=lambda each: each.tensor.offset)
+        parts.extend((source, _aligned(part)) for part in _split(kept, shard_bytes))
     count = len(parts)
     width = max(5, len(str(count)))
     files = tuple(
@@ -93,6 +93,16 @@ def lay_out(decisions: Sequence[Decision], shards: Mapping[str, Shard], shard_by
         for number, (source, part) in enumerate(parts, start=1)
     )
     return Layout(files, sum(math.prod(each.shape) for _, part in parts for each in part))
+
+
+def _aligned(decisions: list[Decision]) -> list[Decision]:
+    """The same tensors in an order in which each begins at a multiple of its dtype's size, as readers demand."""
+    offset = 0
+    for decision in decisions:
+        if offset * 8 % DTYPE_BITS[decision.tensor.dtype]:
+            return sorted(decisions, key=lambda each: -DTYPE_BITS[each.tensor.dtype])
+        offset += decision.num_bytes
+    return decisions
 
 
 def _shard_name(number: int, count: int, width: int) -> str:

@@ -53,7 +53,10 @@ def verify(
         return VerifyReport.of([error("files", failure.what)])
     manifest = None
     if (output / MANIFEST_NAME).exists():
-        manifest = read_manifest(output)
+        try:
+            manifest = read_manifest(output)
+        except InputFileError as failure:
+            findings.append(error("manifest", failure.what))
     else:
         findings.append(warning("manifest", f"there is no {MANIFEST_NAME}: was this made by another tool?"))
     if source is not None or plan is not None:

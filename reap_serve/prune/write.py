@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from reap_serve.errors import StorageError
@@ -40,16 +41,25 @@ def write_shards(
     """
     missing = [shard for shard in shards if not _is_finished(content / shard.name, shard.num_bytes)]
     advance(sum(shard.data_bytes for shard in shards) - sum(shard.data_bytes for shard in missing))
-    with ThreadPoolExecutor(max_workers=max(jobs, 1), thread_name_prefix="shard") as pool:
-        futures = [
-            pool.submit(write_tensors, content / shard.name, shard.header, shard.decisions, checkpoint, advance)
-            for shard in missing
-        ]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
+    stopped = threading.Event()
+
+    def advance_unless_stopped(num_bytes: int) -> None:
+        # One failure, or Ctrl-C, must not wait for the gigabytes of the other files.
+        if stopped.is_set():
+            raise StorageError("copying was stopped by another failure", "run the command again")
+        advance(num_bytes)
+
+    def write(shard: OutputShard) -> None:
+        write_tensors(content / shard.name, shard.header, shard.decisions, checkpoint, advance_unless_stopped)
+
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="shard") as pool:
+        futures = [pool.submit(write, shard) for shard in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
     return sum(shard.data_bytes for shard in missing)
 
 
@@ -75,7 +85,9 @@ def write_tensors(
             os.close(destination)
         os.replace(partial, path)
     except OSError as error:
-        raise StorageError(f"{path.name} cannot be written: {error.strerror}", "free space and run again") from None
+        raise StorageError(
+            f"{path.name} could not be copied: {error.strerror}", "mend the disk and run again"
+        ) from None
 
 
 def _by_file(decisions: Sequence[Decision]) -> Iterable[tuple[str, list[Decision]]]:
