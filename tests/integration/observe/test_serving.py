@@ -52,15 +52,15 @@ def test_64_concurrent_requests_give_each_slice_what_it_gives_alone(embedded_mod
 
 
 def test_tokens_of_a_preempted_request_are_counted_once(embedded_model: Path) -> None:
-    # Nine blocks of 32 tokens are too few for three requests of 140, so one is computed anew.
-    prompts = [Prompt(prompt.token_ids[:3] * 13, "default", 100) for prompt in mixed(3)]
+    # Seven blocks of 32 tokens are too few for three requests of 69 tokens, so one is computed anew.
+    prompts = [Prompt(prompt.token_ids[:3] * 13, "default", 30) for prompt in mixed(3)]
     settings = ObserveSettings(recorder="deferred")
-    with engine(embedded_model, settings, num_gpu_blocks_override=10, block_size=32, max_model_len=256) as llm:
+    with engine(embedded_model, settings, num_gpu_blocks_override=8, block_size=32, max_model_len=128) as llm:
         first_layer = spy_on_layers(llm)[0]
         ask(llm, prompts)
         window = snapshot(llm)
-    assert sum(x_TH.shape[0] for x_TH, _, _ in first_layer.calls) > 3 * (39 + 99)
-    assert window.tokens_SPL[0, :, 0].tolist() == [3 * 39, 3 * 99]
+    assert sum(x_TH.shape[0] for x_TH, _, _ in first_layer.calls) > 3 * (39 + 29)
+    assert window.tokens_SPL[0, :, 0].tolist() == [3 * 39, 3 * 29]
 
 
 def test_a_cached_prefix_is_not_counted_but_reported(embedded_model: Path) -> None:

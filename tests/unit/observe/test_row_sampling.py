@@ -1,0 +1,58 @@
+"""Which rows of a step are recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from reap_serve.observe.sampling import RowSampler
+
+TRASH = 6
+
+
+def sampler(fraction: float) -> RowSampler:
+    return RowSampler(fraction, TRASH, torch.device("cpu"))
+
+
+def test_all_real_rows_are_taken_and_padding_is_trash() -> None:
+    rows = sampler(1.0)
+    rows.begin(np.array([0, TRASH, 3]))
+    sample = rows.sampled_rows(5)
+    assert sample is not None
+    assert sample.rows.tolist() == [0, 2]
+    assert sample.slots.tolist() == [0, 3]
+    slots = rows.all_slots(5)
+    assert slots is not None
+    assert slots.tolist() == [0, TRASH, 3, TRASH, TRASH]
+    assert (rows.real_tokens, rows.sampled_tokens) == (2, 2)
+
+
+def test_between_two_steps_nothing_counts() -> None:
+    rows = sampler(1.0)
+    assert rows.sampled_rows(3) is None
+    rows.begin(np.array([0]))
+    rows.end()
+    assert rows.sampled_rows(3) is None
+    assert rows.all_slots(3) is None
+
+
+def test_a_step_of_trash_alone_counts_nothing() -> None:
+    rows = sampler(1.0)
+    rows.begin(np.array([TRASH, TRASH]))
+    assert rows.sampled_rows(2) is None
+    assert rows.real_tokens == 0
+
+
+def test_a_fraction_is_held_and_every_layer_sees_the_same_rows() -> None:
+    rows = sampler(0.25)
+    rows.begin(np.zeros(40_000, np.int64))
+    first, second, slots = rows.sampled_rows(40_000), rows.sampled_rows(40_000), rows.all_slots(40_000)
+    assert first is not None
+    assert second is not None
+    assert slots is not None
+    assert torch.equal(first.rows, second.rows)
+    # Binomial(40000, 0.25): five standard deviations are 433.
+    assert abs(rows.sampled_tokens - 10_000) < 433
+    assert torch.equal(torch.nonzero(slots != TRASH)[:, 0], first.rows)
+    rows.reset()
+    assert (rows.real_tokens, rows.sampled_tokens) == (0, 0)
