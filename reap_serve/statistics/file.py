@@ -53,13 +53,17 @@ def write_statistics(statistics: Statistics, path: str, *, overwrite: bool) -> N
 def read_statistics(path: str) -> Statistics:
     """The statistics in a file at a local path or an fsspec URL.
 
-    Nothing is allocated for a tensor before its place was found to lie inside the file.
+    The header's claims are held against the size, and the tensors against the checksum, before the sums are allocated:
+    a file that is refused takes no more memory than its size.
 
     Raises:
         InputFileError: It is missing, unreadable, corrupt, truncated, no statistics, or of another version.
     """
     with open_source(path) as (handle, size):
         layout = read_layout(handle, size, path)
+        for _ in read_blocks(handle, layout, path):
+            pass
+        handle.seek(layout.header_bytes)
         num_slices = len(layout.header.slices)
         arrays = {field: zeros(field, (num_slices, len(PHASES), *shape)) for field, shape in layout.shapes.items()}
         if layout.has_batches:

@@ -115,6 +115,9 @@ def read_layout(handle: BinaryIO, size: int, path: str) -> Layout:
     if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise corrupt(path, f"its {size} bytes do not hold the safetensors header that they announce")
     text = handle.read(length)
+    # A forged length is seen before tensors are decoded as text, which could take four times their bytes.
+    if not (text.startswith(b"{") and text.endswith((b"}", b" "))):
+        raise corrupt(path, "its safetensors header is not JSON")
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -59,7 +60,7 @@ def _list_directory(path: str) -> list[str] | None:
 
 @contextlib.contextmanager
 def open_source(path: str) -> Iterator[tuple[BinaryIO, int]]:
-    """A file to read, and its size in bytes.
+    """A file to read, and its size in bytes; a URL is fetched whole, in one request.
 
     Raises:
         InputFileError: It is missing, a directory, or unreadable.
@@ -68,10 +69,9 @@ def open_source(path: str) -> Iterator[tuple[BinaryIO, int]]:
         if is_url(path):
             import fsspec
 
-            with fsspec.open(path, "rb") as handle:
-                size = handle.seek(0, os.SEEK_END)
-                handle.seek(0)
-                yield handle, int(size)
+            system, place = fsspec.core.url_to_fs(path)
+            content = system.cat_file(place)
+            yield io.BytesIO(content), len(content)
         else:
             with open(path, "rb", buffering=0) as file:
                 yield cast(BinaryIO, file), os.fstat(file.fileno()).st_size

@@ -1,0 +1,117 @@
+"""Tokens made up at random, and the statistics of any part of them, summed row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reap_serve.model import Fingerprint
+from reap_serve.records import Provenance
+from reap_serve.statistics.record import PHASES, ExpertSums, Header, Layer, Statistics, Window
+
+
+def fingerprint(num_layers: int, num_experts: int, top_k: int, weights: str = "w") -> Fingerprint:
+    return Fingerprint(
+        architecture="qwen3_moe",
+        num_layers=num_layers,
+        num_experts=num_experts,
+        top_k=top_k,
+        dtype="bfloat16",
+        quantization=None,
+        config_sha256="c" * 64,
+        weights_sha256=weights * 64,
+    )
+
+
+def window(id_: str, minute: int = 0) -> Window:
+    return Window(
+        id=id_,
+        started=f"2026-01-01T00:{minute:02d}:00+00:00",
+        ended=f"2026-01-01T00:{minute + 1:02d}:00+00:00",
+        recorder="inline",
+        requests=3,
+        prompt_tokens_total=30,
+        prompt_tokens_computed=20,
+        sample_fraction=1.0,
+        complete=True,
+    )
+
+
+def header(model: Fingerprint, slices: tuple[str, ...], id_: str, layers: tuple[int, ...] | None = None) -> Header:
+    indices = tuple(range(model.num_layers)) if layers is None else layers
+    return Header(
+        schema_version=1,
+        model=model,
+        layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in indices),
+        slices=slices,
+        windows=(window(id_),),
+        engine={"vllm": "0.32.0"},
+        provenance=Provenance(created="2026-01-01T00:00:00+00:00", tool="t", python="p", packages={}),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Routed tokens; axes T tokens, L layers, K chosen experts."""
+
+    slice_T: npt.NDArray[np.int64]
+    phase_T: npt.NDArray[np.int64]
+    expert_TLK: npt.NDArray[np.int64]
+    gate_TLK: npt.NDArray[np.float64]
+    norm_TLK: npt.NDArray[np.float64]
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.generic]) -> Tokens:
+        return Tokens(
+            self.slice_T[rows], self.phase_T[rows], self.expert_TLK[rows], self.gate_TLK[rows], self.norm_TLK[rows]
+        )
+
+
+def random_tokens(
+    rng: np.random.Generator, num_tokens: int, num_layers: int, num_experts: int, top_k: int, num_slices: int = 1
+) -> Tokens:
+    shape = (num_tokens, num_layers, top_k)
+    scores = rng.random((num_tokens, num_layers, num_experts))
+    return Tokens(
+        rng.integers(num_slices, size=num_tokens),
+        rng.integers(len(PHASES), size=num_tokens),
+        np.argsort(scores, axis=-1)[..., :top_k],
+        rng.uniform(0.1, 1.0, shape),
+        rng.lognormal(0.0, 0.5, shape),
+    )
+
+
+def statistics_of(
+    tokens: Tokens, num_experts: int, slices: tuple[str, ...] = ("default",), id_: str = "w0", *, optional: bool = False
+) -> Statistics:
+    """The sums of tokens; the vector f of an expert is its norm along the first of three axes."""
+    num_tokens, num_layers, top_k = tokens.expert_TLK.shape
+    model = fingerprint(num_layers, num_experts, top_k)
+    sums = ExpertSums.zeros(len(slices), num_layers, num_experts)
+    output_sum_SPLEH = np.zeros((*sums.token_count_SPLE.shape, 3))
+    coselection_SPLEE = np.zeros((*sums.token_count_SPLE.shape, num_experts), np.int64)
+    layer_token_count_SPL = np.zeros((len(slices), len(PHASES), num_layers), np.int64)
+    for t in range(num_tokens):
+        s, p = int(tokens.slice_T[t]), int(tokens.phase_T[t])
+        layer_token_count_SPL[s, p] += 1
+        for row in range(num_layers):
+            for expert, gate, norm in zip(
+                tokens.expert_TLK[t, row], tokens.gate_TLK[t, row], tokens.norm_TLK[t, row], strict=True
+            ):
+                place = s, p, row, int(expert)
+                sums.token_count_SPLE[place] += 1
+                sums.gate_sum_SPLE[place] += gate
+                sums.norm_sum_SPLE[place] += norm
+                sums.norm_sq_sum_SPLE[place] += norm**2
+                sums.weighted_norm_sum_SPLE[place] += gate * norm
+                sums.weighted_norm_sq_sum_SPLE[place] += (gate * norm) ** 2
+                sums.norm_max_SPLE[place] = max(sums.norm_max_SPLE[place], norm)
+                sums.activation_max_SPLE[place] = max(sums.activation_max_SPLE[place], norm / 2)
+                output_sum_SPLEH[(*place, 0)] += norm
+                coselection_SPLEE[(*place, tokens.expert_TLK[t, row])] += 1
+    if optional:
+        sums = ExpertSums(
+            *(getattr(sums, name) for name in ExpertSums.__slots__[:8]), output_sum_SPLEH, coselection_SPLEE
+        )
+    return Statistics(header(model, slices, id_), sums, layer_token_count_SPL)
