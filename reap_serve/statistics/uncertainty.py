@@ -37,9 +37,9 @@ def standard_error(terms: Sequence[SliceTerm], criterion: str = "reap") -> Float
 
     where the sum runs over the slice's batches (their sums y and c; times W / (W - 1) for W batches) or over its
     tokens (y = g|f| or |f|, c = 1; times C / (C - 1)). `reap` uses batches where an expert has `MIN_BATCHES` of them;
-    other criteria know the spread of tokens only. For a total, Var = sum_s a_s^2 (sum y^2 - (sum y)^2 / T_s) over the
-    slice's T_s tokens, y = 0 for those routed elsewhere. The differences between the slices of a weighted mixture are
-    left in Q_s, which errs on the wide side.
+    other criteria know the spread of tokens only. Where weights fix the shares of the slices, Q_s is taken about the
+    slice's own mean. For a total, Var = sum_s a_s^2 (sum y^2 - (sum y)^2 / T_s) over the slice's T_s tokens, y = 0 for
+    those routed elsewhere.
 
     Returns:
         NaN below two tokens, and for criteria whose second moment is not recorded (`gate_sum`, `msan`) or that are no
@@ -139,6 +139,7 @@ def _ratio_error_of_tokens(terms: Sequence[SliceTerm], value: str, square: str) 
         for term in terms:
             y_LE, y_sq_LE, c_LE = getattr(term.sums, value), getattr(term.sums, square), term.sums.token_count_LE
             q_LE = y_sq_LE - 2 * ratio_LE * y_LE + ratio_LE**2 * c_LE
+            q_LE -= _fixed_part(terms, y_LE - ratio_LE * c_LE, term.sums.layer_token_count_L[:, None])
             # No tokens have such moments (Cauchy-Schwarz): an import that did not know the squares.
             unknown_LE = y_sq_LE * c_LE < y_LE**2 * (1 - 1e-9)
             spread_LE += term.scale_L[:, None] ** 2 * np.where(unknown_LE, np.nan, np.maximum(q_LE, 0))
@@ -154,9 +155,19 @@ def _ratio_error_of_batches(terms: Sequence[SliceTerm]) -> Floats:
         for term in terms:
             moments = term.batches
             q_LE = moments.weighted_sq_LE - 2 * ratio_LE * moments.cross_LE + ratio_LE**2 * moments.token_sq_LE
+            residual_LE = term.sums.weighted_norm_sum_LE - ratio_LE * term.sums.token_count_LE
+            q_LE -= _fixed_part(terms, residual_LE, moments.count_LE)
             spread_LE += term.scale_L[:, None] ** 2 * np.maximum(q_LE, 0)
         n_LE = np.sum([term.batches.count_LE for term in terms], axis=0)
         return np.where(n_LE >= 2, np.sqrt(spread_LE * n_LE / (n_LE - 1)) / count_LE, np.nan)
+
+
+def _fixed_part(terms: Sequence[SliceTerm], residual_LE: Floats, size_LE: Floats) -> Floats:
+    """What a slice's residuals owe to its mean: no spread where weights fix the slice's share."""
+    if all((term.scale_L == 1).all() for term in terms):
+        return np.zeros_like(residual_LE)
+    fixed_LE: Floats = residual_LE**2 / np.maximum(size_LE, 1)
+    return fixed_LE
 
 
 def _total_error(terms: Sequence[SliceTerm], value: str, square: str) -> Floats:
