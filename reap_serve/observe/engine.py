@@ -165,6 +165,11 @@ class Observer:
         """Whether nothing of the window was lost."""
         return self._complete
 
+    @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """Indices of the decoder layers, in the order of the sums."""
+        return tuple(facts.index for facts in self._facts)
+
     def expert_counts(self) -> npt.NDArray[np.int64]:
         """Routed tokens of the window by layer and expert, without those held back."""
         return np.stack([sums.expert_counts() for sums in self._sums])

@@ -19,10 +19,18 @@ import numpy.typing as npt
 
 from reap_serve.model import Fingerprint
 from reap_serve.observe import seams
+from reap_serve.observe.live_status import (
+    GateMassReport,
+    MaskReport,
+    PlanEntry,
+    RankStatus,
+    WriterReport,
+    balance_of,
+)
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.shadow import EngineShadow
 from reap_serve.observe.snapshot import RankSums, join_ranks
-from reap_serve.records import JsonValue, provenance
+from reap_serve.records import provenance
 from reap_serve.statistics.rotation import StatisticsWriter
 
 if TYPE_CHECKING:
@@ -56,6 +64,21 @@ class LiveSetup:
     counts_layers: bool = True
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankFacts:
+    """What does not change while an engine serves.
+
+    Attributes:
+        mask_refusal: Why this engine cannot mask, None when it can.
+        shadow_refusal: Why dropped gate mass cannot be measured although there is a sidecar.
+        weights_bytes: Memory of the weights.
+    """
+
+    mask_refusal: str | None
+    shadow_refusal: str | None
+    weights_bytes: int
+
+
 class LiveEngine:
     """One rank of a serving engine.
 
@@ -64,9 +87,7 @@ class LiveEngine:
         masks: Its plans.
         shadow: Its shadow routers, None on a model that was not pruned.
         setup: None keeps the statistics in memory.
-        mask_refusal: Why this engine cannot mask, None when it can.
-        shadow_refusal: Why dropped gate mass cannot be measured although there is a sidecar.
-        weights_bytes: Memory of the weights, None when unknown.
+        facts: What does not change while it serves.
     """
 
     def __init__(
@@ -75,20 +96,15 @@ class LiveEngine:
         masks: EngineMasks,
         shadow: EngineShadow | None,
         setup: LiveSetup | None,
-        *,
-        mask_refusal: str | None,
-        shadow_refusal: str | None,
-        weights_bytes: int | None,
+        facts: RankFacts,
     ) -> None:
         self.observer = observer
         self.masks = masks
         self.shadow = shadow
-        self.names: dict[str, str] = {}
+        self.plans: dict[str, PlanEntry] = {}
         self.default: str | None = None
         self._setup = setup
-        self._mask_refusal = mask_refusal
-        self._shadow_refusal = shadow_refusal
-        self._weights_bytes = weights_bytes
+        self._facts = facts
         self._writer: StatisticsWriter | None = None
         if setup is not None:
             self._writer = StatisticsWriter(setup.directory, setup.flush_seconds, setup.minimum_tokens)
@@ -194,13 +210,6 @@ class LiveEngine:
             found[name] = found.get(name, 0) + tokens
         return found
 
-    def gate_mass(self) -> dict[str, dict[str, float]]:
-        """Dropped gate mass fraction by plan (empty for the pruned checkpoint itself) and slice."""
-        found = {plan: mass.fractions(self.masks.rows.slices) for plan, mass in self.masks.gate_mass.items()}
-        if self.shadow is not None:
-            found[""] = self.shadow.gate_mass.fractions(self.shadow.rows.slices)
-        return found
-
     def tick(self) -> None:
         """What has to happen on an idle engine, too."""
         if self._writer is not None and self._writer.due:
@@ -210,50 +219,60 @@ class LiveEngine:
         if self.shadow is not None:
             self.shadow.gate_mass.decay()
 
-    def status(self) -> dict[str, JsonValue]:
-        """What this rank is doing, as JSON."""
-        observer, shadow = self.observer, self.shadow
-        shadow_refusal = self._shadow_refusal if shadow is None else shadow.refusal
-        return {
-            "recording": observer.recording,
-            "recorder": observer.settings.recorder,
-            "complete": not self._incomplete and observer.complete,
-            "failures": observer.failures + self._lost_offers,
-            "tokens_observed": observer.tokens_recorded,
-            "tokens_masked": self.masks.masked_tokens,
-            "sample_fraction": observer.sample_fraction,
-            "recorder_seconds": observer.own_seconds,
-            "busy_seconds": self._busy_seconds,
-            "slices": self.tokens_by_slice(),
-            "weights_bytes": self._weights_bytes,
-            "writer": self._writer_status(),
-            "masks": {"refusal": self._mask_refusal, "plans": dict(self.names), "default": self.default},
-            "gate_mass": {"pruned": shadow is not None, "refusal": shadow_refusal, "fractions": self.gate_mass()},
-        }
+    def status(self) -> RankStatus:
+        """What this rank is doing."""
+        observer = self.observer
+        counts_LE = self.expert_counts()
+        return RankStatus(
+            recording=observer.recording,
+            recorder=observer.settings.recorder,
+            complete=observer.complete and not self._incomplete,
+            failures=observer.failures + self._lost_offers,
+            tokens_observed=observer.tokens_recorded,
+            tokens_masked=self.masks.masked_tokens,
+            sample_fraction=observer.sample_fraction,
+            recorder_seconds=observer.own_seconds,
+            busy_seconds=self._busy_seconds,
+            slices=self.tokens_by_slice(),
+            layers=tuple(map(balance_of, observer.layer_indices, counts_LE)),
+            weights_bytes=self._facts.weights_bytes,
+            writer=self._writer_report(),
+            mask=MaskReport(refusal=self._facts.mask_refusal, plans=self.plans, default=self.default),
+            gate_mass=self._gate_mass_report(),
+        )
 
-    def _writer_status(self) -> dict[str, JsonValue] | None:
+    def _gate_mass_report(self) -> GateMassReport:
+        shadow = self.shadow
+        return GateMassReport(
+            pruned=shadow is not None,
+            refusal=self._facts.shadow_refusal if shadow is None else shadow.refusal,
+            served={} if shadow is None else shadow.gate_mass.fractions(shadow.rows.slices),
+            plans={plan: mass.fractions(self.masks.rows.slices) for plan, mass in self.masks.gate_mass.items()},
+        )
+
+    def _writer_report(self) -> WriterReport | None:
         if self._writer is None or self._setup is None:
             return None
         status = self._writer.status()
         if status.files_written != self._written_files:
             self._written_files, self._written_at = status.files_written, time.monotonic()
         age = time.monotonic() - self._written_at
-        return {"directory": self._setup.directory, "age_seconds": age, **dataclasses.asdict(status)}
+        return WriterReport(directory=self._setup.directory, age_seconds=age, **dataclasses.asdict(status))
 
-    def load_plan(self, name: str, plan: str, kept: Mapping[int, list[int]]) -> None:
+    def load_plan(self, name: str, entry: PlanEntry, kept: Mapping[int, list[int]]) -> None:
         """Loads a plan under a name.
 
         Raises:
             ValueError: This engine cannot mask, or too many plans are loaded.
         """
-        if self._mask_refusal is not None:
-            raise ValueError(self._mask_refusal)
-        self.masks.load(plan, kept)
-        self.names[name] = plan
+        if self._facts.mask_refusal is not None:
+            raise ValueError(self._facts.mask_refusal)
+        self.masks.load(entry.id, kept)
+        self.plans[name] = entry
 
     def forget_plan(self, name: str) -> None:
         """Takes a name away; requests under its plan finish under it."""
-        self.names.pop(name, None)
+        self.plans.pop(name, None)
         if self.default == name:
             self.default = None
 
@@ -263,6 +282,6 @@ class LiveEngine:
         Raises:
             ValueError: No plan has that name.
         """
-        if name is not None and name not in self.names:
+        if name is not None and name not in self.plans:
             raise ValueError(f"no plan is called {name}")
         self.default = name

@@ -10,7 +10,7 @@ import torch
 from reap_serve.errors import ReapServeError
 from reap_serve.model import fingerprint, open_model
 from reap_serve.observe import seams
-from reap_serve.observe.live import LiveEngine, LiveSetup
+from reap_serve.observe.live import LiveEngine, LiveSetup, RankFacts
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.shadow import EngineShadow
@@ -51,9 +51,11 @@ def build_live(
         masks,
         shadow,
         _setup(settings, config, layers),
-        mask_refusal=graphs or _transformers_refusal(layers),
-        shadow_refusal=shadow_refusal,
-        weights_bytes=_weights_bytes(model_runner),
+        RankFacts(
+            mask_refusal=graphs or _transformers_refusal(layers),
+            shadow_refusal=shadow_refusal,
+            weights_bytes=_weights_bytes(model_runner),
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reap_serve.observe.live_status import PlanEntry
 from reap_serve.records import JsonValue
 
 if TYPE_CHECKING:
@@ -36,19 +37,23 @@ class ReapWorkerExtension:
         return self._reap_live().observer.snapshot().to_bytes()
 
     def reap_status(self) -> dict[str, JsonValue]:
-        """What this rank is doing."""
-        return self._reap_live().status()
+        """What this rank is doing: `RankStatus`."""
+        return self._reap_live().status().model_dump(mode="json")
 
     def reap_tick(self) -> dict[str, JsonValue]:
-        """Does what an idle engine has to do now and then, and gives the status with the balance of the experts."""
-        live = self._reap_live()
-        live.tick()
-        return live.status() | {"counts": live.expert_counts().tolist()}
+        """Does what an idle engine has to do now and then, and gives the status."""
+        self._reap_live().tick()
+        return self.reap_status()
 
-    def reap_load_plan(self, name: str, plan: str, kept: dict[str, list[int]]) -> str | None:
-        """Loads a checked plan: its name, its id, and the kept experts by layer index. Gives what is wrong, or None."""
+    def reap_load_plan(self, name: str, entry: dict[str, JsonValue], kept: dict[str, list[int]]) -> str | None:
+        """Loads a checked plan: its name, its `PlanEntry`, and the kept experts by layer index.
+
+        Returns:
+            What is wrong, None when nothing is.
+        """
         try:
-            self._reap_live().load_plan(name, plan, {int(layer): ids for layer, ids in kept.items()})
+            by_layer = {int(layer): ids for layer, ids in kept.items()}
+            self._reap_live().load_plan(name, PlanEntry.model_validate(entry), by_layer)
         except ValueError as error:
             return str(error)
         return None
@@ -58,7 +63,7 @@ class ReapWorkerExtension:
         self._reap_live().forget_plan(name)
 
     def reap_set_default(self, name: str | None) -> str | None:
-        """Chooses the plan of requests that name none. Gives what is wrong, or None."""
+        """Chooses the plan of requests that name none; gives what is wrong, None when nothing is."""
         try:
             self._reap_live().set_default(name)
         except ValueError as error:

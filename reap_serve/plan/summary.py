@@ -98,6 +98,8 @@ class Summary(Record):
         retained_output: The same for the sum of g|f| by slice whatever the criterion, so that plans of different
             criteria can be compared: the share of what the experts added to the residual stream, in norm.
         instability: None for criteria of which no standard error is known.
+        dropped_gate_mass: Share of the gate weights that falls on dropped experts, by slice, mean over the layers: what
+            a live server measures to see traffic move. None in plans of earlier versions.
         guards: What the guards decided.
         bytes: None when the model was not given.
         max_min: None under another objective.
@@ -113,6 +115,7 @@ class Summary(Record):
     needs_patch: bool
     retained_saliency: Retained
     retained_output: dict[str, float]
+    dropped_gate_mass: dict[str, float] | None = None
     instability: InstabilitySummary | None
     guards: GuardSummary
     bytes: BytesSummary | None
@@ -125,6 +128,7 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
     """Predictions for a decision."""
     counts = tuple(decision.count_by_layer().tolist())
     output_SLE = np.stack([shares(saliency(term.sums, "weighted_ean_sum")) for term in evidence.terms])
+    gate_SLE = np.stack([shares(saliency(term.sums, "gate_sum")) for term in evidence.terms])
     notes = count_notes(evidence.model, evidence.request.target, counts)
     if len(set(counts)) > 1:
         notes.append("counts differ by layer: stock vLLM reads one count, so serving needs the patch in patches/")
@@ -141,6 +145,7 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
         instability=None
         if flip_fraction_L is None
         else InstabilitySummary(mean=float(flip_fraction_L.mean()), layers=tuple(flip_fraction_L.tolist())),
+        dropped_gate_mass=_by_slice(evidence.slices, 1.0 - retained_fractions(gate_SLE, decision.kept_LE)),
         guards=GuardSummary(
             super_experts=tuple(
                 (evidence.layer_indices[layer], expert) for layer, expert in np.argwhere(guards.super_LE).tolist()
