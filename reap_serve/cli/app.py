@@ -39,7 +39,7 @@ def root(
 
 def _register() -> None:
     """Imports the command modules; each registers its commands on `app`, in the order of use."""
-    from reap_serve.cli import compare, demo, observe, plan, plan_read, prune, replay, stats, traffic, verify  # noqa: F401
+    from reap_serve.cli import compare, demo, observe, plan, plan_read, prune, replay, serve, stats, traffic, verify  # noqa: F401
 
 
 def main() -> None:

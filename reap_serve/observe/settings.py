@@ -11,6 +11,10 @@ from pydantic import Field
 
 from reap_serve.records import Record
 
+CONFIG_KEY = "reap_serve"
+# The name by which a request asks for the full model where another plan is the default.
+BASE_PLAN = "base"
+
 RecorderName = Literal["inline", "deferred", "moe_sum"]
 
 

@@ -62,18 +62,31 @@ def read_plan(path: Path) -> Plan:
         PlanError: A layer's lists contradict each other.
     """
     plan = read_record(path, Plan, "plan")
+    require_ordered(plan, str(path))
+    return plan
+
+
+def require_ordered(plan: Plan, source: str) -> None:
+    """Refuses a plan whose lists contradict each other.
+
+    Args:
+        plan: The plan.
+        source: Where it comes from, for the error.
+
+    Raises:
+        PlanError: A layer's kept and dropped experts are not disjoint, ascending and complete, or layers not in order.
+    """
     for layer in plan.layers:
         ids = sorted((*layer.kept, *layer.dropped))
         if list(layer.kept) != sorted(layer.kept) or ids != list(range(len(ids))) or not layer.kept:
             raise PlanError(
-                f"{path}: layer {layer.index}: kept and dropped are not ascending, disjoint and together 0..E-1 "
+                f"{source}: layer {layer.index}: kept and dropped are not ascending, disjoint and together 0..E-1 "
                 "with kept not empty",
                 "mend the lists",
             )
     indices = [layer.index for layer in plan.layers]
     if indices != sorted(set(indices)):
-        raise PlanError(f"{path}: layers are not in ascending order of index", "sort them and remove duplicates")
-    return plan
+        raise PlanError(f"{source}: layers are not in ascending order of index", "sort them and remove duplicates")
 
 
 def require_plan_for(plan: Plan, model: Fingerprint, moe_layers: tuple[int, ...]) -> bool:

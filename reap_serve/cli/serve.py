@@ -1,0 +1,64 @@
+"""`reap-serve serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from reap_serve.cli.app import app
+from reap_serve.cli.output import note
+from reap_serve.errors import RequestError
+
+if TYPE_CHECKING:
+    from reap_serve.records import JsonValue
+
+
+@app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model directory or hub id.", metavar="MODEL")],
+    observe: Annotated[
+        Path | None, typer.Option("--observe", metavar="DIR", help="Record, and write statistics files to DIR.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", metavar="PLAN", help="Serve as if PLAN were pruned; see also --plan.")
+    ] = None,
+    plans: Annotated[
+        list[str] | None,
+        typer.Option("--plan", metavar="NAME=PLAN", help="A plan that requests choose by vllm_xargs.reap_plan."),
+    ] = None,
+    recorder: Annotated[Literal["inline", "deferred"], typer.Option(help="How to record.")] = "deferred",
+    sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
+    overhead_budget: Annotated[
+        float | None, typer.Option(help="Fraction of the engine's time that recording may take.")
+    ] = None,
+    flush_seconds: Annotated[float, typer.Option(help="Time between two statistics files.")] = 60.0,
+) -> None:
+    """Run vLLM's OpenAI server with observation on; options after MODEL that are not below are those of `vllm serve`.
+
+    Routes under /v1/reap start and stop recording, flush and switch plans; /metrics has metrics called reap_serve_*.
+    """
+    if model.startswith("-"):
+        raise RequestError(f"{model} stands where MODEL should", "write reap-serve serve MODEL [options]")
+    from reap_serve.serve.become import become, shell_line
+    from reap_serve.serve.command import server_command
+    from reap_serve.serve.plan_files import named_plan_files
+
+    files, active = named_plan_files(plans or [], mask)
+    settings: dict[str, JsonValue] = {
+        "recording": observe is not None,
+        "recorder": recorder,
+        "sample_fraction": sample_fraction,
+        "flush_seconds": flush_seconds,
+        "plans": files,
+        "mask": active,
+    }
+    if observe is not None:
+        settings["directory"] = str(observe.resolve())
+    if overhead_budget is not None:
+        settings["overhead_budget"] = overhead_budget
+    command = server_command(model, settings, context.args)
+    note(shell_line(command))
+    become(command)

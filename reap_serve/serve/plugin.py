@@ -1,0 +1,65 @@
+"""Entry point of `vllm.endpoint_plugins`: loaded when `VLLM_PLUGINS` names `reap_serve`."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reap_serve.errors import EngineError, ReapServeError
+from reap_serve.observe import seams
+from reap_serve.observe.mask_admission import install_gate
+from reap_serve.plan.record import read_plan
+from reap_serve.serve.link import EngineLink
+from reap_serve.serve.plan_check import ServedModel, check_plan, served_model
+from reap_serve.serve.routes import router
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.datastructures import State
+
+logger = logging.getLogger("reap_serve")
+
+
+class ReapEndpoints:
+    """Routes under /v1/reap, the gate that requests pass, and the timer that reads the engine."""
+
+    name = "reap_serve"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the routes; without observation they answer 503."""
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Reads the engine, loads the plans of its configuration, and puts the gate in place, before any request.
+
+        Raises:
+            ReapServeError: A plan does not fit; the server does not start.
+        """
+        settings = None if engine_client is None else seams.settings_of(engine_client.vllm_config)
+        if settings is None:
+            return
+        link = EngineLink(engine_client, settings)
+        model = _served_model(seams.model_reference(engine_client.vllm_config))
+        await link.refresh()
+        for name, path in settings.plans.items():
+            if not isinstance(model, ServedModel):
+                raise EngineError(f"plan {name} cannot be checked: {model}", "start without plans")
+            checked = check_plan(read_plan(Path(path)), model, path)
+            if (problem := await link.load_plan(name, checked.entry, checked.kept, activate=False)) is not None:
+                raise EngineError(f"plan {name} cannot be used: {problem}", "start without plans")
+        if settings.mask is not None and (problem := await link.choose(settings.mask)) is not None:
+            raise EngineError(problem, "name a plan among `plans`")
+        install_gate(engine_client, link.resolve)
+        link.start_timer()
+        state.reap_link, state.reap_model = link, model
+
+
+def _served_model(reference: str) -> ServedModel | str:
+    try:
+        return served_model(reference)
+    except ReapServeError as error:
+        logger.warning("plans cannot be checked against the served model: %s", error)
+        return str(error)
