@@ -76,7 +76,10 @@ def open_model(reference: str) -> ModelSource:
         path, revision = _download(reference)
     if not path.is_dir():
         raise InputFileError(f"model {reference} is not a directory", "give the folder that holds config.json")
-    return ModelSource(reference, path, revision, read_json_object(path / "config.json"))
+    config = path / "config.json"
+    if config.exists() and not config.is_file():
+        raise InputFileError(f"{config} is not a regular file", "give the folder that holds config.json")
+    return ModelSource(reference, path, revision, read_json_object(config))
 
 
 def _download(reference: str) -> tuple[Path, str | None]:
@@ -96,8 +99,12 @@ def _download(reference: str) -> tuple[Path, str | None]:
     return path, path.name
 
 
-def fingerprint(source: ModelSource) -> Fingerprint:
+def fingerprint(source: ModelSource, weights_sha256: str | None = None) -> Fingerprint:
     """The fingerprint of a model on disk; reads the headers and 256 KiB of each weight file.
+
+    Args:
+        source: The model.
+        weights_sha256: The weights' part, where it is known and the files are not all on this disk.
 
     Raises:
         ArchitectureError: The family is unknown, or the model has no routed experts.
@@ -118,7 +125,7 @@ def fingerprint(source: ModelSource) -> Fingerprint:
         dtype=str(dtype) if dtype else None,
         quantization=str(quantization.get("quant_method")) if isinstance(quantization, Mapping) else None,
         config_sha256=hashlib.sha256(canonical).hexdigest(),
-        weights_sha256=_weights_digest(source.path),
+        weights_sha256=_weights_digest(source.path) if weights_sha256 is None else weights_sha256,
     )
 
 
@@ -132,19 +139,20 @@ def _weights_digest(path: Path) -> str:
             raise InputFileError(f"{file} is not a file or its link leads nowhere", "download it again")
         try:
             with file.open("rb") as handle:
-                _digest_samples(handle, file.name, digest)
+                digest.update(weight_samples(handle, file.name, os.fstat(handle.fileno()).st_size))
         except OSError as error:
             raise InputFileError(f"{file} cannot be read: {error.strerror}", "check the disk") from None
     return digest.hexdigest()
 
 
-def _digest_samples(handle: BinaryIO, name: str, digest: hashlib._Hash) -> None:
-    size = os.fstat(handle.fileno()).st_size
-    digest.update(f"{name} {size}\n".encode())
+def weight_samples(handle: BinaryIO, name: str, size: int) -> bytes:
+    """What `weights_sha256` hashes of one weight file; the files follow each other in the order of their names."""
+    samples = [f"{name} {size}\n".encode()]
     stride = max(size // SAMPLES_PER_FILE, SAMPLE_BYTES)
     for offset in range(0, size, stride):
         handle.seek(offset)
-        digest.update(handle.read(SAMPLE_BYTES))
+        samples.append(handle.read(SAMPLE_BYTES))
+    return b"".join(samples)
 
 
 def require_same_model(wanted: Fingerprint, found: Fingerprint, wanted_name: str, found_name: str) -> None:

@@ -30,16 +30,27 @@ def prune_command(
         float, typer.Option("--max-shard-gib", min=0.001, help="Size of a weight file, about.")
     ] = 5,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Weight files copied at a time.")] = 2,
+    low_disk: Annotated[
+        bool,
+        typer.Option("--low-disk", help="Fetch weight files from the hub one at a time and delete each after use."),
+    ] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="REPOSITORY", help="Upload OUTPUT, private when it is new.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Write a checkpoint without the experts that a plan drops, byte for byte, without loading it."""
     from reap_serve.errors import RequestError
     from reap_serve.prune.decide import MtpChoice
+    from reap_serve.prune.hub import HubRepository, push
     from reap_serve.prune.job import PruneOptions
     from reap_serve.prune.run import Watcher, prune
 
     if mtp not in {choice.value for choice in MtpChoice}:
         raise RequestError(f"--mtp is {mtp!r}", "give cut or drop")
+    if low_disk and Path(model).exists():
+        raise RequestError(f"--low-disk is given and {model} is on this disk", "give a hub id, or leave --low-disk out")
+    remote = HubRepository(model) if low_disk else None
     options = PruneOptions(MtpChoice(mtp), int(max_shard_gib * GIB), jobs)
     with progress_bar() as bar:
         task = bar.add_task("copying")
@@ -49,8 +60,9 @@ def prune_command(
             _warn(job)
 
         watcher = Watcher(started, lambda num_bytes: bar.advance(task, num_bytes))
-        result = prune(model, plan, output, options, overwrite=overwrite, watcher=watcher)
-    document = {
+        result = prune(model, plan, output, options, overwrite=overwrite, watcher=watcher, remote=remote)
+    pushed = push(result.output, push_to_hub) if push_to_hub is not None else None
+    document: dict[str, object] = {
         "output": str(result.output),
         "tensors": result.tensors,
         "bytes_read": result.bytes_read,
@@ -59,6 +71,8 @@ def prune_command(
         "experts_before": result.experts_before,
         "experts_after": result.experts_after,
     }
+    if pushed is not None:
+        document["pushed"] = pushed
     if as_json:
         print_json(document)
         return

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from reap_serve.errors import InputFileError
 from reap_serve.prune.headers import Shard, Tensor, check_tensor_name, read_shard
@@ -32,24 +33,58 @@ class Checkpoint:
     index_metadata: Mapping[str, JsonValue]
 
 
-def read_checkpoint(directory: Path) -> Checkpoint:
+class WeightFiles(Protocol):
+    """The weight files beside a configuration, wherever they are."""
+
+    def names(self) -> list[str]:
+        """Names of the .safetensors files at the top, ascending."""
+
+    def shard(self, name: str) -> Shard:
+        """The header of one, checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """The weight files in a directory.
+
+    Attributes:
+        directory: Where they stand.
+    """
+
+    directory: Path
+
+    def names(self) -> list[str]:
+        """Names of the .safetensors files at the top, ascending."""
+        return sorted(path.name for path in self.directory.glob("*.safetensors"))
+
+    def shard(self, name: str) -> Shard:
+        """The header of one, checked."""
+        require_inside(self.directory, self.directory / name)
+        return read_shard(self.directory / name)
+
+
+def read_checkpoint(directory: Path, files: WeightFiles | None = None) -> Checkpoint:
     """Reads the headers of every weight file that a loader would read.
+
+    Args:
+        directory: Where configuration and index stand.
+        files: The weight files, None when they stand there too.
 
     Raises:
         InputFileError: A file is missing or corrupt, lies outside the directory, or a tensor is missing or there twice.
     """
+    files = files or LocalFiles(directory)
     index_path = directory / INDEX_NAME
     weight_map: dict[str, str] | None = None
     metadata: Mapping[str, JsonValue] = {}
     if os.path.lexists(index_path):
         require_inside(directory, index_path)
         weight_map, metadata = _read_index(index_path)
-    names = sorted(set(weight_map.values())) if weight_map is not None else _unindexed_files(directory)
+    names = sorted(set(weight_map.values())) if weight_map is not None else _unindexed(files, directory)
     shards: dict[str, Shard] = {}
     tensors: dict[str, Tensor] = {}
     for name in names:
-        require_inside(directory, directory / name)
-        shards[name] = read_shard(directory / name)
+        shards[name] = files.shard(name)
         for tensor in shards[name].tensors:
             if tensor.name in tensors:
                 raise InputFileError(
@@ -87,11 +122,12 @@ def is_plain_name(name: str) -> bool:
     return bool(name) and name.isprintable() and not any(part in name for part in ("/", "\\", "..")) and name[0] != "."
 
 
-def _unindexed_files(directory: Path) -> list[str]:
+def _unindexed(files: WeightFiles, directory: Path) -> list[str]:
     """The files that transformers and vLLM read without an index."""
-    if os.path.lexists(directory / "model.safetensors"):
+    names = files.names()
+    if "model.safetensors" in names:
         return ["model.safetensors"]
-    found = sorted(path.name for path in directory.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    found = [name for name in names if not name.startswith("consolidated")]
     if not found:
         raise InputFileError(f"{directory} holds no .safetensors file", "convert the weights to safetensors")
     return found

@@ -14,7 +14,14 @@ from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.architectures.resolve import resolve
 from reap_serve.model import Fingerprint, ModelSource, fingerprint
 from reap_serve.plan.record import Plan, read_plan, require_plan_for
-from reap_serve.prune.checkpoint import INDEX_NAME, Checkpoint, carried_files, read_checkpoint, require_inside
+from reap_serve.prune.checkpoint import (
+    INDEX_NAME,
+    Checkpoint,
+    WeightFiles,
+    carried_files,
+    read_checkpoint,
+    require_inside,
+)
 from reap_serve.prune.config import clean_modules, module_renamer, pruned_config
 from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, decide, make_cut
 from reap_serve.prune.experts import Lack
@@ -27,6 +34,7 @@ CONFIG_NAME = "config.json"
 QUANT_CONFIG_NAME = "hf_quant_config.json"
 CARD_NAME = "README.md"
 SIDECAR_NAME = "reap_router.safetensors"
+SIDECAR_METADATA = {"format": "pt"}
 REWRITTEN = frozenset({CONFIG_NAME, QUANT_CONFIG_NAME, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME})
 
 
@@ -78,8 +86,15 @@ class Job:
     digest: str
 
 
-def make_job(source: ModelSource, plan_path: Path, options: PruneOptions) -> Job:
+def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files: WeightFiles | None = None) -> Job:
     """Validates model and plan and lays the output out; writes nothing.
+
+    Args:
+        source: The model.
+        plan_path: The plan.
+        options: What the user chose.
+        files: The weight files when they are not in the source's directory. Their part of the fingerprint cannot be
+            computed yet: the plan's is taken on trust until every file has passed.
 
     Raises:
         RequestError: Any of the ways in which model or plan can be wrong.
@@ -88,8 +103,9 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions) -> Job
     limits = architecture.limits(source.config)
     plan = read_plan(plan_path)
     require_inside(source.path, source.path / CONFIG_NAME)
-    checkpoint = read_checkpoint(source.path)
-    model = fingerprint(source)
+    checkpoint = read_checkpoint(source.path, files)
+    trusted = plan.model.weights_sha256 if isinstance(plan.model, Fingerprint) else ""
+    model = fingerprint(source, None if files is None else trusted)
     is_bound = require_plan_for(plan, model, limits.moe_layers)
     names = TensorNames(architecture, architecture.num_layers(source.config))
     cut = make_cut(plan, limits, options.mtp, architecture.zero_experts(source.config))

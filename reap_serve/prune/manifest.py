@@ -69,6 +69,11 @@ class Manifest(Record):
     weight_files: Mapping[str, int]
     provenance: Provenance
 
+    def with_weights(self, weights_sha256: str) -> Manifest:
+        """The same with the source's digest, where that was known only after the last byte."""
+        known = self.source_fingerprint.model_copy(update={"weights_sha256": weights_sha256})
+        return self.model_copy(update={"source_fingerprint": known})
+
     def to_bytes(self) -> bytes:
         """The file's content."""
         return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()

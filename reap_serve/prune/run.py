@@ -12,8 +12,10 @@ from pathlib import Path
 from reap_serve.errors import InputFileError, OutputExistsError, StorageError
 from reap_serve.model import open_model
 from reap_serve.prune.card import model_card
-from reap_serve.prune.job import CARD_NAME, SIDECAR_NAME, Job, PruneOptions, make_job
+from reap_serve.prune.hub import RemoteFiles
+from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job, PruneOptions, make_job
 from reap_serve.prune.layout import header_bytes
+from reap_serve.prune.low_disk import RemoteWeights, open_remote, write_from_hub
 from reap_serve.prune.manifest import MANIFEST_NAME
 from reap_serve.prune.staging import staging_directory
 from reap_serve.prune.write import carry, remove_partials, write_shards, write_tensors, write_text
@@ -59,11 +61,28 @@ class Watcher:
 
 
 def prune(
-    model: str, plan: Path, output: Path, options: PruneOptions, *, overwrite: bool, watcher: Watcher | None = None
+    model: str,
+    plan: Path,
+    output: Path,
+    options: PruneOptions,
+    *,
+    overwrite: bool,
+    watcher: Watcher | None = None,
+    remote: RemoteFiles | None = None,
 ) -> PruneResult:
     """Writes a checkpoint without the experts that a plan drops.
 
     The source is only read. OUTPUT appears whole or not at all; after a crash the same command goes on where it was.
+
+    Args:
+        model: Directory or hub id.
+        plan: The plan.
+        output: The directory to make.
+        options: What the user chose.
+        overwrite: Whether to replace an existing output.
+        watcher: Follows the work.
+        remote: The model's files on the hub, to fetch and delete weight files one at a time; None to read them from the
+            source's directory.
 
     Raises:
         RequestError: Model, plan or output are wrong; nothing was written.
@@ -73,22 +92,27 @@ def prune(
     begun = time.monotonic()
     if not overwrite and os.path.lexists(output):
         raise OutputExistsError(f"{output} exists already", "give another path or --overwrite")
-    source = open_model(model)
+    source = open_model(model) if remote is None else open_remote(model, remote)
     _require_apart(source.path, output)
-    job = make_job(source, plan, options)
+    job = make_job(source, plan, options, None if remote is None else RemoteWeights(remote))
     watcher.started(job)
     refuse_existing(output, overwrite)
     with staging_directory(output, job.digest) as content:
         remove_partials(content)
-        _require_space(job, content)
-        bytes_read = write_shards(job.layout.shards, job.checkpoint, content, options.jobs, watcher.advance)
-        sidecar_header = header_bytes(job.sidecar, {"format": "pt"})
-        write_tensors(content / SIDECAR_NAME, sidecar_header, job.sidecar, job.checkpoint, lambda num_bytes: None)
+        _require_space(job, content, 0 if remote is None else max(remote.weight_files().values()))
+        if remote is None:
+            bytes_read = write_shards(job.layout.shards, job.checkpoint, content, options.jobs, watcher.advance)
+            sidecar = header_bytes(job.sidecar, SIDECAR_METADATA)
+            write_tensors(content / SIDECAR_NAME, sidecar, job.sidecar, job.checkpoint, lambda num_bytes: None)
+            manifest = job.manifest
+        else:
+            bytes_read, weights_sha256 = write_from_hub(job, remote, content, options.jobs, watcher.advance)
+            manifest = job.manifest.with_weights(weights_sha256)
         carry(source.path, content, job.carried)
         for name, text in job.texts.items():
             write_text(content / name, text)
-        write_text(content / CARD_NAME, model_card(job.manifest, source).encode())
-        write_text(content / MANIFEST_NAME, job.manifest.to_bytes())
+        write_text(content / CARD_NAME, model_card(manifest, source).encode())
+        write_text(content / MANIFEST_NAME, manifest.to_bytes())
     return PruneResult(
         output=output,
         tensors=job.layout.num_tensors,
@@ -107,11 +131,11 @@ def _require_apart(source: Path, output: Path) -> None:
         raise InputFileError(f"OUTPUT {output} overlaps the source {source}", "give a path outside the source")
 
 
-def _require_space(job: Job, content: Path) -> None:
+def _require_space(job: Job, content: Path, download_bytes: int) -> None:
     finished = sum(shard.num_bytes for shard in job.layout.shards if (content / shard.name).exists())
     carried = sum((job.source.path / relative).stat().st_size for relative in job.carried)
     sidecar = sum(each.num_bytes for each in job.sidecar)
-    needed = job.layout.num_bytes - finished + carried + sidecar + SPARE_BYTES
+    needed = job.layout.num_bytes - finished + carried + sidecar + download_bytes + SPARE_BYTES
     free = shutil.disk_usage(content).free
     if needed > free:
         raise StorageError(

@@ -39,7 +39,7 @@ def write_shards(
     Raises:
         StorageError: The disk refused, or a source file changed since its header was read.
     """
-    missing = [shard for shard in shards if not _is_finished(content / shard.name, shard.num_bytes)]
+    missing = [shard for shard in shards if not is_finished(content / shard.name, shard.num_bytes)]
     advance(sum(shard.data_bytes for shard in shards) - sum(shard.data_bytes for shard in missing))
     stopped = threading.Event()
 
@@ -63,7 +63,8 @@ def write_shards(
     return sum(shard.data_bytes for shard in missing)
 
 
-def _is_finished(path: Path, size: int) -> bool:
+def is_finished(path: Path, size: int) -> bool:
+    """Whether an earlier attempt finished a weight file."""
     # Only a finished file has this name; the size guards against a disk that lost its end in a power failure.
     return path.is_file() and path.stat().st_size == size
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ VISION: Mapping[str, object] = {
     "out_hidden_size": 32,
 }
 MROPE: Mapping[str, object] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+NOAUX = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 EIGHT = {"num_experts": NUM_EXPERTS}
 EIGHT_LOCAL = {"num_local_experts": NUM_EXPERTS}
 EIGHT_ROUTED = {"n_routed_experts": NUM_EXPERTS, "n_shared_experts": 1}
@@ -91,12 +93,16 @@ FAMILIES: Mapping[str, Family] = {
         "deepseek_v2",
         {**EIGHT_ROUTED, **MLA, **GROUPS, "topk_method": "group_limited_greedy", "first_k_dense_replace": 1},
     ),
-    "deepseek_v3": Family("deepseek_v3", {**EIGHT_ROUTED, **MLA, **GROUPS, "first_k_dense_replace": 1}),
+    "deepseek_v3": Family(
+        "deepseek_v3", {**EIGHT_ROUTED, **MLA, **GROUPS, "first_k_dense_replace": 1}, hub_config=NOAUX
+    ),
     "kimi_k2": Family(
-        "deepseek_v3", {**EIGHT_ROUTED, **MLA, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+        "deepseek_v3",
+        {**EIGHT_ROUTED, **MLA, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+        hub_config=NOAUX,
     ),
     "glm4_moe": Family("glm4_moe", {**EIGHT_ROUTED, "first_k_dense_replace": 1}),
-    "glm4_moe_lite": Family("glm4_moe_lite", {**EIGHT_ROUTED, **MLA}),
+    "glm4_moe_lite": Family("glm4_moe_lite", {**EIGHT_ROUTED, **MLA}, hub_config={"first_k_dense_replace": 1}),
     "dots1": Family("dots1", {**EIGHT_ROUTED, "first_k_dense_replace": 1}),
     "gpt_oss": Family("gpt_oss", {**EIGHT_LOCAL, "intermediate_size": 32}),
     "llama4_text": Family(
@@ -110,14 +116,16 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "ernie4_5_moe": Family("ernie4_5_moe", {"moe_num_experts": NUM_EXPERTS, "moe_k": 2, "moe_layer_start_index": 1}),
-    "minimax_m2": Family("minimax_m2", EIGHT_LOCAL),
+    "minimax_m2": Family(
+        "minimax_m2", EIGHT_LOCAL, hub_config={"rotary_dim": 32, "scoring_func": "sigmoid", "use_routing_bias": True}
+    ),
     "granitemoe": Family("granitemoe", EIGHT_LOCAL),
     "granitemoeshared": Family("granitemoeshared", {**EIGHT_LOCAL, "shared_intermediate_size": 16}),
     "granitemoehybrid": Family(
         "granitemoehybrid",
         {**EIGHT_LOCAL, "shared_intermediate_size": 16, "layer_types": ["attention"] * 3, "mamba_n_heads": 2},
     ),
-    "phimoe": Family("phimoe", EIGHT_LOCAL),
+    "phimoe": Family("phimoe", EIGHT_LOCAL, hub_config={"architectures": ["PhiMoEForCausalLM"]}),
     "hunyuan_v1_moe": Family("hunyuan_v1_moe", {**EIGHT, "moe_topk": 2}),
     "lfm2_moe": Family("lfm2_moe", {**EIGHT, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}),
     "gemma4_text": Family(
@@ -131,8 +139,16 @@ FAMILIES: Mapping[str, Family] = {
             "global_head_dim": 16,
         },
     ),
-    "afmoe": Family("afmoe", {**EIGHT, "num_dense_layers": 1, "layer_types": ["full_attention"] * 3}),
-    "hy_v3": Family("hy_v3", EIGHT),
+    "afmoe": Family(
+        "afmoe",
+        {**EIGHT, "num_dense_layers": 1, "layer_types": ["full_attention"] * 3},
+        hub_config={"score_func": "sigmoid", "route_norm": True, "n_group": 1, "topk_group": 1},
+    ),
+    "hy_v3": Family(
+        "hy_v3",
+        EIGHT,
+        hub_config={"first_k_dense_replace": 1, "route_norm": True, "qk_norm": True, "expert_hidden_dim": 64},
+    ),
     "nemotron_h": Family(
         "nemotron_h",
         {
@@ -149,7 +165,7 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2_moe": Family("cohere2_moe", {**EIGHT, "first_k_dense_replace": 1, "layer_types": ["full_attention"] * 3}),
     "mellum": Family("mellum", {**EIGHT, "layer_types": ["full_attention"] * 3}),
     "solar_open": Family("solar_open", EIGHT_ROUTED),
-    "axk1": Family("axk1", {**EIGHT_ROUTED, **MLA, **GROUPS, "first_k_dense_replace": 1}),
+    "axk1": Family("axk1", {**EIGHT_ROUTED, **MLA, **GROUPS, "first_k_dense_replace": 1}, hub_config=NOAUX),
     "jamba": Family(
         "jamba",
         {**EIGHT, "attn_layer_period": 1, "attn_layer_offset": 0, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -207,13 +223,45 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def build(family: Family, directory: Path) -> None:
-    """Writes the family's checkpoint, in shards of 40 kB so that layers spread over files."""
+# Sizes that vLLM's kernels for the CPU accept: heads of 32, MLA of 512 + 64.
+SERVABLE: Mapping[str, object] = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "intermediate_size_mlp": 128,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "global_head_dim": 32,
+}
+SERVABLE_MLA: Mapping[str, object] = {
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+}
+
+
+def build(family: Family, directory: Path, *, servable: bool = False) -> None:
+    """Writes the family's checkpoint, in shards of 40 kB so that layers spread over files.
+
+    Args:
+        family: The family.
+        directory: Where to.
+        servable: Larger sizes, and the keys of the hub's config.json that vLLM reads.
+    """
     import torch
     import transformers
 
     torch.manual_seed(0)
     settings = {**SMALL, **family.settings}
+    if servable:
+        sizes = {**SERVABLE, **(SERVABLE_MLA if "kv_lora_rank" in settings else {})}
+        settings.update({key: value for key, value in sizes.items() if key in settings})
     if family.text is not None:
         settings = {**family.settings, "text_config": {**SMALL, **family.text}}
     config = transformers.AutoConfig.for_model(family.model_type, **settings)
@@ -224,5 +272,8 @@ def build(family: Family, directory: Path) -> None:
                 # Zeros and ones would hide a wrong order.
                 tensor.add_(torch.randn_like(tensor) * 0.05)
             elif ("weight" in name and tensor.dim() > 1) or tensor.dim() == 3:
-                tensor.normal_(std=0.1)
-    model.save_pretrained(directory, max_shard_size="40KB")
+                tensor.normal_(std=0.05 if servable else 0.1)
+    model.save_pretrained(directory, max_shard_size="400KB" if servable else "40KB")
+    if servable:
+        path = directory / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **family.hub_config}))

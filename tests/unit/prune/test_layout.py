@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reap_serve.prune.decide import Action, Decision
@@ -17,6 +17,7 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 
 @given(data=st.data(), shape=shapes, start=st.integers(0, 9))
+@settings(deadline=None)
 def test_extents_are_what_numpy_would_take(data: st.DataObject, shape: list[int], start: int) -> None:
     """Bytes taken along any axis are those of `numpy.take`, in its order."""
     import numpy as np
@@ -34,6 +35,7 @@ def test_extents_are_what_numpy_would_take(data: st.DataObject, shape: list[int]
     assert decision.shape == np.take(array, rows, axis).shape
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5))))
 def test_coalescing_changes_no_byte_and_leaves_no_neighbours(pieces: list[tuple[int, int]]) -> None:
     joined = list(coalesced(iter(pieces)))

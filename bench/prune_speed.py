@@ -1,0 +1,254 @@
+"""How fast `reap-serve prune` is beside a plain copy, and beside loading and saving a model.
+
+Theory: pruning moves the kept bytes once, so its floor is `cp` of the same number of bytes between the same disks.
+Loading and saving moves every byte of the source into memory and the kept ones out again.
+
+Run:
+    python bench/prune_speed.py [--gigabytes 16] [--layout per-expert|stacked|both] [--folder DIR] [--small-gigabytes 1]
+
+Needs about 2.2 times `--gigabytes` of free disk; everything it makes is removed. Before each run the files are
+written back and leave the page cache; pruning and copying both end with their bytes on the disk (fsync).
+The copy and the pruning alternate, twice, and the faster of each counts.
+
+Output: one line a layout,
+    <layout> <size> GB: prune <s> s, cp <s> s, ratio <prune/cp>; peak memory <MiB> MiB above the interpreter
+and one for loading and saving with transformers at `--small-gigabytes`:
+    load-and-save <s> s, prune <s> s, ratio <load-and-save/prune>; peak memory <MiB> against <MiB> MiB
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+NUM_EXPERTS = 64
+HIDDEN, INTERMEDIATE = 2048, 768
+SHARD_BYTES = 4 << 30
+Shapes = dict[str, tuple[int, ...]]
+
+CONFIG: Mapping[str, object] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "dtype": "bfloat16",
+    "vocab_size": 32000,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": INTERMEDIATE,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": NUM_EXPERTS,
+    "num_experts_per_tok": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+
+
+def layer_shapes(layer: int, layout: str) -> Shapes:
+    """Tensors of one layer as Qwen3-30B-A3B names them, with 64 experts."""
+    root = f"model.layers.{layer}"
+    shapes: Shapes = {
+        f"{root}.input_layernorm.weight": (HIDDEN,),
+        f"{root}.post_attention_layernorm.weight": (HIDDEN,),
+        f"{root}.self_attn.q_proj.weight": (2048, HIDDEN),
+        f"{root}.self_attn.k_proj.weight": (512, HIDDEN),
+        f"{root}.self_attn.v_proj.weight": (512, HIDDEN),
+        f"{root}.self_attn.o_proj.weight": (HIDDEN, 2048),
+        f"{root}.self_attn.q_norm.weight": (128,),
+        f"{root}.self_attn.k_norm.weight": (128,),
+        f"{root}.mlp.gate.weight": (NUM_EXPERTS, HIDDEN),
+    }
+    if layout == "stacked":
+        shapes[f"{root}.mlp.experts.gate_up_proj"] = (NUM_EXPERTS, 2 * INTERMEDIATE, HIDDEN)
+        shapes[f"{root}.mlp.experts.down_proj"] = (NUM_EXPERTS, HIDDEN, INTERMEDIATE)
+        return shapes
+    for expert in range(NUM_EXPERTS):
+        for projection in ("gate_proj", "up_proj", "down_proj"):
+            shape = (HIDDEN, INTERMEDIATE) if projection == "down_proj" else (INTERMEDIATE, HIDDEN)
+            shapes[f"{root}.mlp.experts.{expert}.{projection}.weight"] = shape
+    return shapes
+
+
+def num_bytes(shape: Sequence[int]) -> int:
+    """Bytes of a BF16 tensor."""
+    size = 2
+    for length in shape:
+        size *= length
+    return size
+
+
+def make_checkpoint(directory: Path, gigabytes: float, layout: str) -> int:
+    """Writes a checkpoint of random bytes, shard by shard; returns its number of layers."""
+    directory.mkdir(parents=True)
+    layer_bytes = sum(num_bytes(shape) for shape in layer_shapes(0, layout).values())
+    num_layers = max(1, round(gigabytes * 1e9 / layer_bytes))
+    shapes: Shapes = {"model.embed_tokens.weight": (32000, HIDDEN)}
+    for layer in range(num_layers):
+        shapes.update(layer_shapes(layer, layout))
+    shapes.update({"model.norm.weight": (HIDDEN,), "lm_head.weight": (32000, HIDDEN)})
+    shards: list[Shapes] = [{}]
+    for name, shape in shapes.items():
+        if sum(map(num_bytes, shards[-1].values())) + num_bytes(shape) > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = shape
+    noise = os.urandom(8 << 20)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_shard(directory / file, shard, noise)
+        weight_map.update(dict.fromkeys(shard, file))
+    index = {"metadata": {"total_size": sum(map(num_bytes, shapes.values()))}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    (directory / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": num_layers}))
+    return num_layers
+
+
+def write_shard(path: Path, shapes: Shapes, noise: bytes) -> None:
+    """One safetensors file; exponents of the noise are tamed so that it loads as finite BF16."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + num_bytes(shape)]}
+        offset += num_bytes(shape)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        while offset:
+            offset -= handle.write(noise[: min(offset, len(noise))])
+        os.fsync(handle.fileno())
+
+
+def write_plan(path: Path, num_layers: int) -> None:
+    """Every second expert stays: the worst case for runs of neighbours."""
+    kept, dropped = list(range(0, NUM_EXPERTS, 2)), list(range(1, NUM_EXPERTS, 2))
+    layers = [
+        {"layer": f"model.layers.{index}.mlp.experts", "index": index, "kept": kept, "dropped": dropped}
+        for index in range(num_layers)
+    ]
+    path.write_text(json.dumps({"schema_version": 1, "model": {}, "criterion": "every second", "layers": layers}))
+
+
+def forget_cache(files: Sequence[Path]) -> None:
+    """Puts the page cache in the same state before each run: written back, and empty where that is allowed."""
+    os.sync()
+    for path in files:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def run_measured(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds and peak resident MiB of a command."""
+    begun = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    complaint = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {complaint.decode()}")
+    return time.monotonic() - begun, usage.ru_maxrss / 1024
+
+
+def copy_command(sources: Sequence[Path], target: Path) -> list[str]:
+    """`cp`, and the bytes on the disk as after `prune`."""
+    names = " ".join(f"'{path}'" for path in sources)
+    return ["sh", "-c", f"mkdir '{target}' && cp {names} '{target}' && sync '{target}'/*"]
+
+
+def prune_command(source: Path, plan: Path, target: Path) -> list[str]:
+    """The command that users run."""
+    return [sys.executable, "-m", "reap_serve", "prune", str(source), str(plan), str(target), "--json"]
+
+
+def compare_with_copy(folder: Path, gigabytes: float, layout: str) -> str:
+    """One line: pruning against `cp` of the files that pruning wrote."""
+    source, target, copied, plan = (folder / name for name in ("source", "pruned", "copied", "plan.json"))
+    write_plan(plan, make_checkpoint(source, gigabytes, layout))
+    prune_seconds, copy_seconds, peaks = [], [], []
+    for _ in range(2):
+        forget_cache(sorted(source.glob("*.safetensors")))
+        shutil.rmtree(target, ignore_errors=True)
+        seconds, peak = run_measured(prune_command(source, plan, target))
+        prune_seconds.append(seconds)
+        peaks.append(peak)
+        files = sorted(target.glob("*.safetensors"))
+        forget_cache(files)
+        copy_seconds.append(run_measured(copy_command(files, copied))[0])
+        shutil.rmtree(copied)
+    _, bare = run_measured([sys.executable, "-c", "pass"])
+    size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    shutil.rmtree(source)
+    shutil.rmtree(target)
+    best, floor = min(prune_seconds), min(copy_seconds)
+    return (
+        f"{layout} {size / 1e9:.1f} GB: prune {best:.1f} s, cp {floor:.1f} s, ratio {best / floor:.2f}; "
+        f"peak memory {max(peaks) - bare:.0f} MiB above the interpreter"
+    )
+
+
+LOAD_AND_SAVE = """
+import sys, torch, transformers
+source, target, every = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+for layer in model.model.layers:
+    mlp = layer.mlp
+    mlp.gate.weight = torch.nn.Parameter(mlp.gate.weight[::every].clone())
+    mlp.experts.gate_up_proj = torch.nn.Parameter(mlp.experts.gate_up_proj[::every].clone())
+    mlp.experts.down_proj = torch.nn.Parameter(mlp.experts.down_proj[::every].clone())
+model.config.num_experts = model.config.num_local_experts = mlp.gate.weight.shape[0]
+model.save_pretrained(target)
+"""
+
+
+def compare_with_loading(folder: Path, gigabytes: float) -> str:
+    """One line: loading, slicing in memory and saving with transformers against pruning."""
+    source, target, plan = folder / "source", folder / "pruned", folder / "plan.json"
+    write_plan(plan, make_checkpoint(source, gigabytes, "per-expert"))
+    forget_cache(sorted(source.glob("*.safetensors")))
+    loading, loading_peak = run_measured([sys.executable, "-c", LOAD_AND_SAVE, str(source), str(target), "2"])
+    shutil.rmtree(target)
+    forget_cache(sorted(source.glob("*.safetensors")))
+    pruning, pruning_peak = run_measured(prune_command(source, plan, target))
+    shutil.rmtree(source)
+    shutil.rmtree(target)
+    return (
+        f"transformers at {gigabytes:.1f} GB: load-and-save {loading:.1f} s, prune {pruning:.1f} s, "
+        f"ratio {loading / pruning:.1f}; peak memory {loading_peak:.0f} against {pruning_peak:.0f} MiB"
+    )
+
+
+def lines(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """The measurements that were asked for."""
+    layouts = ("per-expert", "stacked") if arguments.layout == "both" else (arguments.layout,)
+    for layout in layouts:
+        yield compare_with_copy(folder, arguments.gigabytes, layout)
+    if arguments.small_gigabytes:
+        yield compare_with_loading(folder, arguments.small_gigabytes)
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=16)
+    parser.add_argument("--layout", choices=("per-expert", "stacked", "both"), default="both")
+    parser.add_argument("--small-gigabytes", type=float, default=1, help="0 leaves transformers out")
+    parser.add_argument("--folder", type=Path, default=None, help="where to write; its disk is what is measured")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for line in lines(arguments, Path(folder)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Prunes a model from the hub without room for it: one weight file at a time is here, and none stays.
+
+What later steps need of a file that is gone is kept in the staging directory: its router rows for the sidecar, and the
+samples that the source's fingerprint hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reap_serve.errors import InputFileError, MismatchError, StorageError
+from reap_serve.model import Fingerprint, ModelSource, weight_samples
+from reap_serve.prune.checkpoint import Checkpoint
+from reap_serve.prune.headers import MAX_HEADER_BYTES, FileState, Shard, parse_header, read_shard
+from reap_serve.prune.hub import RemoteFiles
+from reap_serve.prune.job import CONFIG_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job
+from reap_serve.prune.layout import header_bytes
+from reap_serve.prune.write import is_finished, write_shards, write_tensors, write_text
+from reap_serve.records import read_json_object
+
+
+def open_remote(reference: str, remote: RemoteFiles) -> ModelSource:
+    """The model with its configuration here and its weights on the hub."""
+    path = remote.download_rest()
+    return ModelSource(reference, path, remote.revision, read_json_object(path / CONFIG_NAME))
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWeights:
+    """Headers of weight files on the hub, read by range.
+
+    Attributes:
+        remote: The files.
+    """
+
+    remote: RemoteFiles
+
+    def names(self) -> list[str]:
+        """Names of the .safetensors files at the top, ascending."""
+        return list(self.remote.weight_files())
+
+    def shard(self, name: str) -> Shard:
+        """The header of one, checked."""
+        size = self.remote.weight_files().get(name)
+        if size is None:
+            raise InputFileError(f"the index names {name}, which the repository lacks", "check the revision")
+        with self.remote.open(name) as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise InputFileError(f"{name} has a header of {length} bytes in a file of {size}", "report the model")
+            return parse_header(name, handle.read(length), FileState(size, 0, 0))
+
+
+def write_from_hub(
+    job: Job, remote: RemoteFiles, content: Path, jobs: int, advance: Callable[[int], None]
+) -> tuple[int, str]:
+    """Writes every weight file and the sidecar; each source file is fetched, used and deleted in turn.
+
+    Returns:
+        Bytes read from the source, and the digest of its weights.
+
+    Raises:
+        MismatchError: The weights are not those that the plan was made for.
+        StorageError: The disk refused, or a file differs from the header that was read before.
+    """
+    kept = content.parent / "kept"
+    kept.mkdir(exist_ok=True)
+    files = remote.weight_files()
+    bytes_read = 0
+    for file in files:
+        bytes_read += _pass_file(job, remote, file, content, kept, jobs, advance)
+    digest = hashlib.sha256(b"".join((kept / f"{file}.samples").read_bytes() for file in files)).hexdigest()
+    if isinstance(job.manifest.plan.model, Fingerprint) and job.manifest.plan.model.weights_sha256 != digest:
+        raise MismatchError(
+            f"the plan belongs to other weights ({job.manifest.plan.model.weights_sha256[:12]} against {digest[:12]})",
+            "use a plan made for this model",
+        )
+    routers = b"".join(path.read_bytes() for file in files if (path := kept / f"{file}.routers").exists())
+    write_text(content / SIDECAR_NAME, header_bytes(job.sidecar, SIDECAR_METADATA) + routers)
+    return bytes_read, digest
+
+
+def _pass_file(
+    job: Job, remote: RemoteFiles, file: str, content: Path, kept: Path, jobs: int, advance: Callable[[int], None]
+) -> int:
+    shards = [shard for shard in job.layout.shards if shard.source == file]
+    routers = [each for each in job.sidecar if each.tensor.file == file]
+    samples = kept / f"{file}.samples"
+    if samples.exists() and all(is_finished(content / shard.name, shard.num_bytes) for shard in shards):
+        advance(sum(shard.data_bytes for shard in shards))
+        return 0
+    if not shards and not routers:
+        with remote.open(file) as handle:
+            write_text(samples, weight_samples(handle, file, remote.weight_files()[file]))
+        return 0
+    path = remote.download(file, content.parent / "download")
+    here = read_shard(path)
+    if here.tensors != job.checkpoint.shards[file].tensors:
+        raise StorageError(f"{file} is not the file whose header was read before", "run the command again")
+    local = Checkpoint(path.parent, {file: here}, {}, {})
+    if routers:
+        write_tensors(kept / f"{file}.routers", b"", routers, local, lambda num_bytes: None)
+    with path.open("rb") as handle:
+        write_text(samples, weight_samples(handle, file, here.state.size))
+    bytes_read = write_shards(shards, local, content, jobs, advance)
+    path.unlink()
+    return bytes_read

@@ -1,0 +1,3 @@
+"""The prompt that vLLM and transformers are both asked."""
+
+PROMPT = list(range(3, 35))
