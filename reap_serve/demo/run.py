@@ -33,7 +33,10 @@ OBSERVED_DOMAIN = "tools"
 CRITERIA = ("reap", "frequency", "random")
 KEEP_FRACTION = 0.5
 REQUESTS_PER_DOMAIN = 40
-SERVER_ARGUMENTS = ("--enforce-eager", "--max-model-len", "1024")
+SERVER_ARGUMENTS = (
+    *("--enforce-eager", "--max-model-len", "1024"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+)
 SETTINGS = CompareSettings(
     server_arguments=SERVER_ARGUMENTS, max_answer_tokens=64, answers_per_slice=8, latency_requests=20
 )
@@ -190,11 +193,12 @@ def _ask(side: Side, request: Request) -> str:
         model=side.endpoint.model,
         messages=request.body["messages"],
         tools=request.body["tools"],
-        tool_choice="none",
         max_tokens=96,
         temperature=0.0,
     )
-    return str(completion.choices[0].message.content or "").strip()
+    message = completion.choices[0].message
+    calls = [f"{call.function.name}({call.function.arguments})" for call in message.tool_calls or []]
+    return " ".join([*calls, str(message.content or "").strip()]).strip()
 
 
 def _table(cases: Cases, base: Measured, measured: Mapping[str, Measured]) -> tuple[DomainRow, ...]:

@@ -80,7 +80,7 @@ def load_bytes(directory: Path) -> dict[str, np.ndarray[Any, np.dtype[np.uint16]
     from safetensors.torch import load_file as load_torch
 
     tensors: dict[str, np.ndarray[Any, np.dtype[np.uint16]]] = {}
-    for file in directory.glob("*.safetensors"):
+    for file in directory.glob("model*.safetensors"):
         for name, tensor in load_torch(file).items():
             tensors[name] = tensor.view(torch.int16).numpy().view(np.uint16)
     return tensors
