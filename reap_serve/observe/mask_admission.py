@@ -6,7 +6,7 @@ plans never share a cached prefix, whose keys and values depend on the experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from reap_serve.observe.mask import PLAN_ARGUMENT
@@ -23,11 +23,11 @@ ResolvePlan = Callable[[str | None], str | None]
 
 
 class AdmissionError(ValueError):
-    """The request's own arguments are wrong; vLLM answers a ValueError with 400."""
+    """The request's own arguments are wrong."""
 
 
 def admit(request: EngineCoreRequest, resolve: ResolvePlan) -> None:
-    """Settles the plan of a request and checks the arguments that observation reads.
+    """Settles the plan of a request.
 
     Args:
         request: The request, owned by the engine.
@@ -40,12 +40,23 @@ def admit(request: EngineCoreRequest, resolve: ResolvePlan) -> None:
     parameters = request.sampling_params
     if parameters is None:
         return
-    arguments: dict[str, Any] = dict(parameters.extra_args or {})
+    if (request.cache_salt or "").startswith(SALT_PREFIX):
+        raise AdmissionError(f"a cache_salt that begins with {SALT_PREFIX} is reserved")
+    parameters.extra_args, plan = settle(parameters.extra_args, resolve)
+    if plan is not None:
+        request.cache_salt = f"{SALT_PREFIX}{plan}:{request.cache_salt or ''}"
+
+
+def settle(given: Mapping[str, Any] | None, resolve: ResolvePlan) -> tuple[dict[str, Any] | None, str | None]:
+    """The arguments for the engine, with the plan's id in place of its name, and that id.
+
+    Raises:
+        AdmissionError: An argument is unknown, malformed or reserved.
+    """
+    arguments = dict(given or {})
     _check_slice(arguments)
     if PLAN_ARGUMENT in arguments:
         raise AdmissionError(f"vllm_xargs.{PLAN_ARGUMENT} is reserved; choose a plan by {PLAN_NAME_ARGUMENT}")
-    if (request.cache_salt or "").startswith(SALT_PREFIX):
-        raise AdmissionError(f"a cache_salt that begins with {SALT_PREFIX} is reserved")
     name = arguments.pop(PLAN_NAME_ARGUMENT, None)
     if name is not None and not isinstance(name, str):
         raise AdmissionError(f"vllm_xargs.{PLAN_NAME_ARGUMENT} is not a string")
@@ -55,8 +66,7 @@ def admit(request: EngineCoreRequest, resolve: ResolvePlan) -> None:
         raise AdmissionError(f"vllm_xargs.{PLAN_NAME_ARGUMENT} names a plan that is not loaded") from None
     if plan is not None:
         arguments[PLAN_ARGUMENT] = plan
-        request.cache_salt = f"{SALT_PREFIX}{plan}:{request.cache_salt or ''}"
-    parameters.extra_args = arguments or None
+    return arguments or None, plan
 
 
 def _check_slice(arguments: dict[str, Any]) -> None:
@@ -71,16 +81,32 @@ def _check_slice(arguments: dict[str, Any]) -> None:
 
 
 def install_gate(engine_client: Any, resolve: ResolvePlan) -> None:
-    """Puts the gate into a server's engine client: every endpoint's requests go through its input processor."""
+    """Puts the gate into a server's engine client: every endpoint's requests go through its input processor.
+
+    `generate` is checked, too: it is called before a streaming answer has begun, so that the refusal is still a 400.
+    """
+    from vllm.exceptions import VLLMValidationError
     from vllm.utils.async_utils import make_async
 
-    processor = engine_client.input_processor
+    processor, generate = engine_client.input_processor, engine_client.generate
     process_inputs = processor.process_inputs
 
     def gated(*arguments: Any, **keywords: Any) -> Any:
         request = process_inputs(*arguments, **keywords)
-        admit(request, resolve)
+        try:
+            admit(request, resolve)
+        except AdmissionError as error:
+            raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
         return request
+
+    def checked_generate(*arguments: Any, **keywords: Any) -> Any:
+        parameters = keywords.get("sampling_params", arguments[1] if len(arguments) > 1 else None)
+        try:
+            settle(getattr(parameters, "extra_args", None), resolve)
+        except AdmissionError as error:
+            raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
+        return generate(*arguments, **keywords)
 
     processor.process_inputs = gated
     processor.process_inputs_async = make_async(gated, executor=processor.renderer._executor)
+    engine_client.generate = checked_generate

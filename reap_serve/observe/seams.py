@@ -73,6 +73,7 @@ METHODS = (
         "process_inputs",
         ("self", "request_id", "prompt", "params"),
     ),
+    ("vllm.v1.engine.async_llm", "AsyncLLM", "generate", ("self", "prompt", "sampling_params")),
 )
 
 

