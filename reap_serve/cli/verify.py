@@ -21,12 +21,15 @@ def verify_command(
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="PLAN", help="The plan; by default the one in its manifest.")
     ] = None,
+    load: Annotated[
+        bool, typer.Option("--load", help="Start vLLM on OUTPUT and on the masked source and compare their answers.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check what stock vLLM would not notice. Exit 0 sound, 1 unsound."""
     from reap_serve.prune.verify import verify
 
-    report = verify(output, source, plan)
+    report = verify(output, source, plan, load=load)
     if as_json:
         print_json(report)
     else:

@@ -17,6 +17,7 @@ from reap_serve.prune.decide import MtpChoice, decide, make_cut
 from reap_serve.prune.findings import Finding, VerifyReport, error, warning
 from reap_serve.prune.inspect import inspect_experts, inspect_index, inspect_modules, inspect_routing
 from reap_serve.prune.job import CONFIG_NAME, QUANT_CONFIG_NAME, REWRITTEN
+from reap_serve.prune.load_check import check_by_loading
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, read_manifest
 from reap_serve.records import read_json_object
 
@@ -26,6 +27,7 @@ def verify(
     source: str | None,
     plan: Path | None,
     *,
+    load: bool = False,
     jobs: int = 2,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> VerifyReport:
@@ -35,6 +37,7 @@ def verify(
         output: The pruned checkpoint.
         source: The model that it was pruned from, None to check it by itself.
         plan: The plan, None to take the one in its manifest.
+        load: Whether to start vLLM on both and compare their answers; takes a source.
         jobs: Pairs of files compared at a time.
         advance: Called with the bytes compared by each step.
 
@@ -65,7 +68,12 @@ def verify(
         chosen = read_plan(plan) if plan is not None else manifest.plan if manifest is not None else None
         if chosen is None:
             raise RequestError(f"{output} has no {MANIFEST_NAME} to take the plan from", "give --plan")
-        findings.extend(_against_source(pruned, checkpoint, open_model(source), chosen, manifest, jobs, advance))
+        original = open_model(source)
+        findings.extend(_against_source(pruned, checkpoint, original, chosen, manifest, jobs, advance))
+        if load:
+            findings.extend(check_by_loading(original.path, output, chosen))
+    elif load:
+        raise RequestError("--load is given without --source", "give the model that was pruned")
     return VerifyReport.of(findings)
 
 

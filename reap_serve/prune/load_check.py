@@ -1,0 +1,148 @@
+"""`verify --load`: stock vLLM serves the pruned checkpoint, and answers as the source under the plan's mask.
+
+Each engine runs in a process of its own, one after the other: `python -m reap_serve.prune.load_check` with a request as
+JSON on stdin prints the log-probabilities as JSON on its last line.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from reap_serve.errors import EngineError
+from reap_serve.model import open_model
+from reap_serve.plan.record import Plan
+from reap_serve.prune.findings import Finding, error, warning
+from reap_serve.records import Record, read_json_object
+
+NUM_PROMPTS = 4
+PROMPT_TOKENS = 48
+# float32 kernels differ by the order of their sums; in bfloat16 a tie of two experts may fall the other way.
+TOLERANCES = {"float32": 1e-3, "auto": 0.5}
+ENGINE_SECONDS = 1800
+
+
+class LoadRequest(Record):
+    """What one engine is asked.
+
+    Attributes:
+        path: The checkpoint.
+        plan: Plan file to mask by, None to serve the checkpoint as it is.
+        dtype: vLLM's dtype.
+        prompts: Token ids.
+    """
+
+    path: str
+    plan: str | None
+    dtype: str
+    prompts: tuple[tuple[int, ...], ...]
+
+
+def check_by_loading(source: Path, output: Path, plan: Plan) -> Iterator[Finding]:
+    """Compares the log-probabilities of random prompts' tokens; in float32 where the model runs in it.
+
+    Yields:
+        An error when the pruned checkpoint does not start or answers otherwise; a warning when the source does not
+        start here, so that nothing could be compared.
+    """
+    draw = random.Random(0)
+    vocabulary = _vocabulary_size(output)
+    prompts = tuple(tuple(draw.randrange(vocabulary) for _ in range(PROMPT_TOKENS)) for _ in range(NUM_PROMPTS))
+    with tempfile.TemporaryDirectory() as folder:
+        plan_path = Path(folder) / "plan.json"
+        plan_path.write_text(json.dumps(plan.model_dump(mode="json")))
+        for dtype, tolerance in TOLERANCES.items():
+            try:
+                pruned = ask(LoadRequest(path=str(output), plan=None, dtype=dtype, prompts=prompts))
+            except EngineError as failure:
+                if dtype == "auto":
+                    yield error("load", f"vLLM does not serve it: {failure.what}")
+                continue
+            try:
+                base = ask(LoadRequest(path=str(source), plan=str(plan_path), dtype=dtype, prompts=prompts))
+            except EngineError as failure:
+                yield warning("load", f"vLLM serves it; not compared, the source does not start: {failure.what}")
+                return
+            largest = max(abs(left - right) for left, right in zip(base, pruned, strict=True))
+            if not largest <= tolerance:
+                yield error(
+                    "load",
+                    f"log-probabilities differ from the masked source's by up to {largest:.2g} in {dtype}, "
+                    f"{tolerance:g} is allowed",
+                )
+            return
+
+
+def _vocabulary_size(output: Path) -> int:
+    config = read_json_object(output / "config.json")
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) else config
+    size = part.get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else 1000
+
+
+def ask(request: LoadRequest) -> list[float]:
+    """The log-probability of each prompt's tokens but the first, one prompt after the other.
+
+    Raises:
+        EngineError: The engine did not start or did not answer.
+    """
+    command = [sys.executable, "-m", "reap_serve.prune.load_check"]
+    try:
+        run = subprocess.run(
+            command,
+            input=request.model_dump_json(),
+            capture_output=True,
+            text=True,
+            timeout=ENGINE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"no answer within {ENGINE_SECONDS} s", "try a smaller model") from None
+    lines = run.stdout.splitlines()
+    if run.returncode or not lines:
+        complaints = [line for line in run.stderr.splitlines() if line.strip()] or ["no output"]
+        raise EngineError(complaints[-1].removeprefix("error: "), "see vLLM's log")
+    found: list[float] = json.loads(lines[-1])
+    return found
+
+
+def answer(request: LoadRequest) -> list[float]:
+    """Runs one engine in this process."""
+    from reap_serve.observe.offline import start_engine
+    from reap_serve.observe.settings import ObserveSettings
+
+    plans = {"plan": request.plan} if request.plan is not None else {}
+    settings = ObserveSettings(recording=False, plans=plans, mask="plan" if plans else None)
+    engine = start_engine(
+        open_model(request.path),
+        settings,
+        {
+            "dtype": request.dtype,
+            "max_model_len": PROMPT_TOKENS + 16,
+            "max_num_seqs": NUM_PROMPTS,
+            "skip_tokenizer_init": True,
+        },
+    )
+    sampling = engine.get_default_sampling_params()
+    sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize = 1, 0, False
+    prompts = [{"prompt_token_ids": list(prompt)} for prompt in request.prompts]
+    results = engine.generate(prompts, sampling, use_tqdm=False)
+    return [
+        position[token].logprob
+        for prompt, result in zip(request.prompts, results, strict=True)
+        for token, position in zip(prompt[1:], result.prompt_logprobs[1:], strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        found = answer(LoadRequest.model_validate_json(sys.stdin.read()))
+    except EngineError as failure:
+        sys.exit(f"error: {failure.what}")
+    print(json.dumps(found))
