@@ -19,6 +19,9 @@ from reap_serve.traffic.filler import filler_body
 from reap_serve.traffic.latency import Outcome
 from reap_serve.traffic.request import Request
 
+# An endpoint that does not accept a connection or name its models for so long is not there.
+_CONNECT_SECONDS = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
@@ -58,6 +61,7 @@ class Endpoint:
             import openai
         except ImportError:
             raise RequestError("replay needs the openai package", "pip install 'reap-serve[traffic]'") from None
+        http = _http_library()
         url = settings.url.rstrip("/")
         self._settings = settings
         self._models: tuple[str, ...] = ()
@@ -65,10 +69,10 @@ class Endpoint:
             base_url=url if url.endswith("/v1") else f"{url}/v1",
             api_key=settings.api_key or "none",
             max_retries=settings.max_retries,
-            timeout=settings.timeout_seconds,
+            timeout=http.Timeout(settings.timeout_seconds, connect=min(_CONNECT_SECONDS, settings.timeout_seconds)),
             # Without limits: a request that waits for a free connection would start late.
             http_client=openai.DefaultAsyncHttpxClient(
-                limits=_http_library().Limits(max_connections=None, max_keepalive_connections=None)
+                limits=http.Limits(max_connections=None, max_keepalive_connections=None)
             ),
         )
 
@@ -81,7 +85,7 @@ class Endpoint:
         import openai
 
         try:
-            self._models = tuple([model.id async for model in self._client.models.list()])
+            self._models = tuple([model.id async for model in self._client.models.list(timeout=_CONNECT_SECONDS)])
         except openai.OpenAIError as error:
             await self._client.close()
             raise EngineError(

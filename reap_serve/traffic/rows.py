@@ -94,8 +94,9 @@ def _csv_rows(stream: io.BufferedReader) -> Generator[NumberedRow]:
     try:
         rows = csv.DictReader(text)
         while True:
-            begin_line = rows.line_num + 1
             try:
+                # Reads the header first, so that the line number is that of the row.
+                begin_line = rows.line_num + 1 if rows.fieldnames else 1
                 row = next(rows)
             except StopIteration:
                 return

@@ -8,14 +8,19 @@ import io
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, cast
 
 from reap_serve.errors import InputFileError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 STDIN = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _BUFFER_BYTES = 1 << 20
+# Little at a time: traffic repeats itself, and all that a piece decompresses to is held.
+_COMPRESSED_BYTES = 1 << 14
 
 
 @contextlib.contextmanager
@@ -53,23 +58,61 @@ def _open(path: str, stack: contextlib.ExitStack) -> io.BufferedReader:
 def _uncompressed(handle: io.BufferedReader, stack: contextlib.ExitStack) -> io.BufferedReader:
     magic = handle.peek(4)[:4]
     if magic.startswith(_GZIP_MAGIC):
-        stream: BinaryIO = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=handle)))
+        stream: io.RawIOBase = cast(io.RawIOBase, stack.enter_context(gzip.GzipFile(fileobj=handle)))
     elif magic == _ZSTD_MAGIC:
-        stream = _zstd_stream(handle)
+        stream = _ZstdFrames(handle)
     else:
         return handle
-    return io.BufferedReader(cast(io.RawIOBase, stream), _BUFFER_BYTES)
+    return io.BufferedReader(stream, _BUFFER_BYTES)
 
 
-def _zstd_stream(handle: io.BufferedReader) -> BinaryIO:
-    try:
-        import zstandard
-    except ImportError:
-        raise InputFileError(
-            "the file is compressed with zstd and the zstandard package is not installed",
-            "pip install 'reap-serve[traffic]', or decompress the file",
-        ) from None
-    return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(handle, read_across_frames=True))
+class _ZstdFrames(io.RawIOBase):
+    """Uncompressed bytes of one or more zstd frames.
+
+    The library's own stream reader ends a truncated file without an error.
+    """
+
+    def __init__(self, handle: io.BufferedReader) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise InputFileError(
+                "the file is compressed with zstd and the zstandard package is not installed",
+                "pip install 'reap-serve[traffic]', or decompress the file",
+            ) from None
+        self._handle = handle
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame = self._decompressor.decompressobj()
+        self._compressed = b""
+        self._ready = memoryview(b"")
+        self._inside = False
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fills a buffer; 0 at the end.
+
+        Raises:
+            EOFError: The last frame is not whole.
+        """
+        while not self._ready:
+            if not self._compressed and not (compressed := self._handle.read1(_COMPRESSED_BYTES)):
+                if self._inside:
+                    raise EOFError("the last zstd frame is not whole")
+                return 0
+            self._ready = memoryview(self._frame.decompress(self._compressed or compressed))
+            self._inside = not self._frame.eof
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed = self._frame.unused_data
+                self._frame = self._decompressor.decompressobj()
+        view = memoryview(buffer)
+        count = min(len(view), len(self._ready))
+        view[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
 
 def _decompression_errors() -> tuple[type[Exception], ...]:

@@ -27,16 +27,14 @@ def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
     Raises:
         MalformedRecordError: The payload is of another kind of call, or not sound.
     """
-    call_type = row.get("call_type")
-    if call_type is not None and call_type not in _CALL_TYPES:
+    call_type = row.get("call_type", "completion")
+    if not isinstance(call_type, str) or call_type not in _CALL_TYPES:
         raise MalformedRecordError("call_type is neither chat nor completion")
     messages = decoded(row.get("messages"))
     body = None
     if messages and not _is_redacted(messages):
-        body = body_of_input(messages, as_object(row.get("model_parameters")), row.get("model"))
-        if call_type in ("text_completion", "atext_completion"):
-            body = {**body, "prompt": _prompt_of(messages)}
-            del body["messages"]
+        given = _prompt_of(messages) if call_type.endswith("text_completion") else messages
+        body = body_of_input(given, as_object(row.get("model_parameters")), row.get("model"))
     metadata = as_object(row.get("metadata"))
     sent = as_object(metadata.get("requester_metadata"))
     yield request_of_call(

@@ -66,7 +66,7 @@ def _objects(value: JsonValue, key: str) -> Iterator[Row]:
 def _is_model_call(attributes: Attributes) -> bool:
     operation = attributes.get("gen_ai.operation.name")
     if operation is not None:
-        return operation in _OPERATIONS
+        return isinstance(operation, str) and operation in _OPERATIONS
     return any(key.startswith(("gen_ai.usage.", "gen_ai.prompt.", "gen_ai.input.messages")) for key in attributes)
 
 
@@ -82,10 +82,9 @@ def _request(span: Row, attributes: Attributes, origin: Origin, slice_name: str)
     span_id = span.get("spanId", context.get("span_id") if isinstance(context, Mapping) else None)
     body = None
     if given:
-        body = body_of_input(given, _parameters(attributes), attributes.get("gen_ai.request.model"))
-        if attributes.get("gen_ai.operation.name") == "text_completion" and len(given) == 1:
-            body = {**body, "prompt": given[0].get("content")}
-            del body["messages"]
+        is_text = attributes.get("gen_ai.operation.name") == "text_completion" and len(given) == 1
+        asked = given[0].get("content") if is_text else given
+        body = body_of_input(asked, _parameters(attributes), attributes.get("gen_ai.request.model"))
     return request_of_call(
         body,
         answered[0] if answered else None,

@@ -1,0 +1,99 @@
+"""How far the requests of a timed replay start from their schedule.
+
+A trace of Poisson arrivals (50 requests/s for 60 s by default) is replayed with `Timed` against the endpoint of
+`bench/traffic_stub.py`, which runs in a process of its own and notes each arrival on the shared monotonic clock.
+
+    delay_i = (arrival_i - schedule_i) - min_j (arrival_j - schedule_j)
+
+so the constant time from one process to the other drops out, and every lateness of client, HTTP library and kernel
+stays in. Requests arrive in the order of their schedule up to that lateness, so both are sorted before they are paired:
+the body carries the request's number, and pairs are made by it.
+
+    python bench/traffic_replay_timing.py [--seconds 60] [--rate 50] [--tokens 32] [--json]
+
+Output: p50, p99 and largest delay in ms as the endpoint saw them, and as the client did; exit 1 when p99 > 20 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from reap_serve.traffic.endpoint import ClientSettings
+from reap_serve.traffic.replay import replay
+from reap_serve.traffic.request import Origin, Request
+from reap_serve.traffic.schedule import Timed
+
+LIMIT_SECONDS = 0.020
+
+
+def trace(seconds: float, rate: float, seed: int = 0) -> list[Request]:
+    """Chat requests with Poisson arrivals; the message of each is its number."""
+    generator = random.Random(seed)
+    requests: list[Request] = []
+    moment = 0.0
+    while moment < seconds:
+        number = len(requests)
+        body = {"messages": [{"role": "user", "content": str(number)}], "max_tokens": 64}
+        requests.append(
+            Request(
+                body=body, kind="chat", slice="default", origin=Origin("made", "requests", number + 1), timestamp=moment
+            )
+        )
+        moment += generator.expovariate(rate)
+    return requests
+
+
+def measure(seconds: float, rate: float, tokens: int) -> dict[str, float]:
+    """Replays a trace against the stub and compares its arrivals with the schedule, in seconds."""
+    requests = trace(seconds, rate)
+    command = [sys.executable, str(Path(__file__).with_name("traffic_stub.py")), "--tokens", str(tokens)]
+    command += ["--gap-seconds", "0.01"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stub:
+        assert stub.stdout is not None
+        port = json.loads(stub.stdout.readline())["port"]
+        result = asyncio.run(replay(requests, ClientSettings(url=f"http://127.0.0.1:{port}"), Timed()))
+        stub.terminate()
+        seen = json.loads(stub.stdout.readline())
+    summary = result.summary()
+    if summary.failed:
+        raise SystemExit(f"{summary.failed} of {summary.requests} requests failed: {summary.failures}")
+    first = requests[0].timestamp or 0.0
+    numbers = [int(body["messages"][0]["content"]) for body in seen["bodies"]]
+    late = np.array(seen["arrivals"]) - np.array([(requests[number].timestamp or 0.0) - first for number in numbers])
+    at_endpoint = late - late.min()
+    at_client = np.array([outcome.started - outcome.scheduled for outcome in result.outcomes])
+    return {
+        "requests": len(requests),
+        "endpoint_p50": float(np.percentile(at_endpoint, 50)),
+        "endpoint_p99": float(np.percentile(at_endpoint, 99)),
+        "endpoint_max": float(at_endpoint.max()),
+        "client_p99": float(np.percentile(at_client, 99)),
+        "client_max": float(at_client.max()),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=50.0)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = measure(arguments.seconds, arguments.rate, arguments.tokens)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print(f"{found['requests']:.0f} requests at {arguments.rate}/s over {arguments.seconds} s")
+        print("delay of starts, ms   p50     p99     max")
+        print(f"as the endpoint saw {1e3 * found['endpoint_p50']:6.2f}  {1e3 * found['endpoint_p99']:6.2f}  ", end="")
+        print(f"{1e3 * found['endpoint_max']:6.2f}")
+        print(f"as the client saw           {1e3 * found['client_p99']:6.2f}  {1e3 * found['client_max']:6.2f}")
+    sys.exit(found["endpoint_p99"] > LIMIT_SECONDS)

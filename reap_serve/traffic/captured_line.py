@@ -1,0 +1,148 @@
+"""A captured exchange as an OpenAI Batch line; a streamed answer is put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic_core import from_json
+
+from reap_serve.records import JsonValue
+from reap_serve.traffic.body import SESSION_KEY, SLICE_KEY, TIMESTAMP_KEY, Object, is_list
+
+# Fields of a message whose pieces are joined in the order of the stream.
+_TEXT_FIELDS = ("content", "reasoning", "reasoning_content", "refusal")
+
+
+class CaptureError(Exception):
+    """An exchange that cannot be written; the message quotes nothing of it."""
+
+
+def captured_line(
+    path: str,
+    arrived: float,
+    request: bytes,
+    response: bytes,
+    *,
+    streamed: bool,
+    allowed_fields: frozenset[str],
+) -> dict[str, JsonValue]:
+    """The Batch line of an exchange.
+
+    Args:
+        path: Path of the endpoint.
+        arrived: Time of arrival, seconds since 1970; becomes `body.metadata.reap_timestamp`.
+        request: Body of the request.
+        response: Body of the response.
+        streamed: Whether the response is a stream of server-sent events.
+        allowed_fields: Body fields that are kept. The slice and the session that the client gave are kept besides.
+
+    Raises:
+        CaptureError: A body is not JSON, the stream broke off, or there is no answer.
+    """
+    body = _object(request, "request")
+    answer = _assembled(response) if streamed else _object(response, "response")
+    choice = next((item for item in _objects(answer.get("choices")) if item.get("index", 0) == 0), None)
+    if choice is None:
+        raise CaptureError("response without a choice")
+    kept = {key: value for key, value in body.items() if key in allowed_fields}
+    kept["metadata"] = {**_ours(body), TIMESTAMP_KEY: repr(arrived)}
+    found = {key: choice[key] for key in ("index", "message", "text", "finish_reason") if choice.get(key) is not None}
+    response_body: dict[str, JsonValue] = {"choices": [found]}
+    if isinstance(usage := answer.get("usage"), Mapping):
+        response_body["usage"] = {key: usage.get(key) for key in ("prompt_tokens", "completion_tokens")}
+    response_id = answer.get("id")
+    return {
+        "custom_id": response_id if isinstance(response_id, str) else repr(arrived),
+        "method": "POST",
+        "url": "/v1/chat/completions" if path.endswith("/chat/completions") else "/v1/completions",
+        "body": kept,
+        "response": {"status_code": 200, "body": response_body},
+    }
+
+
+def _ours(body: Object) -> dict[str, JsonValue]:
+    """Slice and session, from the body's metadata or from vLLM's extra arguments."""
+    found: dict[str, JsonValue] = {}
+    for source in (body.get("vllm_xargs"), body.get("metadata")):
+        if isinstance(source, Mapping):
+            found |= {key: source[key] for key in (SLICE_KEY, SESSION_KEY) if isinstance(source.get(key), str)}
+    return found
+
+
+def _object(content: bytes, what: str) -> Object:
+    try:
+        value = from_json(content, allow_inf_nan=False)
+    except ValueError:
+        raise CaptureError(f"{what} is not JSON") from None
+    if not isinstance(value, Mapping):
+        raise CaptureError(f"{what} is not a JSON object")
+    return value
+
+
+def _objects(value: JsonValue) -> Iterator[Object]:
+    for item in value if is_list(value) else ():
+        if isinstance(item, Mapping):
+            yield item
+
+
+def _assembled(stream: bytes) -> Object:
+    """The response that a stream of `data:` events stands for, with its first choice only.
+
+    Raises:
+        CaptureError: An event is not JSON or an error, or the closing `[DONE]` is missing.
+    """
+    message: dict[str, JsonValue] = {"role": "assistant", "content": None}
+    calls: dict[int, dict[str, JsonValue]] = {}
+    whole: dict[str, JsonValue] = {}
+    choice: dict[str, JsonValue] = {"index": 0}
+    for event in _events(stream):
+        whole |= {key: event[key] for key in ("id", "usage") if event.get(key) is not None}
+        for piece in _objects(event.get("choices")):
+            if piece.get("index", 0) != 0:
+                continue
+            if piece.get("finish_reason") is not None:
+                choice["finish_reason"] = piece["finish_reason"]
+            if isinstance(text := piece.get("text"), str):
+                choice["text"] = f"{choice.get('text', '')}{text}"
+            if isinstance(delta := piece.get("delta"), Mapping):
+                choice["message"] = message
+                _extend(message, calls, delta)
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    return {**whole, "choices": [choice]}
+
+
+def _events(stream: bytes) -> Iterator[Object]:
+    done = False
+    for line in stream.splitlines():
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            done = True
+            continue
+        event = _object(data, "event of the stream")
+        if "error" in event:
+            raise CaptureError("stream with an error")
+        yield event
+    if not done:
+        raise CaptureError("stream broke off")
+
+
+def _extend(message: dict[str, JsonValue], calls: dict[int, dict[str, JsonValue]], delta: Object) -> None:
+    for key in _TEXT_FIELDS:
+        if isinstance(piece := delta.get(key), str):
+            message[key] = f"{message.get(key) or ''}{piece}"
+    for call in _objects(delta.get("tool_calls")):
+        index = call.get("index", 0)
+        if not isinstance(index, int):
+            raise CaptureError("tool call without an index")
+        known = calls.setdefault(index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
+        if call.get("id") is not None:
+            known["id"] = call["id"]
+        given, function = call.get("function"), known["function"]
+        if isinstance(given, Mapping) and isinstance(function, Mapping):
+            known["function"] = {
+                "name": given.get("name") or function["name"],
+                "arguments": f"{function['arguments']}{given.get('arguments') or ''}",
+            }
