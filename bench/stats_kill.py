@@ -1,7 +1,7 @@
 """Kills a live collection with `kill -9` at random moments and counts what is missing.
 
 Theory: a recorder offers its sums every interval and the writer makes one file of each offer, renamed into its place.
-A kill therefore costs at most the tokens seen since the offer of the last file that is there. The writer asks for offers
+A kill therefore costs at most the tokens seen since the offer of the last file that is there. The writer asks for them
 earlier than the interval by a tenth of it and twice the time that a write takes, so that this is at most one interval.
 
 A child process records tokens every millisecond and appends (time, tokens so far) to a log; the parent kills it after

@@ -9,8 +9,9 @@ Run: python bench/stats_merge.py [--files 1000] [--directory DIR]
      Needs 19 GB in DIR (default: a temporary directory). Every file has its own values: file i holds a base array
      times 1 + i/4096, so the exact sums are known without a second merge.
 
-Output: one JSON document: files, bytes, seconds, cpu_seconds, gigabytes_per_second, peak_rss_gib, largest_relative_error,
-seconds_ratio (seconds / 20), memory_ratio (peak_rss_gib / 1); both ratios and the error / 1e-12 must be below 1.
+Output: one JSON document: files, bytes, seconds, cpu_seconds, gigabytes_per_second, peak_rss_gib,
+largest_relative_error, seconds_ratio (seconds / 20), memory_ratio (peak_rss_gib / 1); both ratios and the error / 1e-12
+must be below 1.
 """
 
 from __future__ import annotations
