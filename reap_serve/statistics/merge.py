@@ -56,22 +56,34 @@ def merge(statistics: Sequence[Statistics]) -> Statistics:
 
 
 def join_batches(parts: Sequence[Statistics]) -> Statistics:
-    """The sum of parts of one window, each a batch of its own; the result holds their moments.
+    """The sum of consecutive parts of one window, each a batch of its own; the result holds their moments.
 
-    A recorder that takes a part after every few requests learns how much the traffic varies (see `BatchSums`).
+    A recorder that starts again after every few requests and joins the parts learns how much the traffic varies (see
+    `BatchSums`). A joined part may be joined with the next.
 
     Args:
-        parts: Of one model and process, in order; their windows are not compared.
+        parts: Of one model and process, in order, each with the requests of its own stretch only; ids of windows are
+            not compared.
 
     Returns:
-        The sum, with the windows of the last part.
+        The sum, with one window over all: the first one's id, the requests and prompt tokens added up.
     """
+    windows = [window for part in parts for window in part.header.windows]
     relabelled = []
     for index, part in enumerate(parts):
-        windows = (part.header.windows[0].model_copy(update={"id": str(index)}),)
-        relabelled.append(replace(part, header=part.header.model_copy(update={"windows": windows})))
+        label = (windows[0].model_copy(update={"id": str(index)}),)
+        relabelled.append(replace(part, header=part.header.model_copy(update={"windows": label})))
     joined = merge(relabelled)
-    return replace(joined, header=joined.header.model_copy(update={"windows": parts[-1].header.windows}))
+    window = windows[0].model_copy(
+        update={
+            "ended": windows[-1].ended,
+            "requests": sum(window.requests for window in windows),
+            "prompt_tokens_total": sum(window.prompt_tokens_total for window in windows),
+            "prompt_tokens_computed": sum(window.prompt_tokens_computed for window in windows),
+            "complete": all(window.complete for window in windows),
+        }
+    )
+    return replace(joined, header=joined.header.model_copy(update={"windows": (window,)}))
 
 
 def merge_files(paths: Iterable[str]) -> Statistics:
