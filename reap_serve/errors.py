@@ -11,7 +11,8 @@
     └── ExecutionError          exit 1: the world said no
         ├── EngineError         vLLM failed to start or to answer
         ├── StorageError        disk full, unwritable, or changed underneath
-        └── VerificationError   the checkpoint is unsound
+        ├── VerificationError   the checkpoint is unsound
+        └── GateError           a comparison meets a condition of --fail-if
 
 The command line prints one line, `error: <what>; <remedy>`, and exits with `exit_code`.
 """
@@ -82,3 +83,7 @@ class StorageError(ExecutionError):
 
 class VerificationError(ExecutionError):
     """A checkpoint is unsound."""
+
+
+class GateError(ExecutionError):
+    """A comparison meets a condition under which the user wants it to fail."""

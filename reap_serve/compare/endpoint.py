@@ -7,46 +7,55 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import httpx
-import numpy as np
-import numpy.typing as npt
 
-from reap_serve.errors import EngineError
+from reap_serve.compare.answers import Answer
+from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores, token_scores
+from reap_serve.compare.validity import ToolCall, calls_in_message
+from reap_serve.errors import EngineError, RequestError
 from reap_serve.records import JsonValue
 
-TOP_LOGPROBS = 20
+_NOT_VLLM = "give the URL of an OpenAI endpoint of vLLM"
 
 
 @dataclass(frozen=True, slots=True)
-class TokenScores:
-    """What a model says of given tokens, N of them, natural logarithms.
+class KvCache:
+    """What an engine's KV cache holds.
 
     Attributes:
-        logprob_N: Of the token that is there.
-        top_ids_NK: The K tokens that the model finds likeliest, best first; -1 fills rows with fewer.
-        top_logprobs_NK: Theirs; -inf fills.
+        tokens: Tokens of all sequences together; None when the engine does not say.
+        sequences: Sequences of the longest length at once; None likewise.
     """
 
-    logprob_N: npt.NDArray[np.float64]
-    top_ids_NK: npt.NDArray[np.int64]
-    top_logprobs_NK: npt.NDArray[np.float64]
+    tokens: int | None
+    sequences: float | None
 
 
 class ScoringEndpoint:
-    """A running endpoint; use it as a context manager.
+    """A running endpoint; use it as a context manager. Its methods may be called from several threads.
+
+    No error carries text of a request or an answer.
 
     Args:
         url: `http://host:port`, with or without `/v1`.
         api_key: Bearer token, None for none.
+
+    Raises:
+        EngineError: It does not answer, or lists no model.
+        RequestError: `url` is no URL.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=600.0)
-        models = self._request("GET", "/v1/models")["data"]
+        try:
+            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=600.0)
+        except httpx.InvalidURL as error:
+            raise RequestError(f"{url} is no URL: {error}", "give http://host:port") from None
+        self._parses_tool_calls = True
+        models = self._request("GET", "/v1/models").get("data")
         if not isinstance(models, list) or not models or not isinstance(models[0], dict):
-            raise EngineError(f"{self.url}/v1/models lists no model", "give the URL of an OpenAI endpoint of vLLM")
-        self.model = str(models[0]["id"])
+            raise EngineError(f"{self.url}/v1/models lists no model", _NOT_VLLM)
+        self.model = str(models[0].get("id"))
         longest = models[0].get("max_model_len")
         self.max_model_len = longest if isinstance(longest, int) else None
 
@@ -89,80 +98,114 @@ class ScoringEndpoint:
                 "prompt_logprobs": TOP_LOGPROBS,
             },
         )
-        rows = _first_choice(answer).get("prompt_logprobs")
+        rows = self._first_choice(answer).get("prompt_logprobs")
         if not isinstance(rows, list) or len(rows) != len(token_ids):
-            raise EngineError(f"{self.url} returns no prompt_logprobs", "give the URL of an OpenAI endpoint of vLLM")
-        return _token_scores(token_ids[first:], rows[first:])
+            raise EngineError(f"{self.url} returns no prompt_logprobs", _NOT_VLLM)
+        return token_scores(token_ids[first:], rows[first:])
 
-    def generate(self, token_ids: Sequence[int], max_tokens: int) -> list[int]:
-        """The greedy answer to a prompt, as tokens."""
-        answer = self._request(
-            "POST",
-            "/v1/completions",
-            {
-                "model": self.model,
-                "prompt": list(token_ids),
-                "max_tokens": max_tokens,
-                "temperature": 0.0,
-                "return_token_ids": True,
-            },
+    def generate(self, token_ids: Sequence[int], max_tokens: int) -> Answer:
+        """The greedy answer to a prompt, under no grammar: `response_format` and `tool_choice` are not enforced."""
+        choice = self._first_choice(
+            self._request(
+                "POST",
+                "/v1/completions",
+                {
+                    "model": self.model,
+                    "prompt": list(token_ids),
+                    "max_tokens": max_tokens,
+                    "temperature": 0.0,
+                    "return_token_ids": True,
+                },
+            )
         )
-        tokens = _first_choice(answer).get("token_ids")
-        return [token for token in tokens if isinstance(token, int)] if isinstance(tokens, list) else []
+        tokens, reason = choice.get("token_ids"), choice.get("finish_reason")
+        if not isinstance(tokens, list):
+            raise EngineError(f"{self.url} returns no token ids", _NOT_VLLM)
+        return Answer(
+            [token for token in tokens if isinstance(token, int)],
+            str(choice.get("text") or ""),
+            reason if isinstance(reason, str) else None,
+        )
 
-    def kv_cache_tokens(self) -> int | None:
-        """Tokens that the engine's KV cache holds, from its /metrics; None when it does not say."""
+    def tool_calls(self, body: Mapping[str, JsonValue], max_tokens: int) -> tuple[ToolCall, ...] | None:
+        """The tool calls of the greedy answer to a chat request, as the endpoint's own parser finds them.
+
+        Returns:
+            None when the endpoint refuses the request, as vLLM does without `--enable-auto-tool-choice`.
+        """
+        if not self._parses_tool_calls:
+            return None
+        kept = ("messages", "tools", "chat_template", "chat_template_kwargs", "parallel_tool_calls")
+        request = {key: body[key] for key in kept if body.get(key) is not None}
+        request |= {"model": self.model, "max_tokens": max_tokens, "temperature": 0.0, "tool_choice": "auto"}
+        response = self._send("POST", "/v1/chat/completions", request)
+        if response.status_code == 400:
+            self._parses_tool_calls = False
+            return None
+        message = self._first_choice(self._document(response, "/v1/chat/completions")).get("message")
+        return tuple(calls_in_message(message)) if isinstance(message, Mapping) else ()
+
+    def kv_cache(self) -> KvCache:
+        """What the engine's KV cache holds, from its /metrics, over all data-parallel ranks."""
         from prometheus_client.parser import text_string_to_metric_families
 
-        response = self._client.get("/metrics")
+        response = self._send("GET", "/metrics", None)
         if response.status_code != 200:
-            return None
-        for family in text_string_to_metric_families(response.text):
-            if family.name == "vllm:cache_config_info":
-                for sample in family.samples:
-                    if (tokens := sample.labels.get("kv_cache_size_tokens", "")).isdigit():
-                        return int(tokens)
-        return None
+            return KvCache(None, None)
+        ranks = [
+            sample.labels
+            for family in text_string_to_metric_families(response.text)
+            if family.name == "vllm:cache_config_info"
+            for sample in family.samples
+        ]
+        tokens = [_number(labels.get("kv_cache_size_tokens")) for labels in ranks]
+        sequences = [_number(labels.get("kv_cache_max_concurrency")) for labels in ranks]
+        known_tokens, known_sequences = _total(tokens), _total(sequences)
+        return KvCache(None if known_tokens is None else int(known_tokens), known_sequences)
 
     def _tokens(self, request: Mapping[str, JsonValue]) -> list[int]:
         tokens = self._request("POST", "/tokenize", request).get("tokens")
         if not isinstance(tokens, list):
-            raise EngineError(f"{self.url}/tokenize returns no tokens", "give the URL of an OpenAI endpoint of vLLM")
+            raise EngineError(f"{self.url}/tokenize returns no tokens", _NOT_VLLM)
         return [token for token in tokens if isinstance(token, int)]
 
+    def _first_choice(self, answer: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise EngineError(f"{self.url} returned no choice", "see the server's log")
+        return choices[0]
+
     def _request(self, method: str, path: str, body: Mapping[str, JsonValue] | None = None) -> dict[str, JsonValue]:
+        return self._document(self._send(method, path, body), path)
+
+    def _send(self, method: str, path: str, body: Mapping[str, JsonValue] | None) -> httpx.Response:
         try:
-            response = self._client.request(method, path, json=body)
+            return self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise EngineError(f"{self.url}{path} does not answer: {error}", "is the server running?") from None
+            raise EngineError(
+                f"{self.url}{path} does not answer: {type(error).__name__}", "is the server running?"
+            ) from None
+
+    def _document(self, response: httpx.Response, path: str) -> dict[str, JsonValue]:
         if response.status_code != 200:
             # The status alone: an error body may quote the request.
             raise EngineError(f"{self.url}{path} answers with HTTP {response.status_code}", "see the server's log")
-        value = response.json()
-        assert isinstance(value, dict)
+        try:
+            value = response.json()
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise EngineError(f"{self.url}{path} answers with no JSON object", _NOT_VLLM)
         return value
 
 
-def _first_choice(answer: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise EngineError("the endpoint returned no choice", "see the server's log")
-    return choices[0]
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
 
 
-def _token_scores(token_ids: Sequence[int], rows: Sequence[JsonValue]) -> TokenScores:
-    logprobs = np.full(len(rows), -np.inf)
-    top_ids = np.full((len(rows), TOP_LOGPROBS), -1, np.int64)
-    top_logprobs = np.full((len(rows), TOP_LOGPROBS), -np.inf)
-    for position, (token, row) in enumerate(zip(token_ids, rows, strict=True)):
-        assert isinstance(row, dict)
-        for text, entry in row.items():
-            assert isinstance(entry, dict)
-            logprob, rank, token_id = entry["logprob"], entry["rank"], int(text)
-            assert isinstance(logprob, int | float)
-            assert isinstance(rank, int)
-            if token_id == token:
-                logprobs[position] = logprob
-            if rank <= TOP_LOGPROBS:
-                top_ids[position, rank - 1], top_logprobs[position, rank - 1] = token_id, logprob
-    return TokenScores(logprobs, top_ids, top_logprobs)
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

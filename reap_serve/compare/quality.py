@@ -1,58 +1,52 @@
-"""What the candidate lost, from both models' log-probabilities of the same tokens.
+"""What the candidate lost on one slice: figures with their intervals over requests.
 
-Names follow llama.cpp's perplexity report. Axes: N tokens, K likeliest tokens.
+Axes: C requests, N tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from reap_serve.compare.endpoint import TokenScores
+from reap_serve.compare.answers import Answer, Judged, common_prefix, judge
+from reap_serve.compare.bootstrap import Bootstrap, Interval, share_interval
+from reap_serve.compare.divergence import kl_divergence
 from reap_serve.compare.record import Quality
+from reap_serve.compare.scores import TokenScores
+from reap_serve.traffic.request import Request
 
 Floats = npt.NDArray[np.float64]
 
-LOOP_MAX_PERIOD = 64
-LOOP_MIN_REPEATS = 4
-LOOP_MIN_TOKENS = 32
+KL_QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
-def kl_divergence(base: TokenScores, candidate: TokenScores) -> Floats:
-    """KL(base || candidate) per token, in nats, on a partition that both models report: a lower bound.
+@dataclass(frozen=True, slots=True)
+class AnswerPair:
+    """The greedy answers of both models to one request."""
 
-    The cells are the tokens among the K likeliest of both models and one cell for all others. By the data-processing
-    inequality, KL on a partition never exceeds KL over the whole vocabulary.
-    """
-    divergence = np.zeros(base.logprob_N.shape[0])
-    for position in range(divergence.shape[0]):
-        shared, in_base, in_candidate = np.intersect1d(
-            base.top_ids_NK[position], candidate.top_ids_NK[position], return_indices=True
-        )
-        present = shared >= 0
-        log_p = base.top_logprobs_NK[position, in_base[present]]
-        log_q = candidate.top_logprobs_NK[position, in_candidate[present]]
-        p = np.exp(log_p)
-        rest_p = max(1.0 - p.sum(), 1e-12)
-        rest_q = max(1.0 - np.exp(log_q).sum(), 1e-12)
-        divergence[position] = (p * (log_p - log_q)).sum() + rest_p * np.log(rest_p / rest_q)
-    # Rounding of logprobs to float32 can leave an identical pair at -1e-8.
-    return np.maximum(divergence, 0.0)
+    request: Request
+    base: Answer
+    candidate: Answer
 
 
-def loops(token_ids: Sequence[int]) -> bool:
-    """Whether an answer ends in a loop: a period of at most 64 tokens, 4 times at least and over at least 32 tokens."""
-    tokens = np.asarray(token_ids)
-    for period in range(1, LOOP_MAX_PERIOD + 1):
-        span = max(LOOP_MIN_REPEATS * period, LOOP_MIN_TOKENS)
-        if span > tokens.shape[0]:
-            return False
-        tail = tokens[-span:]
-        if np.array_equal(tail[period:], tail[:-period]):
-            return True
-    return False
+@dataclass(slots=True)
+class _Figures:
+    """Figures and their intervals, as they are found."""
+
+    values: dict[str, float | int | None]
+    intervals: dict[str, Interval]
+
+    def add(self, name: str, value: float, interval: Interval | None) -> None:
+        self.values[name] = value
+        if interval is not None:
+            self.intervals[name] = interval
+
+    def add_share(self, name: str, verdicts: Sequence[bool]) -> None:
+        if verdicts:
+            self.add(name, sum(verdicts) / len(verdicts), share_interval(sum(verdicts), len(verdicts)))
 
 
 def perplexity(scores: Sequence[TokenScores]) -> float:
@@ -61,52 +55,89 @@ def perplexity(scores: Sequence[TokenScores]) -> float:
 
 
 def quality(
-    base: Sequence[TokenScores],
-    candidate: Sequence[TokenScores],
-    answers_base: Sequence[Sequence[int]],
-    answers_candidate: Sequence[Sequence[int]],
+    base: Sequence[TokenScores], candidate: Sequence[TokenScores], answers: Sequence[AnswerPair] = ()
 ) -> Quality:
     """Quality over one slice.
 
-    Perplexity is exp(-mean logprob) over all tokens; `rms_delta_p` is the root of the mean squared difference of the
-    two models' probabilities of the recorded token.
-
     Args:
-        base: The base's scores, one entry a request.
+        base: The base's scores, one entry a request, each of one token at least.
         candidate: The candidate's scores of the same tokens.
-        answers_base: Greedy answers of the base; empty when none were generated.
-        answers_candidate: Greedy answers of the candidate to the same prompts.
+        answers: Greedy answers of both; empty when none were generated.
     """
-    logprob_base = np.concatenate([scores.logprob_N for scores in base])
-    logprob_candidate = np.concatenate([scores.logprob_N for scores in candidate])
-    divergence = np.concatenate([kl_divergence(one, other) for one, other in zip(base, candidate, strict=True)])
-    same_top = np.concatenate(
-        [one.top_ids_NK[:, 0] == other.top_ids_NK[:, 0] for one, other in zip(base, candidate, strict=True)]
+    figures = _Figures({"requests": len(base), "answers": len(answers)}, {})
+    _add_token_figures(figures, base, candidate)
+    if answers:
+        _add_answer_figures(figures, answers)
+    return Quality.model_validate({**figures.values, "intervals": figures.intervals})
+
+
+def _add_token_figures(figures: _Figures, base: Sequence[TokenScores], candidate: Sequence[TokenScores]) -> None:
+    bootstrap = Bootstrap(len(base))
+    pairs = list(zip(base, candidate, strict=True))
+    tokens_C = np.array([scores.logprob_N.shape[0] for scores in base], np.float64)
+
+    def mean(values_CN: Sequence[Floats | npt.NDArray[np.bool_]]) -> tuple[Floats, float]:
+        sum_C = np.array([values.sum() for values in values_CN], np.float64)
+        return sum_C, float(sum_C.sum() / tokens_C.sum())
+
+    loss_base_C, loss_base = mean([-scores.logprob_N for scores in base])
+    loss_candidate_C, loss_candidate = mean([-scores.logprob_N for scores in candidate])
+    for name, loss_C, loss in (
+        ("perplexity_base", loss_base_C, loss_base),
+        ("perplexity_candidate", loss_candidate_C, loss_candidate),
+        ("perplexity_ratio", loss_candidate_C - loss_base_C, loss_candidate - loss_base),
+    ):
+        figures.add(name, float(np.exp(loss)), bootstrap.ratio(loss_C, tokens_C, np.exp))
+
+    divergence_CN = [kl_divergence(one, other) for one, other in pairs]
+    divergence_N = np.concatenate(divergence_CN)
+    sum_C, divergence = mean(divergence_CN)
+    figures.add("kl_divergence_mean", divergence, bootstrap.ratio(sum_C, tokens_C))
+    quantiles = np.quantile(divergence_N, list(KL_QUANTILES.values()))
+    ends = bootstrap.quantiles(divergence_CN, list(KL_QUANTILES.values()))
+    for position, name in enumerate(KL_QUANTILES):
+        figures.add(f"kl_divergence_{name}", float(quantiles[position]), None if ends is None else ends[position])
+    figures.values["kl_divergence_max"] = float(divergence_N.max())
+
+    sum_C, same = mean([one.top_ids_NK[:, 0] == other.top_ids_NK[:, 0] for one, other in pairs])
+    figures.add("same_top_token_fraction", same, bootstrap.ratio(sum_C, tokens_C))
+    delta_CN = [np.exp(other.logprob_N) - np.exp(one.logprob_N) for one, other in pairs]
+    sum_C, delta = mean(delta_CN)
+    figures.add("mean_delta_p", delta, bootstrap.ratio(sum_C, tokens_C))
+    sum_C, square = mean([delta_N**2 for delta_N in delta_CN])
+    figures.add("rms_delta_p", float(np.sqrt(square)), bootstrap.ratio(sum_C, tokens_C, np.sqrt))
+    figures.values["tokens"] = int(tokens_C.sum())
+
+
+def _add_answer_figures(figures: _Figures, answers: Sequence[AnswerPair]) -> None:
+    judged = [(judge(pair.base, pair.request), judge(pair.candidate, pair.request)) for pair in answers]
+    figures.add_share("same_answer_fraction", [pair.base.token_ids == pair.candidate.token_ids for pair in answers])
+    prefix_C = np.array([common_prefix(pair.base.token_ids, pair.candidate.token_ids) for pair in answers], np.float64)
+    figures.add(
+        "first_divergence_mean", float(prefix_C.mean()), Bootstrap(len(answers)).ratio(prefix_C, np.ones(len(answers)))
     )
-    perplexity_base, perplexity_candidate = perplexity(base), perplexity(candidate)
-    return Quality(
-        requests=len(base),
-        tokens=logprob_base.shape[0],
-        perplexity_base=perplexity_base,
-        perplexity_candidate=perplexity_candidate,
-        perplexity_ratio=perplexity_candidate / perplexity_base,
-        kl_divergence_mean=float(divergence.mean()),
-        kl_divergence_median=float(np.median(divergence)),
-        kl_divergence_p99=float(np.quantile(divergence, 0.99)),
-        kl_divergence_max=float(divergence.max()),
-        same_top_token_fraction=float(same_top.mean()),
-        rms_delta_p=float(np.sqrt(np.mean((np.exp(logprob_candidate) - np.exp(logprob_base)) ** 2))),
-        answers=len(answers_base),
-        loop_fraction_base=_fraction(answers_base),
-        loop_fraction_candidate=_fraction(answers_candidate),
-        same_answer_fraction=(
-            sum(list(one) == list(other) for one, other in zip(answers_base, answers_candidate, strict=True))
-            / len(answers_base)
-            if answers_base
-            else None
-        ),
+    for position, side in enumerate(("base", "candidate")):
+        verdicts = [pair[position] for pair in judged]
+        figures.add_share(f"loop_fraction_{side}", [verdict.loops for verdict in verdicts])
+        figures.add_share(f"length_limit_fraction_{side}", [verdict.length_limited for verdict in verdicts])
+        figures.add_share(f"empty_fraction_{side}", [verdict.empty for verdict in verdicts])
+    # On the same answers for both models, so that the two shares can be compared.
+    _add_paired(figures, "language", "language_switch_fraction", [_languages(pair) for pair in judged])
+    _add_paired(figures, "json", "json_valid_fraction", [(one.json_valid, two.json_valid) for one, two in judged])
+    _add_paired(
+        figures,
+        "tool",
+        "tool_call_valid_fraction",
+        [(one.tool_calls_valid, two.tool_calls_valid) for one, two in judged],
     )
 
 
-def _fraction(answers: Sequence[Sequence[int]]) -> float | None:
-    return sum(loops(answer) for answer in answers) / len(answers) if answers else None
+def _languages(pair: tuple[Judged, Judged]) -> tuple[bool | None, bool | None]:
+    return pair[0].language_switched, pair[1].language_switched
+
+
+def _add_paired(figures: _Figures, kind: str, name: str, verdicts: Sequence[tuple[bool | None, bool | None]]) -> None:
+    known = [(one, two) for one, two in verdicts if one is not None and two is not None]
+    figures.values[f"{kind}_answers"] = len(known)
+    figures.add_share(f"{name}_base", [one for one, _ in known])
+    figures.add_share(f"{name}_candidate", [two for _, two in known])

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from reap_serve.compare.endpoint import ScoringEndpoint, TokenScores
-from reap_serve.compare.record import LatencyReport, Memory
+from reap_serve.compare.answers import Answer
+from reap_serve.compare.endpoint import ScoringEndpoint
+from reap_serve.compare.latency import Replayed, run_closed_loop
+from reap_serve.compare.record import Memory
+from reap_serve.compare.resident import ResidentMemory
+from reap_serve.compare.scores import TokenScores
+from reap_serve.compare.validity import asks_for_tool
 from reap_serve.model import open_model
+from reap_serve.records import read_json_object
 from reap_serve.serve.process import serve_model
 from reap_serve.traffic.endpoint import ClientSettings
-from reap_serve.traffic.replay import replay
 from reap_serve.traffic.request import Request
-from reap_serve.traffic.schedule import Concurrency
 from reap_serve.traffic.teacher_forcing import ForcedTokens
 
 CONCURRENT_REQUESTS = 8
@@ -27,13 +31,15 @@ class Side:
 
     Attributes:
         endpoint: Where.
-        memory: What it takes.
+        memory: What it takes, as far as that is known at the start.
         api_key: Bearer token of the endpoint.
+        resident: The watch over its processes; None for an endpoint that runs already.
     """
 
     endpoint: ScoringEndpoint
     memory: Memory
     api_key: str | None
+    resident: ResidentMemory | None = None
 
     def scores(self, cases: Sequence[ForcedTokens], on_done: Callable[[], None]) -> list[TokenScores]:
         """The model's scores of the recorded answers and their end tokens; of prompts where there is no answer."""
@@ -47,29 +53,35 @@ class Side:
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             return list(pool.map(score, cases))
 
-    def answers(self, cases: Sequence[ForcedTokens], max_tokens: int) -> list[list[int]]:
-        """The model's greedy answers to the prompts."""
+    def answers(self, cases: Sequence[tuple[ForcedTokens, Request]], max_tokens: int) -> list[Answer]:
+        """The model's greedy answers to the prompts; where a tool call is expected, as the endpoint reads it."""
 
-        def answer(case: ForcedTokens) -> list[int]:
-            room = (self.endpoint.max_model_len or case.prompt_tokens + max_tokens) - case.prompt_tokens
-            return self.endpoint.generate(case.token_ids[: case.prompt_tokens], max(1, min(max_tokens, room)))
+        def answer(case: tuple[ForcedTokens, Request]) -> Answer:
+            forced, request = case
+            room = (self.endpoint.max_model_len or forced.prompt_tokens + max_tokens) - forced.prompt_tokens
+            longest = max(1, min(max_tokens, room))
+            given = self.endpoint.generate(forced.token_ids[: forced.prompt_tokens], longest)
+            if request.kind == "chat" and request.body is not None and asks_for_tool(request.body, request.answer):
+                return replace(given, tool_calls=self.endpoint.tool_calls(request.body, longest))
+            return given
 
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             return list(pool.map(answer, cases))
 
-    def latency(self, requests: Sequence[Request], max_tokens: int, concurrency: int) -> LatencyReport:
+    def latency(
+        self, requests: Sequence[Request], max_tokens: int, concurrency: int, objectives: Mapping[str, float]
+    ) -> Replayed:
         """Latency of streamed answers in a closed loop."""
         settings = ClientSettings(
             self.endpoint.url, api_key=self.api_key, model=self.endpoint.model, max_output_tokens=max_tokens
         )
-        summary = asyncio.run(replay(requests, settings, Concurrency(concurrency))).summary()
-        return LatencyReport(
-            requests=summary.requests,
-            failed=summary.failed,
-            seconds=summary.seconds,
-            output_tokens_per_second=summary.output_tokens / summary.seconds if summary.seconds else 0.0,
-            latency=summary.latency,
-        )
+        return run_closed_loop(requests, settings, concurrency, objectives)
+
+    def memory_now(self) -> Memory:
+        """What it takes, with the peak since it was started."""
+        if self.resident is None:
+            return self.memory
+        return self.memory.model_copy(update={"peak_resident_bytes": self.resident.look()})
 
 
 def is_url(reference: str) -> bool:
@@ -101,15 +113,39 @@ def open_side(reference: str, arguments: Sequence[str] = (), api_key: str | None
     """
     if is_url(reference):
         with ScoringEndpoint(reference, api_key) as endpoint:
-            memory = Memory(weights_bytes=None, kv_cache_tokens=endpoint.kv_cache_tokens(), start_seconds=None)
+            kv_cache = endpoint.kv_cache()
+            memory = Memory(
+                weights_bytes=None,
+                kv_cache_tokens=kv_cache.tokens,
+                kv_cache_max_concurrency=kv_cache.sequences,
+                start_seconds=None,
+            )
             yield Side(endpoint, memory, api_key)
         return
     source = open_model(reference)
-    weights_bytes = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
-    with serve_model(source.path, arguments) as server, ScoringEndpoint(server.url) as endpoint:
+    weights_bytes = _weights_bytes(source.path)
+    with (
+        serve_model(source.path, arguments) as server,
+        ScoringEndpoint(server.url) as endpoint,
+        ResidentMemory(server.pid) as resident,
+    ):
+        kv_cache = endpoint.kv_cache()
         memory = Memory(
             weights_bytes=weights_bytes,
-            kv_cache_tokens=endpoint.kv_cache_tokens(),
+            kv_cache_tokens=kv_cache.tokens,
+            kv_cache_max_concurrency=kv_cache.sequences,
             start_seconds=server.start_seconds,
+            resident_bytes=resident.first_bytes,
         )
-        yield Side(endpoint, memory, None)
+        yield Side(endpoint, memory, None, resident)
+
+
+def _weights_bytes(model: Path) -> int:
+    """Bytes of the files that the checkpoint's index names; of all safetensors files where it has none."""
+    files = set(model.glob("*.safetensors"))
+    index = model / "model.safetensors.index.json"
+    if index.is_file():
+        named = read_json_object(index).get("weight_map")
+        # Other safetensors files may lie beside it, which no engine loads.
+        files &= {model / str(name) for name in named.values()} if isinstance(named, Mapping) else files
+    return sum(file.stat().st_size for file in files)

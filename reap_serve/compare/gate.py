@@ -1,0 +1,162 @@
+"""Gates: `compare --fail-if 'slices.code.quality.kl_divergence_mean>0.05'`.
+
+    PATH COMPARISON NUMBER,  PATH = keys of report.json with dots between,  COMPARISON = > >= < <=
+
+`slices.*` stands for every slice, and `.low` or `.high` behind a figure's name in `intervals` for an end of its
+interval. A figure that was not measured fails the gate: a gate that cannot judge must not pass.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Union, get_args, get_origin
+
+from reap_serve.compare.record import Report
+from reap_serve.errors import GateError, RequestError
+from reap_serve.records import JsonValue, Record
+
+_EXPRESSION = re.compile(r"\s*(?P<path>[^<>=]+?)\s*(?P<sign>[<>]=?)\s*(?P<limit>[-+.\deE]+)\s*")
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_ENDS = {"low": 0, "high": 1}
+_WORDS = re.compile(r"[^.]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition under which a comparison fails.
+
+    Attributes:
+        text: As the user wrote it.
+        slice: Name of the slice, `*` for each of them; None where the figure is of no slice.
+        keys: Path to the figure, without `slices` and the slice's name.
+        sign: A key of the comparisons.
+        limit: What the figure is compared with.
+    """
+
+    text: str
+    slice: str | None
+    keys: tuple[str, ...]
+    sign: str
+    limit: float
+
+
+def parse_gates(texts: Sequence[str], slices: Collection[str]) -> list[Gate]:
+    """Gates from their expressions.
+
+    Args:
+        texts: As the user wrote them.
+        slices: Names of the traffic's slices.
+
+    Raises:
+        RequestError: An expression is not of the form, or names what no report has.
+    """
+    return [_parse(text, slices) for text in texts]
+
+
+def _parse(text: str, slices: Collection[str]) -> Gate:
+    match = _EXPRESSION.fullmatch(text)
+    if match is None:
+        raise RequestError(f"--fail-if {text!r} is not PATH>NUMBER", "signs are > >= < <=")
+    try:
+        limit = float(match["limit"])
+    except ValueError:
+        raise RequestError(f"--fail-if {text!r}: {match['limit']} is no number", "give a number") from None
+    name, rest = None, match["path"]
+    if rest.startswith("slices."):
+        rest = rest.removeprefix("slices.")
+        # A slice's name may hold dots: the longest that fits.
+        fitting = [known for known in (*slices, "*") if rest.startswith(f"{known}.")]
+        if not fitting:
+            raise RequestError(
+                f"--fail-if {text!r} names no slice of the traffic", f"slices are {', '.join(sorted(slices))}, or *"
+            )
+        name = max(fitting, key=len)
+        rest = rest.removeprefix(f"{name}.")
+    keys = tuple(_WORDS.findall(rest))
+    _require_figure(text, ("slices", "*", *keys) if name is not None else keys)
+    return Gate(text, name, keys, match["sign"], limit)
+
+
+def _require_figure(text: str, keys: Sequence[str]) -> None:
+    """Walks the report's types, so that a wrong name is found before anything is started."""
+    kind: object = Report
+    for position, key in enumerate(keys):
+        if isinstance(kind, type) and issubclass(kind, Record):
+            field = kind.model_fields.get(key)
+            if field is None:
+                place = ".".join(keys[:position]) or "the report"
+                raise RequestError(
+                    f"--fail-if {text!r}: {place} has no {key}", f"it has {', '.join(sorted(kind.model_fields))}"
+                )
+            kind = _without_none(field.annotation)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif get_origin(kind) is tuple and key in _ENDS:
+            kind = get_args(kind)[0]
+        else:
+            raise RequestError(f"--fail-if {text!r}: there is nothing below {'.'.join(keys[:position])}", "shorten it")
+    if kind not in (int, float):
+        raise RequestError(f"--fail-if {text!r} names no number", "go on to one of its figures")
+
+
+def _without_none(kind: object) -> object:
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(part for part in get_args(kind) if part is not type(None))
+    return kind
+
+
+def failures(gates: Sequence[Gate], report: Report) -> list[str]:
+    """What fails, one line each with its figure."""
+    document = report.model_dump(mode="json")
+    lines = []
+    for gate in gates:
+        for place, value in _figures(gate, document):
+            if value is None:
+                lines.append(f"{place} was not measured ({gate.text})")
+            elif _COMPARISONS[gate.sign](value, gate.limit):
+                lines.append(f"{place} is {value:.6g} ({gate.text})")
+    return lines
+
+
+def require_passed(gates: Sequence[Gate], report: Report) -> None:
+    """Raises when a gate fails.
+
+    Raises:
+        GateError: With every figure that fails.
+    """
+    failed = failures(gates, report)
+    if failed:
+        raise GateError(
+            f"{len(failed)} of the --fail-if conditions hold: {'; '.join(failed)}", "keep the base, or prune less"
+        )
+
+
+def _figures(gate: Gate, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
+    path = ".".join(gate.keys)
+    if gate.slice is None:
+        yield path, _figure(document, gate.keys)
+        return
+    slices = document["slices"]
+    assert isinstance(slices, Mapping)
+    for name in sorted(slices) if gate.slice == "*" else [gate.slice]:
+        yield f"slices.{name}.{path}", _figure(slices.get(name), gate.keys)
+
+
+def _figure(value: JsonValue, keys: Sequence[str]) -> float | None:
+    for key in keys:
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list) and key in _ENDS:
+            value = value[_ENDS[key]]
+        else:
+            return None
+    return float(value) if isinstance(value, int | float) else None
