@@ -24,7 +24,7 @@ def withhold_small_slices(statistics: Statistics, minimum_tokens: int) -> tuple[
     Returns:
         Slices of at least `minimum_tokens` tokens, and the others that hold any; None where there is none.
     """
-    counted = list(zip(statistics.header.slices, statistics.tokens_per_slice(), strict=True))
+    counted = list(zip(statistics.header.slices, _tokens_per_slice(statistics), strict=True))
     large = [name for name, tokens in counted if tokens >= max(minimum_tokens, 1)]
     small = [name for name, tokens in counted if 0 < tokens < minimum_tokens]
     if not small or not large:
@@ -32,6 +32,13 @@ def withhold_small_slices(statistics: Statistics, minimum_tokens: int) -> tuple[
     withheld = select_slices(statistics, small)
     header = withheld.header.model_copy(update={"windows": (_remainder(statistics.header.windows),)})
     return select_slices(statistics, large), replace(withheld, header=header)
+
+
+def _tokens_per_slice(statistics: Statistics) -> list[int]:
+    """Tokens of each slice; a rank that counts no layer's tokens has had at least its routed tokens / top_k."""
+    routed_SL = statistics.sums.token_count_SPLE.sum(axis=(1, 3))
+    least_S = -(-routed_SL.max(axis=1) // max(statistics.header.model.top_k, 1))
+    return [max(tokens, int(least)) for tokens, least in zip(statistics.tokens_per_slice(), least_S, strict=True)]
 
 
 def _remainder(windows: tuple[Window, ...]) -> Window:

@@ -168,6 +168,24 @@ def test_what_stays_below_the_minimum_is_never_written(tokens: Tokens, tmp_path:
     assert withhold_small_slices(statistics_of(tokens, NUM_EXPERTS), 120)[1] is None
 
 
+def test_ranks_that_count_no_layers_tokens_are_written_too(tokens: Tokens, tmp_path: Path) -> None:
+    # Two expert-parallel ranks: each has half of the experts, the first alone counts the tokens of the layers.
+    whole = statistics_of(tokens, NUM_EXPERTS)
+    for rank in range(2):
+        statistics = statistics_of(tokens, NUM_EXPERTS, id_=f"w{rank}")
+        for values in statistics.fields_by_name().values():
+            if values.ndim == 4:
+                values[..., slice(2, 4) if rank == 0 else slice(0, 2)] = 0
+        if rank == 1:
+            statistics.layer_token_count_SPL[:] = 0
+        writer = patient(tmp_path, minimum=30)
+        writer.offer(statistics)
+        writer.close()
+    merged = merge_files([str(tmp_path)])
+    for name, values in whole.fields_by_name().items():
+        assert np.array_equal(merged.fields_by_name()[name], values), name
+
+
 def test_writes_through_fsspec(tokens: Tokens) -> None:
     writer = patient("memory://live")
     writer.offer(statistics_of(tokens, NUM_EXPERTS))
