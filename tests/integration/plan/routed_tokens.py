@@ -61,37 +61,21 @@ def token_ids(domain: str, sequences: int = SEQUENCES) -> torch.Tensor:
 
 
 @torch.no_grad()
-def observe(
-    model: Qwen3MoeForCausalLM, ids: torch.Tensor, dropped: Mapping[int, Sequence[int]] | None = None
-) -> list[LayerTokens]:
-    """What each layer saw of some sequences, one after another.
-
-    Args:
-        model: The model.
-        ids: Token ids, one sequence a row.
-        dropped: Experts by layer that the router must not choose.
-    """
+def observe(model: Qwen3MoeForCausalLM, ids: torch.Tensor) -> list[LayerTokens]:
+    """What each layer saw of some sequences, one a row, one after another."""
     seen: list[list[LayerTokens]] = [[] for _ in model.model.layers]
     handles = []
-    for index, layer in enumerate(model.model.layers):
-        gate = layer.mlp.gate
+    for parts, layer in zip(seen, model.model.layers, strict=True):
 
         def record(
-            _: object, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...], at: int = index
+            _: object,
+            inputs: tuple[torch.Tensor, ...],
+            output: tuple[torch.Tensor, ...],
+            parts: list[LayerTokens] = parts,
         ) -> None:
-            seen[at].append(LayerTokens(inputs[0], output[1], output[2]))
+            parts.append(LayerTokens(inputs[0], output[1], output[2]))
 
-        def route(
-            module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object, at: int = index
-        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            logits_TE = torch.nn.functional.linear(inputs[0], module.weight)
-            logits_TE[:, list((dropped or {}).get(at, ()))] = -torch.inf
-            gates_TK, ids_TK = torch.topk(torch.softmax(logits_TE, dim=-1), module.top_k, dim=-1)
-            return logits_TE, gates_TK / gates_TK.sum(dim=-1, keepdim=True), ids_TK
-
-        if dropped:
-            handles.append(gate.register_forward_hook(route))
-        handles.append(gate.register_forward_hook(record))
+        handles.append(layer.mlp.gate.register_forward_hook(record))
     try:
         for row in ids:
             model(row[None])
