@@ -94,7 +94,7 @@ def check_message(message: JsonValue, place: str) -> Object:
     Raises:
         MalformedRecordError: It is none.
     """
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise MalformedRecordError("message is not an object", place)
     role = message.get("role")
     if not isinstance(role, str) or not role:
@@ -102,7 +102,7 @@ def check_message(message: JsonValue, place: str) -> Object:
     content = message.get("content")
     if is_list(content):
         for part in content:
-            if not isinstance(part, str) and not (isinstance(part, Mapping) and isinstance(part.get("type"), str)):
+            if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("type"), str)):
                 raise MalformedRecordError("content part without a type", place)
     elif content is not None and not isinstance(content, str):
         raise MalformedRecordError("content is neither text nor a list of parts", place)
@@ -118,8 +118,8 @@ def _check_tool_calls(calls: JsonValue, place: str) -> None:
     if not is_list(calls):
         raise MalformedRecordError("tool_calls is not a list", place)
     for call in calls:
-        function = call.get("function", call.get("custom")) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        function = call.get("function", call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise MalformedRecordError("tool call without a function name", place)
 
 
@@ -186,7 +186,7 @@ def check_answer(message: JsonValue) -> Object:
     Raises:
         MalformedRecordError: It is no message.
     """
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise MalformedRecordError("answer is not a message")
     return without_nulls(check_message({**message, "role": message.get("role") or "assistant"}, "answer"))
 
@@ -231,5 +231,5 @@ def as_metadata(value: JsonValue) -> Object:
 
 
 def is_list(value: JsonValue) -> TypeGuard[Sequence[JsonValue]]:
-    """Whether a JSON value is an array (text is a Sequence as well)."""
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    """Whether a JSON value is an array. The parser makes lists, for which this check costs little."""
+    return isinstance(value, list)

@@ -157,11 +157,14 @@ def _prompt_texts(body: Object) -> list[str]:
 
 def _message_texts(message: JsonValue) -> list[str]:
     """The texts in a message or an answer that a model reads or writes."""
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         return []
-    texts = [item for key in ("content", "text", "reasoning") if isinstance(item := message.get(key), str)]
-    parts = message.get("content")
-    if is_list(parts):
-        texts += [item for part in parts if isinstance(part, Mapping) and isinstance(item := part.get("text"), str)]
+    texts: list[str] = []
+    content = message.get("content")
+    if isinstance(content, str):
+        texts.append(content)
+    elif is_list(content):
+        texts += [item for part in content if isinstance(part, dict) and isinstance(item := part.get("text"), str)]
+    texts += [item for key in ("text", "reasoning") if isinstance(item := message.get(key), str)]
     calls = message.get("tool_calls")
     return [*texts, json.dumps(calls, ensure_ascii=False)] if calls else texts
