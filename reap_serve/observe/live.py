@@ -53,7 +53,6 @@ class LiveSetup:
         directory: Where files go.
         flush_seconds: Time between two.
         minimum_tokens: A slice with fewer tokens waits.
-        counts_layers: Whether this rank's token counts speak for the layers: only one of several expert-parallel ranks.
     """
 
     model: Fingerprint
@@ -61,7 +60,6 @@ class LiveSetup:
     directory: str
     flush_seconds: float
     minimum_tokens: int
-    counts_layers: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,11 +174,6 @@ class LiveEngine:
         try:
             rank = self.observer.snapshot()
             self._add_to_totals(rank)
-            if not self._setup.counts_layers:
-                window = rank.window.model_copy(
-                    update={"requests": 0, "prompt_tokens_total": 0, "prompt_tokens_computed": 0}
-                )
-                rank = dataclasses.replace(rank, window=window, tokens_SPL=np.zeros_like(rank.tokens_SPL))
             made = provenance(PACKAGES)
             self._writer.offer(join_ranks([rank], self._setup.model, dict(self._setup.engine), made))
         except Exception as error:  # noqa: BLE001 - serving must survive

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reap_serve.errors import ReapServeError
+from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.model import fingerprint, open_model
 from reap_serve.observe import seams
 from reap_serve.observe.live import LiveEngine, LiveSetup, RankFacts
@@ -39,7 +39,8 @@ def build_live(
     """The live side of one rank.
 
     Raises:
-        ReapServeError: Statistics are to be written and the model on disk has no fingerprint.
+        EngineError: Statistics are to be written, and the engine is expert-parallel.
+        ReapServeError: Statistics are to be written, and the model on disk has no fingerprint.
     """
     config = model_runner.vllm_config
     graphs = _graph_refusal(config)
@@ -60,11 +61,15 @@ def build_live(
 
 
 def _setup(settings: ObserveSettings, config: VllmConfig, layers: list[MoERunner]) -> LiveSetup | None:
-    rank = seams.tensor_parallel_rank()
-    expert_parallel = layers[0].routed_experts.expert_map is not None
-    # Tensor-parallel ranks measure the same complete rows: one of them writes. Expert-parallel ones hold experts of
-    # their own.
-    if settings.directory is None or (rank > 0 and not expert_parallel):
+    if settings.directory is None:
+        return None
+    if layers[0].routed_experts.expert_map is not None:
+        raise EngineError(
+            "expert-parallel ranks hold experts of their own, and their files cannot be told from repetitions yet",
+            "serve without --enable-expert-parallel, or without a directory for statistics",
+        )
+    # Tensor-parallel ranks measure the same complete rows: one of them writes.
+    if seams.tensor_parallel_rank() > 0:
         return None
     return LiveSetup(
         model=fingerprint(open_model(seams.model_reference(config))),
@@ -72,7 +77,6 @@ def _setup(settings: ObserveSettings, config: VllmConfig, layers: list[MoERunner
         directory=settings.directory,
         flush_seconds=settings.flush_seconds,
         minimum_tokens=settings.minimum_tokens,
-        counts_layers=rank == 0,
     )
 
 

@@ -1,0 +1,125 @@
+"""Files, totals and failures of a serving rank, with a recorder that only counts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from fake_engine import MODEL, FakeObserver, live_engine
+
+from reap_serve.observe.live import LiveSetup
+from reap_serve.observe.live_status import balance_of
+from reap_serve.statistics.file import read_statistics
+
+
+def setup(directory: Path, **changes: object) -> LiveSetup:
+    """Of a server that writes rarely, so that the test decides when."""
+    chosen = {"model": MODEL, "engine": {"vllm": "0.32.0"}, "flush_seconds": 3600.0, "minimum_tokens": 10, **changes}
+    return LiveSetup(directory=str(directory), **chosen)  # type: ignore[arg-type]
+
+
+def tokens_in(directory: Path) -> list[int]:
+    """Tokens of each file, in the order of their names."""
+    files = sorted(directory.glob("*.safetensors"))
+    return [int(read_statistics(str(path)).layer_token_count_SPL.sum()) for path in files]
+
+
+def test_each_flush_writes_what_came_since_the_last(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path), observer)
+    for tokens in (100, 40):
+        observer.record(tokens)
+        live.flush()
+    live.flush()
+    assert tokens_in(tmp_path) == [100, 40]
+    assert live.tokens_by_slice() == {"default": 140}
+    assert live.expert_counts()[0].tolist() == [140, 140, 140] + [0] * 9
+    header = read_statistics(str(next(tmp_path.iterdir()))).header
+    assert (header.model, header.engine) == (MODEL, {"vllm": "0.32.0"})
+    live.close()
+
+
+def test_closing_writes_the_rest(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path), observer)
+    observer.record(70)
+    live.close()
+    live.close()
+    assert tokens_in(tmp_path) == [70]
+
+
+def test_a_small_slice_waits_until_it_is_large(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path), observer)
+    observer.record(6)
+    live.flush()
+    assert tokens_in(tmp_path) == []
+    observer.record(6)
+    live.flush()
+    assert tokens_in(tmp_path) == [12]
+    live.close()
+
+
+def test_a_step_offers_when_a_file_is_due_and_an_idle_engine_by_its_tick(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path, flush_seconds=0.001), observer)
+    observer.record(20)
+    time.sleep(0.01)
+    live.tick()
+    assert observer.tokens_in_window == 0
+    live.close()
+    assert tokens_in(tmp_path) == [20]
+
+
+def test_what_fails_is_counted_and_serving_goes_on(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path), observer)
+    observer.record(20)
+    observer.broken = True
+    live.flush()
+    status = live.status()
+    assert (status.failures, status.complete) == (1, False)
+    observer.broken = False
+    observer.record(30)
+    live.close()
+    assert tokens_in(tmp_path) == [30]
+
+
+def test_an_unwritable_directory_keeps_the_sums(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no directory")
+    observer = FakeObserver()
+    live = live_engine(setup(blocked / "below"), observer)
+    observer.record(20)
+    live.flush()
+    writer = live.status().writer
+    assert writer is not None
+    assert (writer.files_written, writer.tokens_pending, writer.write_failures) == (0, 20, 1)
+    blocked.unlink()
+    live.flush()
+    assert tokens_in(blocked / "below") == [20]
+    live.close()
+
+
+def test_reset_forgets_totals_and_keeps_files(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path), observer)
+    observer.record(20)
+    live.flush()
+    observer.record(30)
+    live.reset()
+    live.close()
+    assert tokens_in(tmp_path) == [20]
+    assert live.tokens_by_slice() == {}
+    assert int(live.expert_counts().sum()) == 0
+
+
+def test_balance_by_hand() -> None:
+    import numpy as np
+
+    balance = balance_of(3, np.array([3, 1, 0, 0]))
+    # (3 + 1)^2 / (4 * (9 + 1))
+    assert (balance.layer, balance.routed_tokens, balance.unseen) == (3, 4, 2)
+    assert balance.load_balance == pytest.approx(0.4)
+    assert balance_of(0, np.zeros(4, np.int64)).load_balance is None
