@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from typer.core import TyperGroup
 
+from reap_serve.cli import plan_options as options
 from reap_serve.cli.app import app
 from reap_serve.errors import RequestError
 
@@ -42,75 +42,32 @@ plan_app = typer.Typer(cls=PlanGroup, help="Choose the experts that stay, from s
 app.add_typer(plan_app, name="plan")
 
 
-class Objective(StrEnum):
-    """Names of `--objective`."""
-
-    MEAN = "mean"
-    MAX_MIN = "max-min"
-
-
-class Budget(StrEnum):
-    """Names of `--budget`."""
-
-    UNIFORM = "uniform"
-    GLOBAL = "global"
-
-
-class Unseen(StrEnum):
-    """Names of `--unseen`."""
-
-    KEEP = "keep"
-    DROP = "drop"
-
-
 @plan_app.command(MAKE)
 def make(
-    stats: Annotated[list[str], typer.Argument(metavar="STATS", help="Statistics files or URLs; they are added.")],
-    output: Annotated[Path | None, typer.Option(help="The plan to write.")] = None,
-    keep_fraction: Annotated[
-        float | None, typer.Option(help="Fraction of each layer's experts to keep; halves round up.")
-    ] = None,
-    keep_experts: Annotated[int | None, typer.Option(help="Experts to keep in each layer.")] = None,
-    target_bytes: Annotated[int | None, typer.Option(help="Largest checkpoint, in bytes of tensors.")] = None,
-    sweep: Annotated[
-        str | None, typer.Option(metavar="F,F,...", help="Print the trade-off of these keep fractions; write no plan.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The model, for its group limits and tensor sizes.")
-    ] = None,
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan or random.",
-        ),
-    ] = "reap",
-    seed: Annotated[int, typer.Option(help="Of the criterion random.")] = 0,
-    mix: Annotated[
-        str | None, typer.Option(metavar="SLICE=WEIGHT,...", help="Mixture of slices; all as observed by default.")
-    ] = None,
-    objective: Annotated[
-        Objective, typer.Option(help="Keep the best of the mixture, or maximise the worst slice's retained saliency.")
-    ] = Objective.MEAN,
-    budget: Annotated[
-        Budget, typer.Option(help="One count for all layers, or counts by layer (needs the patch to be served).")
-    ] = Budget.UNIFORM,
-    pad_to_max: Annotated[bool, typer.Option("--pad-to-max", help="Raise global counts to their maximum.")] = False,
-    multiple_of: Annotated[int, typer.Option(help="Keep a multiple of this.")] = 1,
-    tensor_parallel_size: Annotated[int, typer.Option(help="vLLM's option of the same name.")] = 1,
-    expert_parallel_size: Annotated[int, typer.Option(help="Ranks that share the experts.")] = 1,
-    moe_backend: Annotated[str | None, typer.Option(help="vLLM's option of the same name.")] = None,
-    preserve_super_experts: Annotated[
-        bool, typer.Option("--preserve-super-experts", help="Never drop a super expert (arXiv 2507.23279).")
-    ] = False,
-    min_tokens: Annotated[int, typer.Option(help="Do not judge experts with fewer tokens.")] = 0,
-    unseen: Annotated[Unseen, typer.Option(help="What becomes of experts that are not judged.")] = Unseen.DROP,
-    max_instability: Annotated[
-        float | None,
-        typer.Option(help="Largest expected fraction of decisions that as much traffic again would change."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Plan also where the statistics are too few.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    stats: options.Stats,
+    output: options.Output = None,
+    keep_fraction: options.KeepFraction = None,
+    keep_experts: options.KeepExperts = None,
+    target_bytes: options.TargetBytes = None,
+    sweep: options.Sweep = None,
+    model: options.Model = None,
+    criterion: options.Criterion = "reap",
+    seed: options.Seed = 0,
+    mix: options.Mix = None,
+    objective: options.ObjectiveOption = options.Objective.MEAN,
+    budget: options.BudgetOption = options.Budget.UNIFORM,
+    pad_to_max: options.PadToMax = False,
+    multiple_of: options.MultipleOf = 1,
+    tensor_parallel_size: options.TensorParallelSize = 1,
+    expert_parallel_size: options.ExpertParallelSize = 1,
+    moe_backend: options.MoeBackend = None,
+    preserve_super_experts: options.PreserveSuperExperts = False,
+    min_tokens: options.MinTokens = 0,
+    unseen: options.UnseenOption = options.Unseen.DROP,
+    max_instability: options.MaxInstability = None,
+    force: options.Force = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
     """Choose the experts that stay, from statistics.
 
@@ -126,7 +83,7 @@ def make(
             size=size,
             criterion=criterion,
             seed=seed,
-            mix={} if mix is None else parse_mix(mix),
+            mix={} if mix is None else options.parse_mix(mix),
             objective=objective.value,
             budget=budget.value,
             pad_to_max=pad_to_max,
@@ -141,7 +98,7 @@ def make(
     if sweep is not None:
         if output is not None or (keep_fraction, keep_experts, target_bytes) != (None, None, None):
             raise RequestError("--sweep writes no plan", "leave out --output and the other sizes")
-        fractions = parse_fractions(sweep)
+        fractions = options.parse_fractions(sweep)
         _sweep(stats, model, request_of(Size(keep_fraction=fractions[0])), fractions, as_json)
         return
     if output is None:
@@ -209,37 +166,3 @@ def _gather(
         return header, gather(statistics, request, limits_of_statistics(header)), None
     source = open_model(model)
     return header, gather(statistics, request, limits_of_model(header, source)), measure_checkpoint(source)
-
-
-def parse_mix(text: str) -> dict[str, float]:
-    """The weights in `slice=weight,...`.
-
-    Raises:
-        RequestError: A part has no number, or a slice stands twice.
-    """
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = part.rpartition("=")
-        try:
-            number = float(weight)
-        except ValueError:
-            number = float("nan")
-        if not name or number != number or name in weights:
-            raise RequestError(f"--mix: {part!r} is not a new slice=weight", "write --mix code=0.7,chat=0.3")
-        weights[name] = number
-    return weights
-
-
-def parse_fractions(text: str) -> list[float]:
-    """The fractions in `F,F,...`.
-
-    Raises:
-        RequestError: A part is not a number above 0 and at most 1.
-    """
-    try:
-        fractions = [float(part) for part in text.split(",")]
-    except ValueError:
-        fractions = []
-    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        raise RequestError(f"--sweep {text!r} is no list of fractions to keep", "write --sweep 0.25,0.375,0.5")
-    return fractions

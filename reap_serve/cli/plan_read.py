@@ -49,7 +49,7 @@ def diff(
 @plan_app.command("plot")
 def plot(
     plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.")],
-    output: Annotated[Path, typer.Option(help="The SVG file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The SVG file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
 ) -> None:
     """Draw a plan: saliency by layer and expert with the cut, retained saliency, overlap between slices."""

@@ -19,7 +19,7 @@ from reap_serve.plan.objective import MaxMin, maximise_worst
 from reap_serve.plan.ranking import keep_order, keep_prefix
 from reap_serve.plan.request import PlanRequest, Size
 from reap_serve.plan.sizes import CheckpointBytes
-from reap_serve.statistics.record import Statistics
+from reap_serve.statistics.record import Header, Statistics
 from reap_serve.statistics.saliency import MixedSums, SliceTerm, mix_slices, saliency, slice_terms
 
 Floats = npt.NDArray[np.float64]
@@ -43,6 +43,7 @@ class Evidence:
         share_LE: The same as a fraction of the layer's sum.
         share_SLE: Likewise for each slice alone; `reap` where the criterion is `random`, which measures nothing.
         guards: Experts that the criterion does not decide.
+        notes: What is wrong with the statistics without forbidding their use.
     """
 
     request: PlanRequest
@@ -56,6 +57,7 @@ class Evidence:
     share_LE: Floats
     share_SLE: Floats
     guards: Guards
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,17 @@ def gather(statistics: Statistics, request: PlanRequest, model: ModelLimits) -> 
             min_tokens=request.min_tokens,
             unseen=request.unseen,
         ),
+        notes=_notes(statistics.header),
+    )
+
+
+def _notes(header: Header) -> tuple[str, ...]:
+    num_incomplete = sum(not window.complete for window in header.windows)
+    if not num_incomplete:
+        return ()
+    return (
+        f"{num_incomplete} of {len(header.windows)} windows of observation are incomplete: tokens were lost or "
+        "recording stopped early",
     )
 
 

@@ -129,9 +129,13 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
     counts = tuple(decision.count_by_layer().tolist())
     output_SLE = np.stack([shares(saliency(term.sums, "weighted_ean_sum")) for term in evidence.terms])
     gate_SLE = np.stack([shares(saliency(term.sums, "gate_sum")) for term in evidence.terms])
-    notes = count_notes(evidence.model, evidence.request.target, counts)
+    notes = [*evidence.notes, *count_notes(evidence.model, evidence.request.target, counts)]
     if len(set(counts)) > 1:
         notes.append("counts differ by layer: stock vLLM reads one count, so serving needs the patch in patches/")
+    if checkpoint is not None and checkpoint.mtp_expert_bytes:
+        notes.append(
+            "multi-token-prediction layers keep the ids of the trunk's last layer: their own experts are not observed"
+        )
     guards, max_min = evidence.guards, decision.max_min
     flip_fraction_L = instability(evidence, decision)
     return Summary(

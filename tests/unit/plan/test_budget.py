@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from statistics_of import statistics
@@ -72,6 +74,16 @@ def test_a_global_budget_of_bytes_weighs_share_by_byte() -> None:
 def test_below_the_floor_of_a_global_budget_is_refused() -> None:
     with pytest.raises(PlanError, match="floor of the global budget, 2 experts in 2 layers"):
         counts(PlanRequest(Size(keep_fraction=0.1), budget="global"))
+
+
+def test_layers_that_draft_and_lost_tokens_are_noted() -> None:
+    windows = (TWO_LAYERS.header.windows[0].model_copy(update={"complete": False}),)
+    source = replace(TWO_LAYERS, header=TWO_LAYERS.header.model_copy(update={"windows": windows}))
+    request = PlanRequest(Size(keep_experts=2))
+    evidence = gather(source, request, ModelLimits("qwen3_moe", 4, 1))
+    notes = summarise(evidence, decide(evidence, request.size), CHECKPOINT).notes
+    assert any("1 of 1 windows of observation are incomplete" in note for note in notes)
+    assert any("multi-token-prediction layers" in note for note in notes)
 
 
 def test_a_sweep_tells_bytes_and_refusals() -> None:

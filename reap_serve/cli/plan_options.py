@@ -1,0 +1,109 @@
+"""Options of `reap-serve plan`, and the two that are small languages of their own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reap_serve.errors import RequestError
+
+
+class Objective(StrEnum):
+    """Names of `--objective`."""
+
+    MEAN = "mean"
+    MAX_MIN = "max-min"
+
+
+class Budget(StrEnum):
+    """Names of `--budget`."""
+
+    UNIFORM = "uniform"
+    GLOBAL = "global"
+
+
+class Unseen(StrEnum):
+    """Names of `--unseen`."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
+Stats = Annotated[list[str], typer.Argument(metavar="STATS", help="Statistics files or URLs; they are added.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The plan to write.")]
+KeepFraction = Annotated[
+    float | None, typer.Option(help="Fraction of each layer's experts to keep; halves round up, then to the limits.")
+]
+KeepExperts = Annotated[int | None, typer.Option(help="Experts to keep in each layer.")]
+TargetBytes = Annotated[int | None, typer.Option(help="Largest checkpoint, in bytes of tensors.")]
+Sweep = Annotated[
+    str | None, typer.Option(metavar="F,F,...", help="Print the trade-off of these keep fractions; write no plan.")
+]
+Model = Annotated[str | None, typer.Option(metavar="MODEL", help="The model, for its group limits and tensor sizes.")]
+Criterion = Annotated[
+    str, typer.Option(help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan or random.")
+]
+Seed = Annotated[int, typer.Option(help="Of the criterion random.")]
+Mix = Annotated[
+    str | None, typer.Option(metavar="SLICE=WEIGHT,...", help="Mixture of slices; all as observed by default.")
+]
+ObjectiveOption = Annotated[
+    Objective, typer.Option(help="Keep the best of the mixture, or maximise the worst slice's retained saliency.")
+]
+BudgetOption = Annotated[
+    Budget, typer.Option(help="One count for all layers, or counts by layer (needs the patch to be served).")
+]
+PadToMax = Annotated[bool, typer.Option("--pad-to-max", help="Raise global counts to their maximum.")]
+MultipleOf = Annotated[int, typer.Option(help="Keep a multiple of this.")]
+TensorParallelSize = Annotated[int, typer.Option(help="vLLM's option of the same name.")]
+ExpertParallelSize = Annotated[int, typer.Option(help="Ranks that share the experts.")]
+MoeBackend = Annotated[str | None, typer.Option(help="vLLM's option of the same name.")]
+PreserveSuperExperts = Annotated[
+    bool, typer.Option("--preserve-super-experts", help="Never drop a super expert (arXiv 2507.23279).")
+]
+MinTokens = Annotated[int, typer.Option(help="Do not judge experts with fewer tokens.")]
+UnseenOption = Annotated[Unseen, typer.Option(help="What becomes of experts that are not judged.")]
+MaxInstability = Annotated[
+    float | None,
+    typer.Option(help="Largest expected fraction of decisions that as much traffic again would change."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Plan also where the statistics are too few.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """The weights in `slice=weight,...`.
+
+    Raises:
+        RequestError: A part has no number, or a slice stands twice.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = float("nan")
+        if not name or number != number or name in weights:
+            raise RequestError(f"--mix: {part!r} is not a new slice=weight", "write --mix code=0.7,chat=0.3")
+        weights[name] = number
+    return weights
+
+
+def parse_fractions(text: str) -> list[float]:
+    """The fractions in `F,F,...`.
+
+    Raises:
+        RequestError: A part is not a number above 0 and at most 1.
+    """
+    try:
+        fractions = [float(part) for part in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise RequestError(f"--sweep {text!r} is no list of fractions to keep", "write --sweep 0.25,0.375,0.5")
+    return fractions
