@@ -10,9 +10,9 @@ import json
 import random
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from reap_serve.errors import EngineError
 from reap_serve.model import open_model
@@ -27,18 +27,25 @@ TOLERANCES = {"float32": 1e-3, "auto": 0.5}
 ENGINE_SECONDS = 1800
 
 
+class MaskingEngine(Protocol):
+    """An engine that observation is on in."""
+
+    def collective_rpc(self, method: str, *, args: tuple[object, ...]) -> list[str | None]:
+        """Calls a method of every worker."""
+
+
 class LoadRequest(Record):
     """What one engine is asked.
 
     Attributes:
         path: The checkpoint.
-        plan: Plan file to mask by, None to serve the checkpoint as it is.
+        kept: Experts to mask down to, by layer; None serves the checkpoint as it is.
         dtype: vLLM's dtype.
         prompts: Token ids.
     """
 
     path: str
-    plan: str | None
+    kept: dict[str, tuple[int, ...]] | None
     dtype: str
     prompts: tuple[tuple[int, ...], ...]
 
@@ -53,29 +60,27 @@ def check_by_loading(source: Path, output: Path, plan: Plan) -> Iterator[Finding
     draw = random.Random(0)
     vocabulary = _vocabulary_size(output)
     prompts = tuple(tuple(draw.randrange(vocabulary) for _ in range(PROMPT_TOKENS)) for _ in range(NUM_PROMPTS))
-    with tempfile.TemporaryDirectory() as folder:
-        plan_path = Path(folder) / "plan.json"
-        plan_path.write_text(json.dumps(plan.model_dump(mode="json")))
-        for dtype, tolerance in TOLERANCES.items():
-            try:
-                pruned = ask(LoadRequest(path=str(output), plan=None, dtype=dtype, prompts=prompts))
-            except EngineError as failure:
-                if dtype == "auto":
-                    yield error("load", f"vLLM does not serve it: {failure.what}")
-                continue
-            try:
-                base = ask(LoadRequest(path=str(source), plan=str(plan_path), dtype=dtype, prompts=prompts))
-            except EngineError as failure:
-                yield warning("load", f"vLLM serves it; not compared, the source does not start: {failure.what}")
-                return
-            largest = max(abs(left - right) for left, right in zip(base, pruned, strict=True))
-            if not largest <= tolerance:
-                yield error(
-                    "load",
-                    f"log-probabilities differ from the masked source's by up to {largest:.2g} in {dtype}, "
-                    f"{tolerance:g} is allowed",
-                )
+    kept = {str(layer.index): layer.kept for layer in plan.layers}
+    for dtype, tolerance in TOLERANCES.items():
+        try:
+            pruned = ask(LoadRequest(path=str(output), kept=None, dtype=dtype, prompts=prompts))
+        except EngineError as failure:
+            if dtype == "auto":
+                yield error("load", f"vLLM does not serve it: {failure.what}")
+            continue
+        try:
+            base = ask(LoadRequest(path=str(source), kept=kept, dtype=dtype, prompts=prompts))
+        except EngineError as failure:
+            yield warning("load", f"vLLM serves it; not compared with the masked source: {failure.what}")
             return
+        largest = max(abs(left - right) for left, right in zip(base, pruned, strict=True))
+        if not largest <= tolerance:
+            yield error(
+                "load",
+                f"log-probabilities differ from the masked source's by up to {largest:.2g} in {dtype}, "
+                f"{tolerance:g} is allowed",
+            )
+        return
 
 
 def _vocabulary_size(output: Path) -> int:
@@ -114,11 +119,11 @@ def ask(request: LoadRequest) -> list[float]:
 
 def answer(request: LoadRequest) -> list[float]:
     """Runs one engine in this process."""
+    from reap_serve.observe.mask import PLAN_ARGUMENT
     from reap_serve.observe.offline import start_engine
     from reap_serve.observe.settings import ObserveSettings
 
-    plans = {"plan": request.plan} if request.plan is not None else {}
-    settings = ObserveSettings(recording=False, plans=plans, mask="plan" if plans else None)
+    settings = ObserveSettings(recording=False)
     engine = start_engine(
         open_model(request.path),
         settings,
@@ -131,6 +136,8 @@ def answer(request: LoadRequest) -> list[float]:
     )
     sampling = engine.get_default_sampling_params()
     sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize = 1, 0, False
+    if request.kept is not None:
+        sampling.extra_args = {PLAN_ARGUMENT: _load_mask(engine, request.kept)}
     prompts = [{"prompt_token_ids": list(prompt)} for prompt in request.prompts]
     results = engine.generate(prompts, sampling, use_tqdm=False)
     return [
@@ -138,6 +145,17 @@ def answer(request: LoadRequest) -> list[float]:
         for prompt, result in zip(request.prompts, results, strict=True)
         for token, position in zip(prompt[1:], result.prompt_logprobs[1:], strict=True)
     ]
+
+
+def _load_mask(engine: MaskingEngine, kept: Mapping[str, Sequence[int]]) -> str:
+    from reap_serve.observe.live_status import PlanEntry
+
+    entry = PlanEntry(id="verify", experts_kept=len(next(iter(kept.values()))), criterion="", bound=False)
+    arguments = ("verify", entry.model_dump(), {layer: list(ids) for layer, ids in kept.items()})
+    refusals = [refusal for refusal in engine.collective_rpc("reap_load_plan", args=arguments) if refusal]
+    if refusals:
+        raise EngineError(refusals[0], "see vLLM's log")
+    return entry.id
 
 
 if __name__ == "__main__":
