@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -42,9 +42,8 @@ _FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in (*EXPERT_FIELDS, 
 _BATCH_FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in BATCH_FIELDS}
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One tensor of a file.
+class Block(NamedTuple):
+    """One tensor of a file; a file has hundreds, and a merge reads thousands of files.
 
     Attributes:
         field: Name in `ExpertSums`, or `layer_token_count_SPL`.

@@ -121,14 +121,30 @@ def _add_file(
     accumulator: _Accumulator, layout: Layout, blocks: Iterable[tuple[Block, npt.NDArray[np.generic]]]
 ) -> None:
     slices, layers = layout.header.slices, layout.header.layers
-    shape_SLE = (len(slices), len(layers), layout.header.model.num_experts)
-    whole = {field: np.zeros(shape_SLE) for field in ("token_count_SPLE", "weighted_norm_sum_SPLE")}
+    batch = _OneBatch(len(slices)) if not layout.has_batches else None
     for block, values in blocks:
         accumulator.add(block.field, slices[block.slice_index], block.phase_index, layers, values)
-        if block.field in whole:
-            whole[block.field][block.slice_index] += values
-    if not layout.has_batches:
-        accumulator.add_batches(BatchSums.of_one(*whole.values()), slices, layers)
+        if batch is not None:
+            batch.add(block, values)
+    if batch is not None:
+        for s, slice_name in enumerate(slices):
+            moments = BatchSums.of_one(batch.token_count_S[s], batch.weighted_norm_sum_S[s])
+            accumulator.add_batches(moments, slice_name, layers)
+
+
+class _OneBatch:
+    """A file's counts and sums of g|f| per slice, phases added up: small enough to stay in the cache."""
+
+    def __init__(self, num_slices: int) -> None:
+        self.token_count_S: list[Floats] = [np.zeros(())] * num_slices
+        self.weighted_norm_sum_S: list[Floats] = [np.zeros(())] * num_slices
+
+    def add(self, block: Block, values_LE: npt.NDArray[np.generic]) -> None:
+        """Takes what belongs to the moments."""
+        sums_S = {"token_count_SPLE": self.token_count_S, "weighted_norm_sum_SPLE": self.weighted_norm_sum_S}
+        if block.field in sums_S:
+            held = sums_S[block.field]
+            held[block.slice_index] = np.add(held[block.slice_index], values_LE, dtype=np.float64)
 
 
 def select_slices(statistics: Statistics, names: Sequence[str]) -> Statistics:
@@ -205,11 +221,10 @@ class _Accumulator:
             rows = [self._row_of_layer[layer.index] for layer in layers]
             target[rows] = combine(target[rows], values)
 
-    def add_batches(self, batches: BatchSums, slices: Sequence[str], layers: Sequence[Layer]) -> None:
-        """Adds the moments of batches."""
+    def add_batches(self, moments: BatchSums, slice_name: str, layers: Sequence[Layer]) -> None:
+        """Adds the moments of one slice's batches, axes [L, E]."""
         for field in BATCH_FIELDS:
-            for s, slice_name in enumerate(slices):
-                self.add(field, slice_name, None, layers, getattr(batches, field)[s])
+            self.add(field, slice_name, None, layers, getattr(moments, field))
 
     def add_statistics(self, statistics: Statistics) -> None:
         """Adds all of some statistics."""
@@ -217,7 +232,10 @@ class _Accumulator:
             for s, slice_name in enumerate(statistics.header.slices):
                 for p in range(len(PHASES)):
                     self.add(field, slice_name, p, statistics.header.layers, values[s, p])
-        self.add_batches(statistics.batch_sums(), statistics.header.slices, statistics.header.layers)
+        moments = statistics.batch_sums()
+        for field in BATCH_FIELDS:
+            for s, slice_name in enumerate(statistics.header.slices):
+                self.add(field, slice_name, None, statistics.header.layers, getattr(moments, field)[s])
 
     def result(self) -> Statistics:
         """The sums so far."""

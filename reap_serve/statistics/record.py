@@ -168,8 +168,8 @@ class BatchSums:
 
     @classmethod
     def of_one(cls, token_count_SLE: Ints | Floats, weighted_norm_sum_SLE: Ints | Floats) -> BatchSums:
-        """The moments of one batch."""
-        token_count_SLE = token_count_SLE.astype(np.float64)
+        """The moments of one batch; the axis S may be missing."""
+        token_count_SLE = token_count_SLE.astype(np.float64, copy=False)
         return cls(
             (token_count_SLE > 0).astype(np.int64),
             np.square(weighted_norm_sum_SLE),

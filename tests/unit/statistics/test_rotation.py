@@ -210,7 +210,7 @@ def test_an_offer_is_due_before_the_interval_ends(tmp_path: Path) -> None:
 
 
 def test_kill_9_leaves_whole_files_and_costs_at_most_an_interval() -> None:
-    command = [sys.executable, str(ROOT / "bench" / "stats_kill.py"), "--kills", "4", "--interval-seconds", "1"]
+    command = [sys.executable, str(ROOT / "bench" / "stats_kill.py"), "--kills", "3", "--interval-seconds", "2"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     document = json.loads(ran.stdout)
