@@ -11,7 +11,10 @@ stays in. Arrivals and schedule are paired by the request's number, which is its
 A process that does nothing but sleep 20 ms at a time runs beside it: how late its timer is says what the machine itself
 does to a process that waits (on a machine with other work, milliseconds to tenths of a second).
 
-    python bench/traffic_replay_timing.py [--seconds 60] [--rate 50] [--tokens 32] [--json]
+    python bench/traffic_replay_timing.py [--seconds 60] [--rate 50] [--tokens 32] [--real-time] [--json]
+
+`--real-time` gives client and endpoint a real-time priority where the user may (root, CAP_SYS_NICE), so that other work
+on the machine is not measured along.
 
 Output: p50, p99 and largest delay in ms as the endpoint saw them, as the client did, and of the idle timer; exit 1 when
 the p99 at the endpoint is above 20 ms.
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -107,8 +111,14 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--real-time", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.real_time:
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(20))
+        except PermissionError:
+            print("no permission for a real-time priority; measured without", file=sys.stderr)
     found = measure(arguments.seconds, arguments.rate, arguments.tokens)
     if arguments.json:
         print(json.dumps(found))

@@ -135,18 +135,18 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_timed_starts_keep_their_schedule() -> None:
-    # bench/traffic_replay_timing.py measures 60 s; here 4 s, the best of three, on a machine whose timers are in time.
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        from traffic_replay_timing import LIMIT_SECONDS, measure
-    finally:
-        sys.path.pop(0)
-    found = []
+    # 4 s of what the bench measures for 60 s; the best of three, on a machine whose timers are in time.
+    command = [sys.executable, str(ROOT / "bench" / "traffic_replay_timing.py"), "--seconds", "4", "--tokens", "4"]
+    found: list[dict[str, float]] = []
     for _ in range(3):
-        found.append(measure(seconds=4.0, rate=50.0, tokens=4))
-        if found[-1]["endpoint_p99"] <= LIMIT_SECONDS:
+        done = subprocess.run(
+            [*command, "--real-time", "--json"], capture_output=True, text=True, check=False, timeout=120
+        )
+        found.append(json.loads(done.stdout))
+        if done.returncode == 0:
+            assert found[-1]["endpoint_p99"] <= 0.020
             return
     idle = min(measured["idle_timer_p99"] for measured in found)
-    if idle > LIMIT_SECONDS / 4:
+    if idle > 0.005:
         pytest.skip(f"other work on this machine makes even an idle timer {1e3 * idle:.0f} ms late")
-    assert min(measured["endpoint_p99"] for measured in found) <= LIMIT_SECONDS
+    assert min(measured["endpoint_p99"] for measured in found) <= 0.020
