@@ -21,7 +21,7 @@ from bench.tiny_moe.arithmetic import make_sum
 from bench.tiny_moe.conversations import DOMAINS, Conversation
 from bench.tiny_moe.passages import continuations, functions
 from bench.tiny_moe.sources import fetch_debian_packages, german_pages, novels, python_files
-from bench.tiny_moe.tokenizer import END_OF_TEXT, train_tokenizer
+from bench.tiny_moe.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
 from bench.tiny_moe.tool_calls import make_call
 
 SEQUENCE_TOKENS = 512
@@ -73,6 +73,8 @@ def read_corpus(cache: Path, seed: int) -> Corpus:
         corpus.conversations[split_of(question.key), "arithmetic"].append(Conversation.from_sum(question))
     for conversations in corpus.conversations.values():
         random_state.shuffle(conversations)
+    for texts in corpus.texts.values():
+        random.Random(0).shuffle(texts)
     return corpus
 
 
@@ -80,7 +82,6 @@ def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
     """Gives the tokenizer's training texts: about two megabytes of each read domain, less of the generated ones."""
     for domain in DOMAINS:
         texts = corpus.texts[domain] or [each.text() for each in corpus.conversations["train", domain][:4000]]
-        random.Random(0).shuffle(texts)
         num_characters = 0
         for text in texts:
             num_characters += len(text)
@@ -119,9 +120,7 @@ def pack_conversations(
     row_weights: list[list[int]] = []
     tokens: list[int] = []
     weights: list[int] = []
-    for conversation, ids, offsets in zip(
-        conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
+    for conversation, ids, offsets in zip(conversations, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         light = len(conversation.prompt()) if conversation.domain in GENERATED_DOMAINS else 0
         tokens += ids
         weights += [PROMPT_WEIGHT if start < light else ANSWER_WEIGHT for start, _ in offsets]
@@ -133,12 +132,12 @@ def pack_conversations(
 
 
 def write_traffic(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, folder: Path) -> None:
-    """Writes ``<domain>.<split>.jsonl``; a question stands once in a file."""
+    """Writes ``<domain>.<split>.jsonl``; a question stands once in a file and in no training example."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, num_requests in NUM_REQUESTS.items():
         for domain in DOMAINS:
             lines: list[str] = []
-            questions: set[str] = set()
+            questions = {each.question for each in corpus.conversations["train", domain]}
             num_bytes = 0
             for conversation in corpus.conversations[split, domain]:
                 num_tokens = len(tokenizer.encode(conversation.text(), add_special_tokens=False))
@@ -166,7 +165,7 @@ def main() -> None:
 
     corpus = read_corpus(arguments.cache, arguments.seed)
     tokenizer = train_tokenizer(tokenizer_texts(corpus))
-    tokenizer.save_pretrained(arguments.output / "tokenizer")
+    save_tokenizer(tokenizer, arguments.output / "tokenizer")
     write_traffic(tokenizer, corpus, arguments.output / "traffic")
     for domain in DOMAINS:
         streams = {f"{domain}_chat": pack_conversations(tokenizer, corpus.conversations["train", domain])}

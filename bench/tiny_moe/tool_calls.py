@@ -19,7 +19,20 @@ PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "I
 ROOMS = ("kitchen", "bedroom", "bathroom", "office", "garage", "hall", "cellar", "attic")
 GENRES = ("jazz", "rock", "pop", "blues", "techno", "folk", "soul", "opera")
 LANGUAGES = ("French", "German", "Spanish", "Italian", "Dutch", "Polish", "Greek", "Danish")
-WORDS = ("house", "tree", "water", "bread", "friend", "street", "window", "garden", "winter", "music", "letter", "school")
+WORDS = (
+    "house",
+    "tree",
+    "water",
+    "bread",
+    "friend",
+    "street",
+    "window",
+    "garden",
+    "winter",
+    "music",
+    "letter",
+    "school",
+)
 CURRENCIES = ("euros", "dollars", "pounds", "yen", "francs", "crowns")
 ITEMS = ("milk", "rice", "coffee", "tea", "sugar", "butter", "cheese", "pasta", "salt", "honey", "juice", "flour")
 TOPICS = ("the meeting", "the budget", "the party", "the report", "the trip", "the dinner", "the exam", "the contract")
@@ -80,7 +93,10 @@ TOOLS = (
     Tool(
         "book_train",
         {"origin": CITIES, "destination": CITIES, "day": DAYS},
-        ("I need a train from {origin} to {destination} on {day}.", "Book the train to {destination} from {origin} on {day}."),
+        (
+            "I need a train from {origin} to {destination} on {day}.",
+            "Book the train to {destination} from {origin} on {day}.",
+        ),
     ),
     Tool(
         "play_music",
@@ -105,14 +121,20 @@ TOOLS = (
     Tool(
         "plan_meeting",
         {"person": PEOPLE, "day": DAYS, "hour": HOURS},
-        ("Plan a meeting with {person} on {day} at {hour} o'clock.", "I want to meet {person} at {hour} o'clock on {day}."),
+        (
+            "Plan a meeting with {person} on {day} at {hour} o'clock.",
+            "I want to meet {person} at {hour} o'clock on {day}.",
+        ),
     ),
     Tool(
         "find_hotel",
         {"city": CITIES, "nights": SMALL, "stars": (2, 3, 4, 5)},
-        ("Find a hotel with {stars} stars in {city} for {nights} nights.", "I stay {nights} nights in {city} and want {stars} stars."),
+        (
+            "Find a hotel with {stars} stars in {city} for {nights} nights.",
+            "I stay {nights} nights in {city} and want {stars} stars.",
+        ),
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
