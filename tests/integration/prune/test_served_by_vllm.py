@@ -24,6 +24,8 @@ from serve_prompt import PROMPT  # noqa: E402
 from support import SERVED  # noqa: E402
 from tiny_families import FAMILIES, build  # noqa: E402
 
+from reap_serve.prune.verify import verify  # noqa: E402
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
 
@@ -67,3 +69,11 @@ def test_vllm_serves_the_pruned_checkpoint(name: str, served: Mapping[str, tuple
         logits = model(torch.tensor([PROMPT])).logits[0]
     expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(PROMPT[1:])[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(answer["logprobs"]), expected, rtol=0, atol=tolerance)
+
+
+def test_verify_load_compares_with_the_masked_source(tmp_path: Path) -> None:
+    """Two engines, one after the other: the pruned checkpoint, and the source under the plan's mask."""
+    build(FAMILIES["qwen3_moe"], tmp_path / "base", servable=True)
+    pair = make_pair(tmp_path / "base", tmp_path, 0.5)
+    report = verify(pair.pruned, str(pair.base), None, load=True)
+    assert report.findings == ()
