@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import note, print_json, progress_bar, stdout
-from reap_serve.cli.traffic import FormatName, Json, Overwrite, SkipMalformed, SliceFiles, TrafficFiles, open_traffic
+from reap_serve.cli.output import print_json, progress_bar, stdout
+from reap_serve.cli.traffic import (
+    FormatName,
+    Json,
+    Overwrite,
+    SkipMalformed,
+    SliceFiles,
+    TrafficFiles,
+    note_skipped,
+    open_traffic,
+)
 from reap_serve.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
-    from reap_serve.traffic.replay import ReplaySummary
+    from reap_serve.traffic.endpoint import ClientSettings
+    from reap_serve.traffic.replay import ReplayResult, ReplaySummary
+    from reap_serve.traffic.request import Request
     from reap_serve.traffic.schedule import Schedule
 
 
@@ -59,7 +71,6 @@ def replay_command(
     from reap_serve.publish import refuse_existing
     from reap_serve.traffic.benchmark_report import write_report
     from reap_serve.traffic.endpoint import ClientSettings
-    from reap_serve.traffic.replay import replay
 
     schedule = _schedule(rate, burstiness, timed, speedup, concurrency, seed)
     if report is not None:
@@ -75,18 +86,23 @@ def replay_command(
         max_output_tokens=max_output_tokens,
     )
     chosen = list(islice(requests, limit))
-    with progress_bar() as progress:
-        task = progress.add_task("answers", total=len(chosen))
-        result = asyncio.run(replay(chosen, settings, schedule, on_answer=lambda _: progress.advance(task)))
-    summary = result.summary()
-    if malformed.total:
-        note(f"{malformed.total} records were skipped: {malformed}")
+    result = _run(chosen, settings, schedule)
+    note_skipped(malformed)
     if report is not None:
         write_report(result, chosen, settings, schedule, report, overwrite=overwrite)
-    if as_json:
-        print_json(summary)
-    else:
-        _print_summary(summary)
+    _print(result.summary(), as_json)
+    _refuse_total_failure(result.summary(), url)
+
+
+def _run(requests: Sequence[Request], settings: ClientSettings, schedule: Schedule) -> ReplayResult:
+    from reap_serve.traffic.replay import replay
+
+    with progress_bar() as progress:
+        task = progress.add_task("answers", total=len(requests))
+        return asyncio.run(replay(requests, settings, schedule, on_answer=lambda _: progress.advance(task)))
+
+
+def _refuse_total_failure(summary: ReplaySummary, url: str) -> None:
     if summary.failed == summary.requests:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in summary.failures.items())
         raise EngineError(f"{url} answered none of {summary.requests} requests: {reasons}", "see the server's log")
@@ -124,9 +140,12 @@ def _api_key(variable: str | None) -> str | None:
     return key
 
 
-def _print_summary(summary: ReplaySummary) -> None:
+def _print(summary: ReplaySummary, as_json: bool) -> None:
     from rich.table import Table
 
+    if as_json:
+        print_json(summary)
+        return
     table = Table("latency, ms", "mean", "p50", "p90", "p99", box=None)
     for column in table.columns[1:]:
         column.justify = "right"

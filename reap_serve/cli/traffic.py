@@ -137,8 +137,7 @@ def convert(
         print_json({"output": str(output), "requests": written, "malformed": malformed.counts})
     else:
         stdout.print(f"{written} requests written to {output}", markup=False)
-        if malformed.total:
-            note(f"{malformed.total} records were skipped: {malformed}")
+        note_skipped(malformed)
 
 
 def open_traffic(
@@ -170,6 +169,12 @@ def open_traffic(
         malformed=malformed,
     )
     return requests, malformed
+
+
+def note_skipped(malformed: Malformed) -> None:
+    """Says on stderr which records were passed over, if any."""
+    if malformed.total:
+        note(f"{malformed.total} records were skipped: {malformed}")
 
 
 @contextlib.contextmanager
