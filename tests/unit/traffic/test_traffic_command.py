@@ -1,0 +1,73 @@
+"""`reap-serve traffic` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reap_serve.cli import app as program
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["reap-serve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    printed = capsys.readouterr()
+    code = ended.value.code
+    return (code if isinstance(code, int) else 0), printed.out, printed.err
+
+
+def test_show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(FIXTURES / name) for name in ("openai_batch.jsonl", "litellm.jsonl", "azure.csv")]
+    code, out, _ = run(monkeypatch, capsys, "traffic", "show", *files, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["requests"], found["length_only"], found["sessions"]) == (9, 3, 2)
+    assert found["formats"] == {"openai-batch": 4, "litellm": 3, "azure": 2}
+    assert found["token_unit"] == "characters/4"
+    assert set(found["slices"]) == {"chat", "default", "support"}
+    code, out, _ = run(monkeypatch, capsys, "traffic", "show", *files)
+    assert code == 0
+    assert "9 requests (3 of lengths only)" in out
+
+
+def test_convert_then_sample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    batch, sample = tmp_path / "batch.jsonl", tmp_path / "sample.jsonl"
+    code, out, _ = run(
+        monkeypatch, capsys, "traffic", "convert", str(FIXTURES / "sharegpt.json"), "-o", str(batch), "--model", "m"
+    )
+    assert (code, out) == (0, f"3 requests written to {batch}\n")
+    assert {json.loads(line)["body"]["model"] for line in batch.read_text().splitlines()} == {"m"}
+    code, out, _ = run(
+        monkeypatch, capsys, "traffic", "sample", str(batch), "--tokens", "1", "-o", str(sample), "--json"
+    )
+    assert (code, json.loads(out)["requests"]) == (0, 1)
+    assert len(sample.read_text().splitlines()) == 1
+
+
+def test_refusals_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    azure = str(FIXTURES / "azure.csv")
+    code, _, err = run(monkeypatch, capsys, "traffic", "convert", azure, "-o", str(target))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes((FIXTURES / "requests.jsonl").read_bytes() + b"{broken\n")
+    code, _, err = run(monkeypatch, capsys, "traffic", "convert", str(bad), "-o", str(target))
+    assert (code, "bad.jsonl:4: not JSON" in err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+    code, out, _ = run(
+        monkeypatch, capsys, "traffic", "convert", str(bad), "-o", str(target), "--skip-malformed", "--json"
+    )
+    assert (code, json.loads(out)["malformed"]) == (0, {"not JSON": 1})
+    code, _, err = run(monkeypatch, capsys, "traffic", "convert", str(bad), "-o", str(target), "--skip-malformed")
+    assert (code, "exists already" in err) == (2, True)
