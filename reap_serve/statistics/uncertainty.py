@@ -140,9 +140,9 @@ def _ratio_error_of_tokens(terms: Sequence[SliceTerm], value: str, square: str) 
             y_LE, y_sq_LE, c_LE = getattr(term.sums, value), getattr(term.sums, square), term.sums.token_count_LE
             q_LE = y_sq_LE - 2 * ratio_LE * y_LE + ratio_LE**2 * c_LE
             q_LE -= _fixed_part(terms, y_LE - ratio_LE * c_LE, term.sums.layer_token_count_L[:, None])
-            # No tokens have such moments (Cauchy-Schwarz): an import that did not know the squares.
-            unknown_LE = y_sq_LE * c_LE < y_LE**2 * (1 - 1e-9)
-            spread_LE += term.scale_L[:, None] ** 2 * np.where(unknown_LE, np.nan, np.maximum(q_LE, 0))
+            # No tokens have such moments (Cauchy-Schwarz): an import that did not know the squares of this layer.
+            unknown_L = (y_sq_LE * c_LE < y_LE**2 * (1 - 1e-9)).any(axis=1)
+            spread_LE += term.scale_L[:, None] ** 2 * np.where(unknown_L[:, None], np.nan, np.maximum(q_LE, 0))
         n_LE = np.sum([term.sums.token_count_LE for term in terms], axis=0)
         return np.where(n_LE >= 2, np.sqrt(spread_LE * n_LE / (n_LE - 1)) / count_LE, np.nan)
 

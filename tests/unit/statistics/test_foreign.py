@@ -62,6 +62,8 @@ def test_plans_from_a_report_and_from_the_native_file_agree(native: Statistics, 
     assert kept_by_plan(imported, keep) == kept_by_plan(native, keep)
     assert imported.header.layers == native.header.layers
     assert not imported.header.complete
+    # A choice has no errors, also not for the experts that it drops.
+    assert np.isnan(standard_error(slice_terms(imported))).all()
     counts = imported.sums.token_count_SPLE.sum(axis=-1)
     assert np.array_equal(counts, TOP_K * imported.layer_token_count_SPL)
 
