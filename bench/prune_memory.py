@@ -1,8 +1,9 @@
 """Memory that deciding a pruning takes for a checkpoint of a terabyte.
 
 Theory: copying holds one buffer a job whatever the size, so what grows with a model are its headers: about a kilobyte a
-tensor. Kimi-K2 in FP8 has 140,728 of them. The checkpoint here has its names, shapes and sizes, and holes for data: it
-takes 32 MB of disk. Everything up to the first copied byte is done: headers, checks, plan, layout, index, manifest.
+tensor. Kimi-K2 in FP8 has some 140,000 of them. The checkpoint here has its names, shapes and sizes, and holes for
+data: it takes 32 MB of disk. Everything up to the first copied byte is done: headers, checks, plan, layout, index,
+manifest.
 
 Run:
     python bench/prune_memory.py [--folder DIR]

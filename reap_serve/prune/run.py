@@ -17,7 +17,7 @@ from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job,
 from reap_serve.prune.layout import header_bytes
 from reap_serve.prune.low_disk import RemoteWeights, open_remote, write_from_hub
 from reap_serve.prune.manifest import MANIFEST_NAME
-from reap_serve.prune.staging import staging_directory
+from reap_serve.prune.staging import staged_content, staging_directory
 from reap_serve.prune.write import carry, remove_partials, write_shards, write_tensors, write_text
 from reap_serve.publish import refuse_existing
 
@@ -97,9 +97,9 @@ def prune(
     job = make_job(source, plan, options, None if remote is None else RemoteWeights(remote))
     watcher.started(job)
     refuse_existing(output, overwrite)
+    _require_space(job, output, 0 if remote is None else max(remote.weight_files().values()))
     with staging_directory(output, job.digest) as content:
         remove_partials(content)
-        _require_space(job, content, 0 if remote is None else max(remote.weight_files().values()))
         if remote is None:
             bytes_read = write_shards(job.layout.shards, job.checkpoint, content, options.jobs, watcher.advance)
             sidecar = header_bytes(job.sidecar, SIDECAR_METADATA)
@@ -131,12 +131,15 @@ def _require_apart(source: Path, output: Path) -> None:
         raise InputFileError(f"OUTPUT {output} overlaps the source {source}", "give a path outside the source")
 
 
-def _require_space(job: Job, content: Path, download_bytes: int) -> None:
-    finished = sum(shard.num_bytes for shard in job.layout.shards if (content / shard.name).exists())
+def _require_space(job: Job, output: Path, download_bytes: int) -> None:
+    staged = staged_content(output, job.digest)
+    finished = sum(
+        shard.num_bytes for shard in job.layout.shards if staged is not None and (staged / shard.name).exists()
+    )
     carried = sum((job.source.path / relative).stat().st_size for relative in job.carried)
     sidecar = sum(each.num_bytes for each in job.sidecar)
     needed = job.layout.num_bytes - finished + carried + sidecar + download_bytes + SPARE_BYTES
-    free = shutil.disk_usage(content).free
+    free = shutil.disk_usage(output.parent).free
     if needed > free:
         raise StorageError(
             f"the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free beside it",

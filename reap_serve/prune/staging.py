@@ -32,7 +32,7 @@ def staging_directory(output: Path, digest: str) -> Iterator[Path]:
         ExecutionError: Another process works at the same output.
         StorageError: The disk refused.
     """
-    home = output.parent / f".{output.name}.reap-prune"
+    home = _home(output)
     content = home / CONTENT_NAME
     try:
         home.mkdir(exist_ok=True)
@@ -65,6 +65,12 @@ def _prepare(home: Path, content: Path, digest: str) -> None:
     content.mkdir(exist_ok=True)
 
 
-def discard_staging(output: Path) -> None:
-    """Removes what an unfinished attempt left."""
-    shutil.rmtree(output.parent / f".{output.name}.reap-prune", ignore_errors=True)
+def staged_content(output: Path, digest: str) -> Path | None:
+    """What an earlier attempt at the same job left, None when there is nothing."""
+    home = _home(output)
+    job = home / JOB_NAME
+    return home / CONTENT_NAME if job.exists() and job.read_text(errors="replace") == digest else None
+
+
+def _home(output: Path) -> Path:
+    return output.parent / f".{output.name}.reap-prune"
