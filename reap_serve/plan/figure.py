@@ -1,7 +1,7 @@
 """A plan as one SVG picture, written without a plotting library so that it can stand in any report.
 
-Three panels: saliency of every expert by layer, with what is dropped in another colour; retained saliency by layer;
-overlap between the plans that each slice would make for itself. A plan written by hand has the first panel only.
+Three panels: saliency of every expert by layer and rank, with what is dropped in another colour; retained saliency by
+layer; overlap between the plans that each slice would make for itself. A plan written by hand has the first panel only.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def _heat_map(layers: Sequence[PlanLayer]) -> tuple[str, int]:
     paths = "".join(f'<path d="{"".join(parts)}" stroke="{colour}"/>' for colour, parts in sorted(strokes.items()))
     height = len(layers) * row
     content = (
-        _text(LEFT, 18, "Saliency of each expert by layer, by its layer's largest", size=14)
+        _text(LEFT, 18, "Saliency of the experts of each layer, from the highest to the lowest", size=14)
         + f'<g transform="translate({LEFT} 34) scale({PLOT_WIDTH / num_experts:.6g} {row})">{paths}</g>'
         + "".join(labels)
-        + _text(LEFT, 34 + height + 16, "expert 0", size=10)
-        + _text(LEFT + PLOT_WIDTH, 34 + height + 16, str(num_experts - 1), "end", 10)
+        + _text(LEFT, 34 + height + 16, "1st", size=10)
+        + _text(LEFT + PLOT_WIDTH, 34 + height + 16, f"{num_experts}th expert", "end", 10)
         + _legend([("kept", KEPT_COLOURS[5]), ("dropped", DROPPED_COLOURS[3])], 44)
     )
     return content, height + 70
@@ -84,12 +84,20 @@ def _colours(layer: PlanLayer) -> list[str]:
     num_experts = len(layer.kept) + len(layer.dropped)
     largest = max((value for value in layer.saliency if value is not None), default=0.0)
     colours = []
-    for expert in range(num_experts):
+    for expert in _by_saliency(layer, num_experts):
         value = layer.saliency[expert] if layer.saliency else None
         # The square root spreads the many small values over the ramp.
         level = 3 if value is None or largest <= 0 else int((max(value, 0.0) / largest) ** 0.5 * 7.999)
         colours.append((KEPT_COLOURS if expert in kept else DROPPED_COLOURS)[level])
     return colours
+
+
+def _by_saliency(layer: PlanLayer, num_experts: int) -> list[int]:
+    """Experts from the highest saliency to the lowest, so that the cut is an edge; by id without saliencies."""
+    if not layer.saliency:
+        return list(range(num_experts))
+    values = [-float("inf") if value is None else value for value in layer.saliency]
+    return sorted(range(num_experts), key=lambda expert: (-values[expert], expert))
 
 
 def _legend(entries: Sequence[tuple[str, str]], top: int) -> str:
