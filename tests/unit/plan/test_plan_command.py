@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -178,3 +179,20 @@ def test_plans_of_different_models_are_not_compared(run: Run, stats: Path, tmp_p
     code, _, err = run("plan", "diff", tmp_path / "a.json", tmp_path / "b.json")
     assert code == 2
     assert "num_experts is 16 against 8" in err
+
+
+def imported_by(*statements: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has imported after some statements."""
+    program = "; ".join(("import sys", *statements, "print(' '.join(name for name in sys.modules if '.' not in name))"))
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_planning_needs_neither_torch_nor_vllm_and_help_not_even_numpy() -> None:
+    planner = imported_by(
+        "import reap_serve.plan.sweep, reap_serve.plan.planner, reap_serve.plan.model_limits, reap_serve.plan.figure"
+    )
+    assert "numpy" in planner
+    assert not planner & {"torch", "vllm", "transformers"}
+    command = imported_by("import reap_serve.cli.plan, reap_serve.cli.plan_read")
+    assert not command & {"numpy", "torch", "vllm", "safetensors", "pydantic"}
