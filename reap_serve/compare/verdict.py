@@ -21,12 +21,14 @@ class Limit:
     """One limit.
 
     Attributes:
-        figure: What is judged.
+        name: The figure of `Quality` that is judged; of a pair, without `_base` and `_candidate`.
+        figure: What is judged, for people.
         limit: The largest value that is within.
         unit: How to write it, a format of Python.
         ends: The figure and its interval in a slice; None where it was not measured.
     """
 
+    name: str
     figure: str
     limit: float
     unit: str
@@ -95,24 +97,22 @@ def _rise(worse: str, better: str) -> Callable[[Quality], tuple[float, Ends] | N
     return ends
 
 
+def _rising(name: str, figure: str) -> Limit:
+    return Limit(name, f"rise of {figure}", 0.02, ".1%", _rise(f"{name}_candidate", f"{name}_base"))
+
+
+def _falling(name: str, figure: str) -> Limit:
+    return Limit(name, f"loss of {figure}", 0.02, ".1%", _rise(f"{name}_base", f"{name}_candidate"))
+
+
 LIMITS: tuple[Limit, ...] = (
-    Limit("KL divergence", 0.10, ".3f", _own("kl_divergence_mean")),
-    Limit("perplexity ratio", 1.10, ".3f", _own("perplexity_ratio")),
-    Limit("rise of loops", 0.02, ".1%", _rise("loop_fraction_candidate", "loop_fraction_base")),
-    Limit("rise of empty answers", 0.02, ".1%", _rise("empty_fraction_candidate", "empty_fraction_base")),
-    Limit(
-        "rise of language switches",
-        0.02,
-        ".1%",
-        _rise("language_switch_fraction_candidate", "language_switch_fraction_base"),
-    ),
-    Limit("loss of valid JSON", 0.02, ".1%", _rise("json_valid_fraction_base", "json_valid_fraction_candidate")),
-    Limit(
-        "loss of valid tool calls",
-        0.02,
-        ".1%",
-        _rise("tool_call_valid_fraction_base", "tool_call_valid_fraction_candidate"),
-    ),
+    Limit("kl_divergence_mean", "KL divergence", 0.10, ".3f", _own("kl_divergence_mean")),
+    Limit("perplexity_ratio", "perplexity ratio", 1.10, ".3f", _own("perplexity_ratio")),
+    _rising("loop_fraction", "loops"),
+    _rising("empty_fraction", "empty answers"),
+    _rising("language_switch_fraction", "language switches"),
+    _falling("json_valid_fraction", "valid JSON"),
+    _falling("tool_call_valid_fraction", "valid tool calls"),
 )
 _ORDER: tuple[Level, ...] = ("beyond", "unclear", "within")
 
@@ -145,20 +145,17 @@ def verdict_line(report: Report) -> str:
     verdicts = {name: judge_slice(entry.quality) for name, entry in report.slices.items()}
     beyond = [name for name, verdict in verdicts.items() if verdict.level == "beyond"]
     unclear = [name for name, verdict in verdicts.items() if verdict.level == "unclear"]
-    total = _number(len(verdicts))
+    total = f"{len(verdicts)} slice{'s' if len(verdicts) > 1 else ''}"
     if beyond:
         worst = max(beyond, key=lambda name: _excess(verdicts[name].judgements))
         first = verdicts[worst].judgements[0]
         return f"{len(beyond)} of {total} beyond the limits: {', '.join(beyond)}. Worst: {worst}, {first}."
     if unclear:
-        return f"No slice is surely beyond the limits; {len(unclear)} of {total} need more requests: " + (
+        return (
+            f"No slice is surely beyond the limits, but {len(unclear)} of {total} cannot be told from these requests: "
             f"{', '.join(unclear)}."
         )
-    return f"All of {total} are within the limits."
-
-
-def _number(count: int) -> str:
-    return f"{count} slice" if count == 1 else f"{count} slices"
+    return f"No slice is beyond the limits: {len(verdicts)} of {total} within."
 
 
 def _excess(judgements: Sequence[Judgement]) -> float:

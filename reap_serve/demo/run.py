@@ -22,8 +22,9 @@ from reap_serve.compare.quality import perplexity
 from reap_serve.compare.record import Report
 from reap_serve.compare.run import Cases, CompareSettings, Measured, measure, prepare, report
 from reap_serve.compare.side import Side, open_side
-from reap_serve.compare.write import write_report
+from reap_serve.compare.write import fill_directory
 from reap_serve.errors import EngineError, InputFileError
+from reap_serve.plan.record import read_plan
 from reap_serve.records import JsonValue, Record
 from reap_serve.traffic.read import read_traffic
 from reap_serve.traffic.request import Request
@@ -140,7 +141,7 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     requests = _requests(files)
     with open_side(str(files.model), SERVER_ARGUMENTS) as side:
         cases = prepare(side, requests, SETTINGS)
-        base = measure(side, cases, SETTINGS, lambda: None)
+        base = measure(side, cases, SETTINGS, lambda: None, again=True)
     say(f"    base: {side.memory.start_seconds:.0f} s to start, {len(cases.forced)} requests scored")
     measured: dict[str, Measured] = {}
     answer = ""
@@ -154,14 +155,15 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
                 measured[criterion] = measure(side, cases, SCORES_ONLY, lambda: None)
         say(f"    {criterion}: {side.memory.start_seconds:.0f} s to start")
     say("5/5 compare")
-    comparison = report(str(files.model), str(models["reap"]), cases, base, measured["reap"])
-    write_report(comparison, output / "compare", overwrite=False)
+    comparison = report("the embedded model", models["reap"].name, cases, base, measured["reap"])
+    written = fill_directory(comparison, output, plan=read_plan(plans["reap"]))
+    say(f"    report: {written[-1]}")
     artifacts = {
         "model": str(files.model),
         "stats": str(stats),
         **{f"plan_{criterion}": str(plans[criterion]) for criterion in CRITERIA},
         **{f"model_{criterion}": str(models[criterion]) for criterion in CRITERIA},
-        "report": str(output / "compare" / "report.json"),
+        **{"report" if path.suffix == ".json" else "report_html": str(path) for path in written},
     }
     return DemoResult(
         artifacts=artifacts,
