@@ -1,0 +1,99 @@
+"""A server started by `reap-serve serve`, as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+KEY = "sk-test"
+START_SECONDS = 600
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LiveServer:
+    """The process and its address; `stop` ends it and all that it started."""
+
+    def __init__(self, model: Path, log: Path, options: Sequence[str], settings: dict[str, Any]) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        command = [sys.executable, "-m", "reap_serve", "serve", str(model), *options]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY]
+        command += ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512"]
+        command += ["--additional-config", json.dumps({"reap_serve": settings})]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        """Waits until it answers."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self._log.read_text(errors="replace")[-4000:]
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.25)
+        raise AssertionError(self._log.read_text(errors="replace")[-4000:])
+
+    def log(self) -> str:
+        """What it printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def reap(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        """A call of one of our routes."""
+        return httpx.request(
+            method,
+            f"{self.url}/v1/reap/{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {KEY}", **headers},
+            timeout=60,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The status route's answer."""
+        response = self.reap("GET", "status")
+        assert response.status_code == 200, response.text
+        found = response.json()
+        assert isinstance(found, dict)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that hold the model."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if "worker" in " ".join(child.cmdline()).lower()]
+
+    def stop(self) -> int:
+        """Asks it to end, and makes sure that nothing of it is left; gives its exit code."""
+        tree = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        for child in tree:
+            if child.is_running():
+                child.kill()
+        return code

@@ -1,0 +1,246 @@
+"""One server in float32 on the CPU: observation, plans and metrics while requests stream, and the end by kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import MAX_TOKENS, Material
+from live_server import KEY, LiveServer, free_port
+from prometheus_client.parser import text_string_to_metric_families
+from streams import run_streams
+
+from reap_serve.statistics.file import read_statistics
+
+REQUESTS = 1000
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def server_options() -> list[str]:
+    """Eager: compiling takes longer than all tests."""
+    return ["--enforce-eager"]
+
+
+def eventually(check: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Waits for what a timer brings about."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.2)
+
+
+def scrape(server: LiveServer) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample of /metrics."""
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def complete(server: LiveServer, material: Material, plan: str | None, number: int = 0) -> str:
+    """One greedy chat answer."""
+    arguments = {} if plan is None else {"vllm_xargs": {"reap_plan": plan}}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": material.prompts[number]}],
+            max_tokens=MAX_TOKENS,
+            temperature=0.0,
+            extra_body=arguments,
+        )
+    return answer.choices[0].message.content or ""
+
+
+def test_the_command_is_printed_without_the_key(server: LiveServer) -> None:
+    line = server.log().splitlines()[0]
+    assert "reap_serve.observe.worker.ReapWorkerExtension" in line
+    assert "VLLM_PLUGINS=" in line
+    assert KEY not in line
+
+
+def test_nothing_of_ours_answers_without_the_key(server: LiveServer) -> None:
+    for method, path in (("GET", "status"), ("GET", "stats"), ("POST", "stop"), ("PUT", "mask"), ("DELETE", "mask")):
+        assert httpx.request(method, f"{server.url}/v1/reap/{path}").status_code == 401
+        assert server.reap(method, path, Authorization="Bearer wrong").status_code == 401
+    assert server.status()["recording"] is True
+
+
+def test_wrong_requests_are_refused_in_openais_shape(server: LiveServer, material: Material) -> None:
+    for body in ({"name": "x", "directory": "/etc"}, {"name": "../x"}, {"name": "x", "plan": {"layers": 3}}, [], None):
+        response = server.reap("PUT", "mask", body)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == 400
+    chat: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    for arguments in ({"reap_plan": "unknown"}, {"reap_plan_id": "x"}, {"reap_slice": "a\nb"}):
+        for stream in (False, True):
+            response = httpx.post(
+                f"{server.url}/v1/chat/completions",
+                json={**chat, "stream": stream, "vllm_xargs": arguments},
+                headers={"Authorization": f"Bearer {KEY}"},
+                timeout=60,
+            )
+            assert response.status_code == 400, (arguments, stream, response.text)
+            assert "vllm_xargs" in response.json()["error"]["message"]
+    assert complete(server, material, None) == material.answers["base"][0]
+
+
+def test_a_default_plan_is_switched_on_and_off(server: LiveServer, material: Material) -> None:
+    assert server.reap("PUT", "mask", {"name": "a"}).json()["default"] == "a"
+    assert complete(server, material, None) == material.answers["a"][0]
+    assert complete(server, material, "base") == material.answers["base"][0]
+    eventually(lambda: scrape(server).get(("reap_serve_plan_active", (("plan", "a"),))) == 1.0)
+    assert server.reap("DELETE", "mask").json()["default"] is None
+    # The prefix of this prompt is cached under three plans by now.
+    assert complete(server, material, None) == material.answers["base"][0]
+
+
+def test_requests_under_a_plan_are_not_recorded(server: LiveServer, material: Material) -> None:
+    before = server.status()
+    complete(server, material, "a", 3)
+    after = server.status()
+    assert after["tokens_observed"] == before["tokens_observed"]
+    assert after["tokens_masked"] > before["tokens_masked"]
+    complete(server, material, "base", 3)
+    assert server.status()["tokens_observed"] > after["tokens_observed"]
+
+
+def test_a_thousand_streams_under_changing_control(server: LiveServer, material: Material) -> None:
+    """32 at a time: base, two plans and the default side by side, while recording and the default are switched."""
+    actions = itertools.cycle(
+        [
+            *(("POST", "stop", None), ("PUT", "mask", {"name": "a"}), ("POST", "flush", None)),
+            *(("POST", "start", None), ("PUT", "mask", {"name": "b"}), ("GET", "stats", None)),
+            ("DELETE", "mask", None),
+        ]
+    )
+    done = 0
+
+    async def disturb() -> None:
+        nonlocal done
+        response = await asyncio.to_thread(server.reap, *next(actions))
+        assert response.status_code == 200, response.text
+        done += 1
+        await asyncio.sleep(0.2)
+
+    outcome = asyncio.run(
+        run_streams(
+            server, material.prompts, material.answers, requests=REQUESTS, max_tokens=MAX_TOKENS, disturb=disturb
+        )
+    )
+    assert outcome.failed == []
+    assert outcome.wrong == []
+    assert outcome.answered.total() == REQUESTS
+    assert set(outcome.answered) == {"base", "a", "b", "default"}
+    assert done > 7
+    server.reap("DELETE", "mask")
+    server.reap("POST", "start")
+
+
+def test_files_are_whole_and_hold_what_was_recorded(server: LiveServer, statistics_directory: Path) -> None:
+    server.reap("POST", "flush")
+    status = server.status()
+    tokens = sum(
+        int(read_statistics(str(path)).layer_token_count_SPL[:, :, 0].sum())
+        for path in statistics_directory.glob("*.safetensors")
+    )
+    assert tokens == status["writer"]["tokens_written"]
+    assert tokens + status["writer"]["tokens_pending"] == status["tokens_observed"]
+    assert status["complete"] is True
+    assert status["failures"] == 0
+
+
+def test_the_metrics_tell_of_it(server: LiveServer) -> None:
+    status = server.status()
+    eventually(lambda: scrape(server)["reap_serve_tokens_observed_total", ()] == status["tokens_observed"])
+    found = scrape(server)
+    assert found["reap_serve_tokens_masked_total", ()] == status["tokens_masked"]
+    assert found["reap_serve_recording", ()] == 1
+    assert found["reap_serve_files_written_total", ()] == status["writer"]["files_written"]
+    # float32: 10.55 million parameters.
+    assert found["reap_serve_weights_bytes", ()] == pytest.approx(4 * 10.55e6, rel=0.1)
+    assert found["reap_serve_kv_cache_capacity_tokens", ()] > 0
+    for plan in ("a", "b"):
+        assert 0.02 < found["reap_serve_dropped_gate_mass_fraction", (("plan", plan), ("slice", "default"))] < 0.98
+    assert any(name == "vllm:request_success_total" for name, _ in found)
+
+
+QUERIES = (
+    "rate(reap_serve_tokens_observed_total[1m])",
+    "rate(reap_serve_recorder_seconds_total[1m]) / rate(reap_serve_busy_seconds_total[1m])",
+    "reap_serve_flush_age_seconds",
+    "reap_serve_dropped_gate_mass_fraction",
+    "reap_serve_plan_active",
+    "reap_serve_build_info",
+)
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_a_prometheus_server_scrapes_it(server: LiveServer, tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s}\n"
+        f"scrape_configs: [{{job_name: vllm, static_configs: [{{targets: ['127.0.0.1:{server.port}']}}]}}]\n"
+    )
+    process = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def answered(query: str) -> bool:
+        try:
+            response = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}, timeout=5)
+        except httpx.HTTPError:
+            return False
+        return response.status_code == 200 and bool(response.json()["data"]["result"])
+
+    try:
+        for query in QUERIES:
+            eventually(lambda query=query: answered(query))  # type: ignore[misc]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_killing_the_worker_leaves_whole_files(
+    server: LiveServer, material: Material, statistics_directory: Path
+) -> None:
+    """The last test: the engine dies under load, as plain vLLM's would, and what was written stays readable."""
+    workers = server.workers()
+    assert workers
+
+    async def kill_under_load() -> None:
+        async def disturb() -> None:
+            await asyncio.sleep(1.0)
+            for worker in workers:
+                if worker.is_running():
+                    worker.kill()
+
+        await run_streams(
+            server, material.prompts, material.answers, requests=200, max_tokens=MAX_TOKENS, disturb=disturb
+        )
+
+    asyncio.run(kill_under_load())
+    files = sorted(statistics_directory.glob("*.safetensors"))
+    assert files
+    for path in files:
+        assert read_statistics(str(path)).header.complete
+    eventually(lambda: server.process.poll() is not None, 120)
