@@ -23,8 +23,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-THRESHOLD = 0.05
-
 
 def run(*arguments: str) -> None:
     """One of our commands."""
@@ -60,6 +58,7 @@ def measure(pruned: Path, traffic: Path, domains: list[str]) -> dict[str, float]
 
 def main() -> None:
     from reap_serve.demo.run import demo_files
+    from reap_serve.monitor.metrics import DRIFT_EXCESS
 
     shipped = demo_files()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,8 +87,8 @@ def main() -> None:
                 "planned": {chosen.domain: round(planned, 4)},
                 "measured": {domain: round(fraction, 4) for domain, fraction in measured.items()},
                 "excess": excess,
-                "threshold": THRESHOLD,
-                "alerts": [domain for domain, value in excess.items() if value > THRESHOLD],
+                "threshold": DRIFT_EXCESS,
+                "alerts": [domain for domain, value in excess.items() if value > DRIFT_EXCESS],
             }
         )
     )

@@ -2,6 +2,13 @@
 
 Plain gauges and counters, which also work where several API servers share one registry by files; the values are those
 of the engine, so one of the servers sets them for all.
+
+Traffic has moved onto dropped experts when, for some minutes,
+
+    reap_serve_dropped_gate_mass_fraction - reap_serve_dropped_gate_mass_planned_fraction > 0.05
+
+On traffic like the plan's the difference is that of two samples and of the hidden states, which pruning changes;
+`bench/serve_drift.py` measures both sides of the threshold.
 """
 
 from __future__ import annotations
@@ -13,6 +20,8 @@ from typing import Literal
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from reap_serve.observe.live_status import LayerBalance, RankStatus
+
+DRIFT_EXCESS = 0.05
 
 Labels = tuple[str, ...]
 Sample = tuple[Labels, float]
