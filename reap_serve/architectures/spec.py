@@ -25,6 +25,7 @@ class RoutingLimits:
         num_groups: Groups the router chooses from first, 1 when it does not.
         top_k_groups: Groups chosen per token.
         moe_layers: Indices of the decoder layers that have routed experts, ascending.
+        layer_counts: Routed experts of each decoder layer where they differ; `num_experts` is their largest then.
     """
 
     num_experts: int
@@ -32,6 +33,13 @@ class RoutingLimits:
     num_groups: int
     top_k_groups: int
     moe_layers: tuple[int, ...]
+    layer_counts: tuple[int, ...] | None = None
+
+    def experts_in(self, layer: int) -> int:
+        """Routed experts of a layer; a multi-token-prediction layer has `num_experts`."""
+        if self.layer_counts is None or layer >= len(self.layer_counts):
+            return self.num_experts
+        return self.layer_counts[layer]
 
 
 class Mtp(Record):
@@ -74,6 +82,8 @@ class Architecture(Record):
         zero_experts_key: Key of the number of router rows, after the experts', that stand for no expert.
         hash_table: A table of expert ids by token id: its experts cannot be dropped.
         mtp: Multi-token-prediction layers, None when the family has none.
+        layer_counts_key: Key of a list of expert counts, one a decoder layer and 0 for a dense one, that vLLM reads
+            with the family's patch in `patches/`; None where layers must not differ.
     """
 
     model_type: str
@@ -100,6 +110,7 @@ class Architecture(Record):
     zero_experts_key: str | None = None
     hash_table: str | None = None
     mtp: Mtp | None = None
+    layer_counts_key: str | None = None
 
     def text_path(self, config: Mapping[str, JsonValue]) -> tuple[str, ...]:
         """Keys that lead from the top of config.json to the decoder's part; empty when it is the top."""
@@ -143,7 +154,24 @@ class Architecture(Record):
                 f"config.json divides {num_experts} experts into {num_groups} groups of unequal size",
                 "mend config.json",
             )
-        return RoutingLimits(num_experts, top_k, num_groups, top_k_groups, self.moe_layers.indices(text, num_layers))
+        moe_layers = self.moe_layers.indices(text, num_layers)
+        counts = self._layer_counts(text, num_layers)
+        if counts is not None and any(not top_k <= counts[layer] <= num_experts for layer in moe_layers):
+            raise ArchitectureError(
+                f"config.json: {self.layer_counts_key} has a count outside {top_k}..{num_experts}", "mend config.json"
+            )
+        return RoutingLimits(num_experts, top_k, num_groups, top_k_groups, moe_layers, counts)
+
+    def _layer_counts(self, text: Mapping[str, JsonValue], num_layers: int) -> tuple[int, ...] | None:
+        stated = None if self.layer_counts_key is None else text.get(self.layer_counts_key)
+        if stated is None:
+            return None
+        counts = tuple(count for count in stated if type(count) is int) if isinstance(stated, list) else ()
+        if not isinstance(stated, list) or len(counts) != len(stated) or len(counts) != num_layers:
+            raise ArchitectureError(
+                f"config.json: {self.layer_counts_key} is not a list of {num_layers} counts", "mend config.json"
+            )
+        return counts
 
     def num_layers(self, config: Mapping[str, JsonValue]) -> int:
         """Decoder layers of the trunk.

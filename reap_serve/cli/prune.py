@@ -34,6 +34,12 @@ def prune_command(
         bool,
         typer.Option("--low-disk", help="Fetch weight files from the hub one at a time and delete each after use."),
     ] = False,
+    unequal_layers: Annotated[
+        bool,
+        typer.Option(
+            "--unequal-layers", help="Take a plan with other counts per layer; vLLM needs a patch to serve it."
+        ),
+    ] = False,
     push_to_hub: Annotated[
         str | None, typer.Option("--push-to-hub", metavar="REPOSITORY", help="Upload OUTPUT, private when it is new.")
     ] = None,
@@ -51,7 +57,7 @@ def prune_command(
     if low_disk and Path(model).exists():
         raise RequestError(f"--low-disk is given and {model} is on this disk", "give a hub id, or leave --low-disk out")
     remote = HubRepository(model) if low_disk else None
-    options = PruneOptions(MtpChoice(mtp), int(max_shard_gib * GIB), jobs)
+    options = PruneOptions(MtpChoice(mtp), int(max_shard_gib * GIB), jobs, unequal_layers)
     with progress_bar() as bar:
         task = bar.add_task("copying")
 

@@ -44,17 +44,21 @@ def _inherited(directory: Path) -> Mapping[str, str]:
 
 def _text(manifest: Manifest) -> str:
     name = manifest.source.rstrip("/").rpartition("/")[2].partition("@")[0]
-    fraction = 1 - manifest.experts_after / manifest.experts_before
+    counts = [len(layer.old_ids) for layer in manifest.layers]
+    fraction = 1 - sum(counts) / (len(counts) * manifest.experts_before)
+    is_uniform = min(counts) == max(counts)
+    stay = f"{max(counts)}" if is_uniform else f"{min(counts)} to {max(counts)}"
     lines = [
-        f"# {name}, {manifest.experts_after} of {manifest.experts_before} experts",
+        f"# {name}, {stay} of {manifest.experts_before} experts",
         "",
-        f"{fraction:.0%} of the routed experts of every layer were dropped by `{manifest.plan.criterion}` with "
+        f"{fraction:.0%} of the routed experts of {'every layer' if is_uniform else 'the layers'} "
+        f"were dropped by `{manifest.plan.criterion}` with "
         "[REAP](https://arxiv.org/abs/2510.13999) expert pruning. The weights that stay are those of the source, "
         "byte for byte.",
         "",
         "| | source | this model |",
         "|---|---|---|",
-        f"| routed experts per layer | {manifest.experts_before} | {manifest.experts_after} |",
+        f"| routed experts per layer | {manifest.experts_before} | {stay} |",
         f"| experts per token | {manifest.source_fingerprint.top_k} | {manifest.source_fingerprint.top_k} |",
         *_parameter_rows(manifest.parameters_before, manifest.parameters_after),
         f"| layers with routed experts | {manifest.source_fingerprint.num_layers} | "
@@ -66,6 +70,15 @@ def _text(manifest: Manifest) -> str:
         "```",
         "vllm serve <this directory or repository>",
         "```",
+        *(
+            []
+            if is_uniform
+            else [
+                "",
+                "Layers have different numbers of experts: stock vLLM does not load it. See",
+                "`patches/` of reap-serve for the change that does.",
+            ]
+        ),
         "",
         "## Traffic behind the choice",
         "",

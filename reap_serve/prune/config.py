@@ -30,7 +30,8 @@ def pruned_config(
     """config.json of the output.
 
     Raises:
-        ArchitectureError: The quantisation configuration chooses experts by patterns of their numbers.
+        ArchitectureError: The quantisation configuration chooses experts by patterns of their numbers, or layers keep
+            different numbers and no vLLM serves that.
     """
     result = copy.deepcopy(dict(config))
     before, after = cut.limits.num_experts, cut.num_kept
@@ -44,12 +45,25 @@ def pruned_config(
         for key in {*architecture.num_experts_keys, *EXPERT_COUNT_KEYS}:
             if key in part:
                 part[key] = _replaced_count(part[key], before, after)
+        if part is text and not cut.is_uniform:
+            part[_layer_counts_key(architecture)] = [
+                len(cut.kept.get(layer, ())) for layer in range(architecture.num_layers(config))
+            ]
         if cut.mtp is MtpChoice.DROP and architecture.mtp is not None:
             part.update({key: 0 for key in architecture.mtp.count_keys if key in part})
         for key in ("quantization_config", "compression_config"):
             if key in part:
                 part[key] = clean_modules(part[key], module_renamer(names, cut))
     return result
+
+
+def _layer_counts_key(architecture: Architecture) -> str:
+    if architecture.layer_counts_key is None:
+        raise ArchitectureError(
+            f"no patch lets vLLM serve different numbers of experts in the layers of {architecture.model_type}",
+            "make the plan with --budget uniform",
+        )
+    return architecture.layer_counts_key
 
 
 def _replaced_count(value: JsonValue, before: int, after: int) -> JsonValue:

@@ -82,8 +82,13 @@ class Cut:
 
     @property
     def num_kept(self) -> int:
-        """Experts per layer after the cut."""
-        return len(next(iter(self.kept.values())))
+        """Experts per layer after the cut; the largest count where layers differ."""
+        return max(len(ids) for ids in self.kept.values())
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every layer keeps the same number."""
+        return len({len(ids) for ids in self.kept.values()}) == 1
 
     def kept_in(self, layer: int, is_mtp: bool) -> tuple[int, ...] | None:
         """Kept experts of a layer, None when it has none by the configuration.
@@ -94,18 +99,27 @@ class Cut:
         return self.kept[self.limits.moe_layers[-1]] if is_mtp else self.kept.get(layer)
 
 
-def make_cut(plan: Plan, limits: RoutingLimits, mtp: MtpChoice, zero_experts: int = 0) -> Cut:
+def make_cut(
+    plan: Plan, limits: RoutingLimits, mtp: MtpChoice, zero_experts: int = 0, *, may_differ: bool = False
+) -> Cut:
     """The cut of a plan whose layers are those of the model.
+
+    Args:
+        plan: The plan.
+        limits: Of the model before the cut.
+        mtp: What becomes of multi-token-prediction layers.
+        zero_experts: Router rows that stand for no expert.
+        may_differ: Whether layers may keep different numbers: stock vLLM does not serve that.
 
     Raises:
         PlanError: Layers keep different numbers of experts, or the router could not choose top-k from what stays.
     """
     kept = {layer.index: layer.kept for layer in plan.layers}
     counts = sorted({len(ids) for ids in kept.values()})
-    if len(counts) > 1:
+    if len(counts) > 1 and not may_differ:
         raise PlanError(
             f"the plan keeps between {counts[0]} and {counts[-1]} experts a layer; stock vLLM serves one count",
-            "make the plan with --budget uniform",
+            "make the plan with --budget uniform, or see --unequal-layers of `prune`",
         )
     if counts[0] < limits.top_k:
         raise PlanError(

@@ -43,7 +43,12 @@ def inspect_routing(limits: RoutingLimits) -> Iterator[Finding]:
             f"{limits.num_experts} experts in {limits.num_groups} groups: top-{limits.top_k} of "
             f"{limits.top_k_groups} groups cannot be chosen",
         )
-    if limits.num_experts % 2:
+    counts = [limits.experts_in(layer) for layer in limits.moe_layers]
+    if min(counts) < max(counts):
+        yield warning(
+            "unequal", f"layers have {min(counts)} to {max(counts)} experts: vLLM needs the patch for it in `patches/`"
+        )
+    elif limits.num_experts % 2:
         yield warning(
             "parallel", f"{limits.num_experts} experts are divided by no even number of expert-parallel ranks"
         )
@@ -67,12 +72,12 @@ def inspect_experts(
             key = role.layer + (1_000_000 if role.is_mtp else 0)
             layers[key].add(role, tensor)
             shapes[key, role.suffix].add((tensor.dtype, tensor.shape))
-            yield from _inspect_axis(tensor, role, limits.num_experts, zero_experts)
+            yield from _inspect_axis(tensor, role, limits.experts_in(role.layer), zero_experts)
     for (_, suffix), found in shapes.items():
         if len(found) > 1:
             yield error("shapes", f"{suffix} differs between the experts of a layer: {sorted(found)[:2]}")
     for layer in sorted({*limits.moe_layers, *layers}):
-        yield from _inspect_layer(layer, layers[layer], limits.num_experts, architecture.projections)
+        yield from _inspect_layer(layer, layers[layer], limits.experts_in(layer), architecture.projections)
 
 
 def _inspect_axis(tensor: Tensor, role: Role, num_experts: int, zero_experts: int) -> Iterator[Finding]:

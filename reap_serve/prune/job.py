@@ -46,11 +46,13 @@ class PruneOptions:
         mtp: What becomes of multi-token-prediction layers.
         shard_bytes: Largest size of a weight file, about.
         jobs: Files copied at a time.
+        unequal_layers: Whether layers may keep different numbers of experts, which only a patched vLLM serves.
     """
 
     mtp: MtpChoice
     shard_bytes: int
     jobs: int
+    unequal_layers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
     model = fingerprint(source, None if files is None else trusted)
     is_bound = require_plan_for(plan, model, limits.moe_layers)
     names = TensorNames(architecture, architecture.num_layers(source.config))
-    cut = make_cut(plan, limits, options.mtp, architecture.zero_experts(source.config))
+    zero_experts = architecture.zero_experts(source.config)
+    cut = make_cut(plan, limits, options.mtp, zero_experts, may_differ=options.unequal_layers)
     decisions, lacking = decide(names, cut, checkpoint.tensors.values(), architecture.projections)
     layout = lay_out(decisions, checkpoint.shards, options.shard_bytes)
     texts = {
@@ -161,10 +164,10 @@ def _manifest(
     layers = [ManifestLayer(index=index, old_ids=ids) for index, ids in cut.kept.items()]
     counts = Counter(each.action.value for each in decisions)
     before = count_parameters(
-        names, ((each.tensor, each.tensor.shape) for each in decisions), model.num_experts, model.top_k
+        names, ((each.tensor, each.tensor.shape) for each in decisions), cut.limits.experts_in, model.top_k
     )
     stay = ((each.tensor, each.shape) for each in decisions if each.action is not Action.DROP)
-    after = count_parameters(names, stay, cut.num_kept, model.top_k)
+    after = count_parameters(names, stay, lambda layer: len(cut.kept[layer]), model.top_k)
     if has_mtp and cut.mtp is MtpChoice.CUT:
         last = cut.kept[cut.limits.moe_layers[-1]]
         layers.extend(ManifestLayer(index=index, old_ids=last) for index in sorted(mtp_layers) if index not in cut.kept)

@@ -44,7 +44,7 @@ class Manifest(Record):
         plan_sha256: Of the plan's file.
         mtp: `cut` or `drop`, None when the checkpoint has no multi-token-prediction layers.
         experts_before: Experts per layer of the source.
-        experts_after: Experts per layer here.
+        experts_after: Experts per layer here; the largest count where layers differ.
         layers: Old ids by new ids.
         tensors: Number of tensors by what became of them.
         parameters_before: Of the source.

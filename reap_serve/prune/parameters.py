@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from reap_serve.architectures.names import Kind, TensorNames
@@ -42,20 +43,33 @@ class Parameters:
 
 
 def count_parameters(
-    names: TensorNames, tensors: Iterable[tuple[Tensor, tuple[int, ...]]], num_experts: int, top_k: int
+    names: TensorNames,
+    tensors: Iterable[tuple[Tensor, tuple[int, ...]]],
+    experts_in: Callable[[int], int],
+    top_k: int,
 ) -> Parameters:
-    """Counts tensors in the shape that they have; packed 4-bit weights count each of their values."""
-    shared = routed = mtp = 0
+    """Counts tensors in the shape that they have; packed 4-bit weights count each of their values.
+
+    Args:
+        names: Of the family.
+        tensors: Each with its shape.
+        experts_in: Experts of a trunk layer.
+        top_k: Experts chosen per token.
+    """
+    shared = mtp = 0
+    routed: Counter[int] = Counter()
     for tensor, shape in tensors:
         role = names.role(tensor.name)
         size = _num_values(tensor, shape)
         if role.is_mtp:
             mtp += size
         elif role.kind in (Kind.EXPERT, Kind.STACKED):
-            routed += size
+            assert role.layer is not None
+            routed[role.layer] += size
         else:
             shared += size
-    return Parameters(shared + routed + mtp, shared + routed * top_k // num_experts)
+    active = sum(size * top_k // experts_in(layer) for layer, size in routed.items())
+    return Parameters(shared + routed.total() + mtp, shared + active)
 
 
 def _num_values(tensor: Tensor, shape: tuple[int, ...]) -> int:

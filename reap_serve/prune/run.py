@@ -35,7 +35,7 @@ class PruneResult:
         bytes_written: Bytes of weight files written.
         seconds: Wall time from the first check to the publication.
         experts_before: Experts per layer of the source.
-        experts_after: Experts per layer of the output.
+        experts_after: Experts per layer of the output; the largest count where layers differ.
     """
 
     output: Path
