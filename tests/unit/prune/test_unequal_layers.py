@@ -38,7 +38,7 @@ def test_each_layer_has_its_own_count(pruned: Path) -> None:
 
 
 def test_parameters_are_counted_layer_by_layer(pruned: Path) -> None:
-    """Per layer a norm of 2, router rows of 2, experts of 18 bytes with two 4-bit weights each; top-2; two more of 2."""
+    """Per layer a norm of 2, router rows of 2, experts of 18 bytes of two 4-bit weights; top-2; two more of 2."""
     manifest = read_manifest(pruned)
     assert manifest.parameters_after.total == (2 + 2 * 2 + 2 * 36) + (2 + 3 * 2 + 3 * 36) + 4
     assert manifest.parameters_after.active == (2 + 2 * 2 + 2 * 36) + (2 + 3 * 2 + 2 * 36) + 4
