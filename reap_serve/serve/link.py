@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -112,11 +111,10 @@ class EngineLink:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self.settings.metrics_seconds)
-            with contextlib.suppress(asyncio.TimeoutError):
-                try:
-                    await self.refresh(tick=True)
-                except Exception as error:  # noqa: BLE001 - the server's own checks tell of a dead engine
-                    logger.warning("the engine could not be read: %s: %s", type(error).__name__, error)
+            try:
+                await self.refresh(tick=True)
+            except Exception as error:  # noqa: BLE001 - the server's own checks tell of a dead engine
+                logger.warning("the engine could not be read: %s: %s", type(error).__name__, error)
 
     async def _statuses(self, method: str) -> tuple[RankStatus, ...]:
         replies = await self._engine.collective_rpc(method, timeout=RPC_SECONDS)
