@@ -23,6 +23,10 @@ from reap_serve.statistics.saliency import saliency
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+# Criteria that divide by the expert's tokens. On the embedded model max-min under `reap` raises the worst slice's
+# retained saliency and its divergence too; under sums it lowers the divergence at half (bench/plan_max_min.py).
+MEANS = ("reap", "ean_mean", "msan")
+
 
 class LayerRetained(Record):
     """Retained saliency of one layer, on the mixture and on each slice alone."""
@@ -135,6 +139,11 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
     if checkpoint is not None and checkpoint.mtp_expert_bytes:
         notes.append(
             "multi-token-prediction layers keep the ids of the trunk's last layer: their own experts are not observed"
+        )
+    if evidence.request.objective == "max-min" and evidence.request.criterion in MEANS:
+        notes.append(
+            f"{evidence.request.criterion} is a mean over routed tokens, so an expert that a slice hardly uses can count "
+            "for much of its retained saliency: compare the slices before serving, or maximise weighted_ean_sum"
         )
     guards, max_min = evidence.guards, decision.max_min
     flip_fraction_L = instability(evidence, decision)
