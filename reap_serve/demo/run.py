@@ -30,7 +30,7 @@ from reap_serve.traffic.read import read_traffic
 from reap_serve.traffic.request import Request
 
 DOMAINS = ("code", "prose", "german", "tools", "arithmetic")
-OBSERVED_DOMAIN = "tools"
+OBSERVED_DOMAIN = "code"
 CRITERIA = ("reap", "frequency", "random")
 KEEP_FRACTION = 0.5
 REQUESTS_PER_DOMAIN = 40
@@ -124,7 +124,7 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     files = demo_files()
     # The machine may be small and the model is: one GiB of KV cache is plenty.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    stats = output / "tools.stats.safetensors"
+    stats = output / f"{OBSERVED_DOMAIN}.stats.safetensors"
     say(f"1/5 observe: the {OBSERVED_DOMAIN} traffic runs through vLLM, every expert's gate and output norm is summed")
     _command(say, "observe", files.model, files.calibration(OBSERVED_DOMAIN), "--output", stats)
     say("2/5 plan and prune: half of the experts of every layer stay, chosen by three criteria")
@@ -194,13 +194,10 @@ def _ask(side: Side, request: Request) -> str:
     completion = client.chat.completions.create(
         model=side.endpoint.model,
         messages=request.body["messages"],
-        tools=request.body["tools"],
         max_tokens=96,
         temperature=0.0,
     )
-    message = completion.choices[0].message
-    calls = [f"{call.function.name}({call.function.arguments})" for call in message.tool_calls or []]
-    return " ".join([*calls, str(message.content or "").strip()]).strip()
+    return str(completion.choices[0].message.content or "").strip()
 
 
 def _table(cases: Cases, base: Measured, measured: Mapping[str, Measured]) -> tuple[DomainRow, ...]:
