@@ -142,8 +142,8 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
         )
     if evidence.request.objective == "max-min" and evidence.request.criterion in MEANS:
         notes.append(
-            f"{evidence.request.criterion} is a mean over routed tokens, so an expert that a slice hardly uses can count "
-            "for much of its retained saliency: compare the slices before serving, or maximise weighted_ean_sum"
+            f"{evidence.request.criterion} is a mean over routed tokens, so an expert that a slice hardly uses can "
+            "count for much of its retained saliency: compare the slices before serving, or maximise weighted_ean_sum"
         )
     guards, max_min = evidence.guards, decision.max_min
     flip_fraction_L = instability(evidence, decision)
