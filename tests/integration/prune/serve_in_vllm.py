@@ -1,7 +1,7 @@
 """Loads checkpoints into stock vLLM one after the other and prints a line of JSON for each.
 
-Run as a process of its own: `python serve_in_vllm.py '[{"name", "path", "dtype"}]'`. A line holds `name`, and either
-the log-probabilities of the prompt's tokens and two generated tokens, or `error`.
+Run as a process of its own: `python serve_in_vllm.py '[{"name", "path", "dtype", "attention"}]'`. A line holds `name`,
+and either the log-probabilities of the prompt's tokens and two generated tokens, or `error`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
 
-def serve(path: str, dtype: str) -> dict[str, object]:
+def serve(path: str, dtype: str, attention: str | None) -> dict[str, object]:
     """One engine: the prompt's log-probabilities and what it generates."""
     llm = LLM(
         model=path,
@@ -31,8 +31,9 @@ def serve(path: str, dtype: str) -> dict[str, object]:
         max_num_seqs=2,
         # vLLM 0.32's rotary kernel for the CPU reads 3-D queries wrongly; the PyTorch one does not.
         compilation_config={"custom_ops": ["all", "-rotary_embedding"]},
+        attention_config={"backend": attention},
     )
-    sampling = SamplingParams(max_tokens=2, temperature=0, prompt_logprobs=0, detokenize=False)
+    sampling = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, prompt_logprobs=0, detokenize=False)
     try:
         (result,) = llm.generate([{"prompt_token_ids": PROMPT}], sampling, use_tqdm=False)
     finally:
@@ -46,7 +47,7 @@ def serve(path: str, dtype: str) -> dict[str, object]:
 
 for job in json.loads(sys.argv[1]):
     try:
-        line = serve(job["path"], job["dtype"])
+        line = serve(job["path"], job["dtype"], job["attention"])
     except Exception as failure:  # noqa: BLE001 - one family's failure must not hide the others
         line = {"error": repr(failure)[:500]}
     gc.collect()

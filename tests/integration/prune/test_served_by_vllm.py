@@ -30,15 +30,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[Path, dict[str, object]]]:
-    """Pruned checkpoint and vLLM's answer by family."""
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, tuple[Path, dict[str, object]]]:
+    """Pruned checkpoint and vLLM's answer by family, for those that this session tests."""
+    tested = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     folder = tmp_path_factory.mktemp("served")
     jobs = []
     for name, parity in SERVED.items():
+        if name not in tested:
+            continue
         (folder / name).mkdir()
         build(FAMILIES[name], folder / name / "base", servable=True)
         pair = make_pair(folder / name / "base", folder / name, 0.5)
-        jobs.append({"name": name, "path": str(pair.pruned), "dtype": parity.dtype})
+        jobs.append({"name": name, "path": str(pair.pruned), "dtype": parity.dtype, "attention": parity.attention})
     worker = Path(__file__).with_name("serve_in_vllm.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "VLLM_MLA_DISABLE": "0"}
     run = subprocess.run(

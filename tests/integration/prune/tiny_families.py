@@ -74,6 +74,8 @@ VISION: Mapping[str, object] = {
     "out_hidden_size": 32,
 }
 MROPE: Mapping[str, object] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+# An expert's size of its own, in families that have one size for all: vLLM's fallback would read it.
+ABSENT = {"moe_intermediate_size": None}
 NOAUX = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 EIGHT = {"num_experts": NUM_EXPERTS}
 EIGHT_LOCAL = {"num_local_experts": NUM_EXPERTS}
@@ -88,7 +90,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "mixtral": Family("mixtral", EIGHT_LOCAL),
     "olmoe": Family("olmoe", EIGHT),
-    "flex_olmo": Family("flex_olmo", EIGHT),
+    "flex_olmo": Family("flex_olmo", {**EIGHT, **ABSENT}),
     "deepseek_v2": Family(
         "deepseek_v2",
         {**EIGHT_ROUTED, **MLA, **GROUPS, "topk_method": "group_limited_greedy", "first_k_dense_replace": 1},
@@ -126,7 +128,7 @@ FAMILIES: Mapping[str, Family] = {
         {**EIGHT_LOCAL, "shared_intermediate_size": 16, "layer_types": ["attention"] * 3, "mamba_n_heads": 2},
     ),
     "phimoe": Family("phimoe", EIGHT_LOCAL, hub_config={"architectures": ["PhiMoEForCausalLM"]}),
-    "hunyuan_v1_moe": Family("hunyuan_v1_moe", {**EIGHT, "moe_topk": 2}),
+    "hunyuan_v1_moe": Family("hunyuan_v1_moe", {**EIGHT, **ABSENT, "moe_topk": 2}),
     "lfm2_moe": Family("lfm2_moe", {**EIGHT, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}),
     "gemma4_text": Family(
         "gemma4_text",
@@ -234,6 +236,8 @@ SERVABLE: Mapping[str, object] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "global_head_dim": 32,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
 }
 SERVABLE_MLA: Mapping[str, object] = {
     "num_key_value_heads": 4,
@@ -258,7 +262,7 @@ def build(family: Family, directory: Path, *, servable: bool = False) -> None:
     import transformers
 
     torch.manual_seed(0)
-    settings = {**SMALL, **family.settings}
+    settings = {key: value for key, value in {**SMALL, **family.settings}.items() if value is not None}
     if servable:
         sizes = {**SERVABLE, **(SERVABLE_MLA if "kv_lora_rank" in settings else {})}
         settings.update({key: value for key, value in sizes.items() if key in settings})
