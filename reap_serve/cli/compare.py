@@ -120,35 +120,39 @@ def _concurrencies(text: str) -> tuple[int, ...]:
 
 
 def _print_table(report: Report) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from reap_serve.compare.verdict import judge_slice, verdict_line
 
     stdout.print(verdict_line(report), markup=False)
-    table = Table(title=f"{report.candidate} against {report.base}; in brackets 95 % intervals")
-    for heading in ("slice", "tokens", "KL mean", "base twice", "perplexity", "ratio", "same top", "loops", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("slice", "verdict") else "right")
+    # Two lines a slice: the figures and their intervals fit 80 columns.
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_lines=True)
+    for heading in ("slice\ntokens", "KL mean", "base\ntwice", "ppl", "ratio", "same\ntop", "loops", "verdict"):
+        table.add_column(heading, justify="left" if heading == "slice\ntokens" else "right", no_wrap=True)
     for name, entry in report.slices.items():
         quality = entry.quality
         table.add_row(
-            name,
-            str(quality.tokens),
-            _with_interval(quality, "kl_divergence_mean", ".4f"),
-            "-" if entry.noise_floor is None else f"{entry.noise_floor.kl_divergence_mean:.4f}",
-            f"{quality.perplexity_base:.3f} -> {quality.perplexity_candidate:.3f}",
-            _with_interval(quality, "perplexity_ratio", ".3f"),
-            f"{quality.same_top_token_fraction:.1%}",
-            f"{_share(quality.loop_fraction_base)} -> {_share(quality.loop_fraction_candidate)}",
+            f"{name}\n{quality.tokens}",
+            _with_interval(quality, "kl_divergence_mean", ".3f"),
+            "-" if entry.noise_floor is None else f"{entry.noise_floor.kl_divergence_mean:.3f}",
+            f"{quality.perplexity_base:.2f}\n-> {quality.perplexity_candidate:.2f}",
+            _with_interval(quality, "perplexity_ratio", ".2f"),
+            f"{quality.same_top_token_fraction:.0%}",
+            f"{_share(quality.loop_fraction_base)}\n-> {_share(quality.loop_fraction_candidate)}",
             judge_slice(quality).level,
         )
     stdout.print(table)
+    stdout.print(
+        f"{report.candidate} against {report.base}; below a figure its 95 % interval over requests", markup=False
+    )
 
 
 def _with_interval(quality: Quality, name: str, form: str) -> str:
     interval = quality.intervals.get(name)
     text = f"{getattr(quality, name):{form}}"
-    return text if interval is None else rf"{text} \[{interval[0]:{form}}, {interval[1]:{form}}]"
+    return text if interval is None else f"{text}\n{interval[0]:{form}}-{interval[1]:{form}}"
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return "-" if value is None else f"{value:.0%}"

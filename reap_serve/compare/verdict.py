@@ -6,7 +6,7 @@ interval: `beyond` when the whole interval exceeds the limit, `within` when none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -147,9 +147,9 @@ def verdict_line(report: Report) -> str:
     unclear = [name for name, verdict in verdicts.items() if verdict.level == "unclear"]
     total = f"{len(verdicts)} slice{'s' if len(verdicts) > 1 else ''}"
     if beyond:
-        worst = max(beyond, key=lambda name: _excess(verdicts[name].judgements))
-        first = verdicts[worst].judgements[0]
-        return f"{len(beyond)} of {total} beyond the limits: {', '.join(beyond)}. Worst: {worst}, {first}."
+        worst = {name: max(verdicts[name].judgements, key=_excess) for name in beyond}
+        name = max(beyond, key=lambda name: _excess(worst[name]))
+        return f"{len(beyond)} of {total} beyond the limits: {', '.join(beyond)}. Farthest: {name}, {worst[name]}."
     if unclear:
         return (
             f"No slice is surely beyond the limits, but {len(unclear)} of {total} cannot be told from these requests: "
@@ -158,5 +158,6 @@ def verdict_line(report: Report) -> str:
     return f"No slice is beyond the limits: {len(verdicts)} of {total} within."
 
 
-def _excess(judgements: Sequence[Judgement]) -> float:
-    return max(judgement.value / judgement.limit.limit for judgement in judgements if judgement.level == "beyond")
+def _excess(judgement: Judgement) -> float:
+    """How many times its limit a figure is, where that is sure."""
+    return judgement.value / judgement.limit.limit if judgement.level == "beyond" else 0.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from small_report import small_report
+from stub_endpoint import StubEndpoint, bigram_model
 from typer.testing import CliRunner
 
 from reap_serve.cli.app import app
@@ -94,6 +96,29 @@ def test_a_wrong_gate_stops_the_command_before_anything_is_started(tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: --fail-if")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_that_holds_exits_1_after_the_report_is_written(tmp_path: Path) -> None:
+    traffic, output = tmp_path / "t.jsonl", tmp_path / "out"
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    traffic.write_text("".join(json.dumps(body | {"seed": number}) + "\n" for number in range(3)))
+    with StubEndpoint(bigram_model(1)) as base, StubEndpoint(bigram_model(1, noise=1.0)) as candidate:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "reap_serve", "compare", base.url, candidate.url, str(traffic)),
+                *("--output", str(output), "--json", "--latency-requests", "0"),
+                *("--fail-if", "slices.default.quality.kl_divergence_mean>0.05"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((output / "report.json").read_text())
+    assert result["slices"]["default"]["quality"]["kl_divergence_mean"] > 0.05
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of the --fail-if conditions hold: slices.default.quality.kl_divergence_mean is ")
 
 
 @pytest.mark.parametrize("text", ["0", "1,x", "", "-1", "1,,2"])

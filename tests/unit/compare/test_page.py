@@ -34,7 +34,8 @@ def test_it_says_what_the_report_says() -> None:
     text = words(page_of(small_report()))
     assert "org/base-pruned against org/base" in text
     assert (
-        "▲ 1 of 2 slices beyond the limits: code. Worst: code, KL divergence 0.400 [0.300, 0.500], limit 0.100." in text
+        "▲ 1 of 2 slices beyond the limits: code. Farthest: code, rise of loops 25.0% [18.8%, 31.2%], limit 2.0%."
+        in text
     )
     assert "▲ 0.4000 [0.3000, 0.5000]" in text
     assert "✓ 0.0400 [0.0300, 0.0500]" in text
