@@ -39,7 +39,20 @@ def root(
 
 def _register() -> None:
     """Imports the command modules; each registers its commands on `app`, in the order of use."""
-    from reap_serve.cli import compare, demo, observe, plan, plan_read, prune, replay, serve, stats, traffic, verify  # noqa: F401
+    from reap_serve.cli import (  # noqa: F401
+        compare,
+        demo,
+        doctor,
+        observe,
+        plan,
+        plan_read,
+        prune,
+        replay,
+        serve,
+        stats,
+        traffic,
+        verify,
+    )
 
 
 def main() -> None:

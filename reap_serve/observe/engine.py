@@ -22,6 +22,7 @@ from reap_serve.observe.live import LiveEngine
 from reap_serve.observe.live_build import build_live, build_masks
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.mask_router import add_routing_hook
+from reap_serve.observe.moe_sum import MoeSumRecorder, PersistentSlots, tap_reduction
 from reap_serve.observe.recorder import LayerFacts, Recorder
 from reap_serve.observe.refusals import refuse_unsound
 from reap_serve.observe.sampling import RowSampler
@@ -43,6 +44,8 @@ logger = logging.getLogger("reap_serve")
 def _make_recorder(settings: ObserveSettings, layer: LayerFacts, sums: LayerSums, sampler: RowSampler) -> Recorder:
     if settings.recorder == "inline":
         return InlineRecorder(layer, sums, sampler)
+    if isinstance(sampler, PersistentSlots):
+        return MoeSumRecorder(layer, sums, sampler)
     return DeferredRecorder(layer, sums, sampler, settings.buffer_tokens)
 
 
@@ -57,6 +60,28 @@ class _Tap:
         return self._observer.guarded(lambda: self._recorder.observe(x_TH, gate_TK, expert_ids_TK))
 
 
+class _ReductionTap:
+    """One layer's `moe_sum` recorder behind the boundary.
+
+    It acts whether or not the engine records: a graph that is captured now is replayed later. What counts is in the
+    labels.
+    """
+
+    def __init__(self, observer: Observer, recorder: MoeSumRecorder) -> None:
+        self._observer = observer
+        self._recorder = recorder
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+        self._recorder.observe(x_TH, gate_TK, expert_ids_TK)
+
+    def rows_written(self, rows_TKH: torch.Tensor) -> None:
+        if self._observer.failures == 0:
+            try:
+                self._recorder.rows_written(rows_TKH)
+            except Exception as error:  # noqa: BLE001 - the hook boundary
+                self._observer.fail(error)
+
+
 class Observer:
     """Records one engine process.
 
@@ -69,6 +94,7 @@ class Observer:
         device: Where they compute.
         tensor_parallel_size: Ranks that share each expert; their recorders must act in step.
         masks: Plans that requests may be under: such requests are not recorded.
+        max_rows: Rows of the largest step, padding included.
     """
 
     def __init__(
@@ -78,6 +104,7 @@ class Observer:
         device: torch.device,
         tensor_parallel_size: int,
         masks: EngineMasks,
+        max_rows: int,
     ) -> None:
         self.settings = settings
         self.recording = settings.recording
@@ -87,7 +114,11 @@ class Observer:
         self._earlier_real_tokens = 0
         self._earlier_sampled_tokens = 0
         self._rows = StepRows(settings.max_slices)
-        self._sampler = RowSampler(settings.sample_fraction, self._rows.trash_slot, device)
+        self._sampler = (
+            PersistentSlots(settings.sample_fraction, self._rows.trash_slot, device, max_rows)
+            if settings.recorder == "moe_sum"
+            else RowSampler(settings.sample_fraction, self._rows.trash_slot, device)
+        )
         # Ranks that measured their own time would sample different tokens and wait for each other for ever.
         budget = settings.overhead_budget if tensor_parallel_size == 1 else None
         self._governor = OverheadGovernor(budget, settings.sample_fraction) if budget is not None else None
@@ -99,7 +130,12 @@ class Observer:
             for facts, sums in zip(self._facts, self._sums, strict=True)
         ]
         for layer, recorder in zip(layers, self._recorders, strict=True):
-            layer.routed_experts.reap_tap = _Tap(self, recorder)
+            if isinstance(recorder, MoeSumRecorder):
+                reduction = _ReductionTap(self, recorder)
+                tap_reduction(seams.reducing_kernel(layer), reduction.rows_written)
+                layer.routed_experts.reap_tap = reduction
+            else:
+                layer.routed_experts.reap_tap = _Tap(self, recorder)
         self._step_started = 0.0
         self._begin_window()
 
@@ -111,13 +147,18 @@ class Observer:
         try:
             return action()
         except Exception as error:  # noqa: BLE001 - the hook boundary
-            self.failures += 1
-            self.recording = False
-            self._complete = False
-            logger.error("recording stopped, statistics are incomplete: %s: %s", type(error).__name__, error)
+            self.fail(error)
             return None
         finally:
             self.own_seconds += time.perf_counter() - started
+
+    def fail(self, error: Exception) -> None:
+        """Ends the recording of a window that is incomplete from here on."""
+        self.failures += 1
+        self.recording = False
+        self._complete = False
+        self._sampler.end()
+        logger.error("recording stopped, statistics are incomplete: %s: %s", type(error).__name__, error)
 
     def step_begins(self, scheduler_output: SchedulerOutput) -> None:
         """Notes requests that come and go."""
@@ -253,7 +294,12 @@ class _Hooks:
         refuse_unsound(settings, vllm_config, layers)
         masks = build_masks(settings, layers, model_runner.device)
         observer = Observer(
-            settings, layers, model_runner.device, vllm_config.parallel_config.tensor_parallel_size, masks
+            settings,
+            layers,
+            model_runner.device,
+            vllm_config.parallel_config.tensor_parallel_size,
+            masks,
+            seams.max_rows(vllm_config),
         )
         model_runner.reap_observer = observer
         model_runner.reap_live = build_live(settings, layers, model_runner, observer, masks)
@@ -262,9 +308,9 @@ class _Hooks:
         if (live := live_of(model_runner)) is not None:
             live.step_begins(scheduler_output)
 
-    def rows_ordered(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
+    def rows_ordered(self, model_runner: GPUModelRunner, batch: seams.BatchRows) -> None:
         if (live := live_of(model_runner)) is not None:
-            live.rows_ordered(seams.batch_rows(model_runner, scheduler_output))
+            live.rows_ordered(batch)
 
     def step_ends(self, model_runner: GPUModelRunner) -> None:
         if (live := live_of(model_runner)) is not None:

@@ -13,6 +13,10 @@ import torch
 from reap_serve.observe.accumulate import RowMeasures
 from reap_serve.observe.recorder import LayerFacts
 
+# Rows are widened to float32 in blocks that stay in a core's second-level cache: PyTorch's reductions of bfloat16 with
+# a float32 result take up to nine times as long as those of float32.
+BLOCK_ELEMENTS = 2**17
+
 
 def expert_rows(
     layer: LayerFacts, x_TH: torch.Tensor, weight_TK: torch.Tensor, expert_ids_TK: torch.Tensor
@@ -20,7 +24,11 @@ def expert_rows(
     """Rows weight[t, k] * f_ids[t, k](x[t]), shape [T, K, H], in the dtype of the layer."""
     num_tokens, top_k = expert_ids_TK.shape
     x_NH = x_TH if top_k == 1 else x_TH.repeat_interleave(top_k, dim=0)
-    rows_NH = layer.forward_experts(x_NH, weight_TK.reshape(-1, 1), expert_ids_TK.reshape(-1, 1))
+    weight_N1 = weight_TK.reshape(-1, 1)
+    if layer.weight_on_input:
+        # Having applied them, vLLM's CPU kernel overwrites the weights with ones.
+        weight_N1 = weight_N1.clone()
+    rows_NH = layer.forward_experts(x_NH, weight_N1, expert_ids_TK.reshape(-1, 1))
     return rows_NH.view(num_tokens, top_k, -1)
 
 
@@ -47,8 +55,7 @@ def measure_rows(layer: LayerFacts, rows_TKH: torch.Tensor, gate_TK: torch.Tenso
     """
     if layer.complete_rows is not None:
         rows_TKH = layer.complete_rows(rows_TKH)
-    size_TK = torch.linalg.vector_norm(rows_TKH, dim=-1, dtype=torch.float32)
-    largest_TK = torch.amax(rows_TKH.abs(), dim=-1).float()
+    size_TK, largest_TK = _sizes(rows_TKH)
     gate_TK = gate_TK.float()
     applied_TK = gate_TK * layer.gate_scale
     if layer.weight_on_input:
@@ -58,3 +65,27 @@ def measure_rows(layer: LayerFacts, rows_TKH: torch.Tensor, gate_TK: torch.Tenso
     # A weight that underflowed to 0 leaves no trace of the output: count its norm as 0, never as 0/0.
     inverse_TK = torch.where(gate_TK == 0, 0.0, 1.0 / gate_TK.abs())
     return RowMeasures(applied_TK, size_TK * inverse_TK, size_TK * layer.gate_scale, largest_TK * inverse_TK)
+
+
+def add_rows(rows_TKH: torch.Tensor) -> torch.Tensor:
+    """The sum over a token's K rows [T, H], rounded once."""
+    if rows_TKH.shape[1] == 2:
+        # One addition is rounded once as it is, and runs over contiguous rows.
+        return rows_TKH[:, 0] + rows_TKH[:, 1]
+    return rows_TKH.sum(dim=1)
+
+
+def _sizes(rows_TKH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """2-norm and largest absolute component of each row [T, K], float32."""
+    rows_NH = rows_TKH.reshape(-1, rows_TKH.shape[-1])
+    num_rows, hidden = rows_NH.shape
+    size_N = torch.empty(num_rows, dtype=torch.float32, device=rows_NH.device)
+    largest_N = torch.empty_like(size_N)
+    block = num_rows if rows_NH.is_cuda else max(1, min(num_rows, BLOCK_ELEMENTS // hidden))
+    wide = torch.empty(block, hidden, dtype=torch.float32, device=rows_NH.device)
+    for start in range(0, num_rows, block):
+        stop = min(start + block, num_rows)
+        wide_NH = wide[: stop - start].copy_(rows_NH[start:stop])
+        torch.linalg.vector_norm(wide_NH, dim=-1, out=size_N[start:stop])
+        torch.amax(wide_NH.abs_(), dim=-1, out=largest_N[start:stop])
+    return size_N.view(rows_TKH.shape[:2]), largest_N.view(rows_TKH.shape[:2])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from reap_serve.observe.accumulate import LayerSums
-from reap_serve.observe.expand import expert_rows, local_ids, measure_rows
+from reap_serve.observe.expand import add_rows, expert_rows, local_ids, measure_rows
 from reap_serve.observe.recorder import LayerFacts
 from reap_serve.observe.sampling import RowSampler
 
@@ -35,7 +35,7 @@ class InlineRecorder:
         if slot_T is None:
             return None
         rows_TKH = expert_rows(self._layer, x_TH, gate_TK, expert_ids_TK)
-        output_TH = rows_TKH.sum(dim=1)
+        output_TH = add_rows(rows_TKH)
         measures = measure_rows(self._layer, rows_TKH, gate_TK, weighted=True)
         self._sums.add(slot_T, local_ids(self._layer, expert_ids_TK), measures)
         return output_TH

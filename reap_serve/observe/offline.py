@@ -76,7 +76,7 @@ def observe_traffic(
     """
     model = fingerprint(source)
     seams.require_seams()
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         llm = start_engine(source, settings, engine_arguments)
         # Warm-up is over: nothing of it was counted, and the clock of the window starts here.
         llm.collective_rpc("reap_reset")
@@ -117,6 +117,8 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     chosen: dict[str, object] = {
         "model": str(source.path),
         "enable_prefix_caching": False,
+        # Compiling takes longer than most offline runs, and a recorder's Python does not run inside a CUDA graph.
+        "enforce_eager": True,
         "additional_config": {seams.CONFIG_KEY: settings.model_dump()},
         "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
@@ -124,8 +126,8 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     if current_platform.is_cpu():
         for name, value in cpu_environment().items():
             os.environ.setdefault(name, value)
-        # Compiling takes longer than most offline runs. The eager rotary operator mis-indexes 3-D inputs on the CPU.
-        chosen |= {"enforce_eager": True, "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
+        # The eager rotary operator mis-indexes 3-D inputs on the CPU.
+        chosen |= {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
     try:
         return LLM(**(chosen | dict(arguments)))
     except Exception as error:  # whatever stops vLLM stops us, and says why
@@ -169,7 +171,7 @@ def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """vLLM logs to stdout, which is ours for the result."""
     sys.stdout.flush()
     kept = os.dup(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reap_serve.errors import EngineError
+from reap_serve.observe import seams
 from reap_serve.observe.settings import ObserveSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
         raise EngineError(
             f"data parallel size {parallel.data_parallel_size} mixes the rows of all ranks in a layer",
             "observe one replica, or run replicas of their own and merge their statistics",
+        )
+    if settings.recorder != "moe_sum" and seams.captures_graphs(vllm_config):
+        raise EngineError(
+            f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",
+            "start vLLM with --enforce-eager, or choose the moe_sum recorder",
         )
     for layer in layers:
         _refuse_layer(settings, layer)
@@ -69,5 +75,11 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
                     f"{name}: vLLM's CPU router has no ungrouped {router.scoring_func} routing",
                     "observe this family on a GPU",
                 )
-    if settings.recorder == "moe_sum" and current_platform.is_cpu():
-        raise EngineError("the moe_sum recorder reads GPU kernels", "choose --recorder deferred or inline on a CPU")
+    if settings.recorder == "moe_sum":
+        if current_platform.is_cpu():
+            raise EngineError("the moe_sum recorder reads GPU kernels", "choose deferred or inline on a CPU")
+        if seams.reducing_kernel(layer) is None:
+            raise EngineError(
+                f"{name}: its kernel shows no rows before it adds them",
+                "start vLLM with --moe-backend triton (or marlin for AWQ and GPTQ)",
+            )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -139,7 +139,7 @@ class EngineHooks(Protocol):
     def step_begins(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
         """The scheduler's choice reached the model runner."""
 
-    def rows_ordered(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
+    def rows_ordered(self, model_runner: GPUModelRunner, batch: BatchRows) -> None:
         """The order of the step's rows is final; the forward pass follows."""
 
     def step_ends(self, model_runner: GPUModelRunner) -> None:
@@ -154,6 +154,7 @@ def install(hooks: EngineHooks) -> None:
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.model_executor.models.transformers.moe import TransformersMoERunner
+    from vllm.platforms import current_platform
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -163,8 +164,14 @@ def install(hooks: EngineHooks) -> None:
         PluggableLayer.register_oot(name=plain.__name__)(_observing_class(plain, hooks))
     for runner_class in (GPUModelRunner, CPUModelRunner):
         _wrap_load(runner_class, hooks)
-    _wrap_steps(GPUModelRunner, hooks)
+    _wrap_steps(GPUModelRunner, "_prepare_inputs", hooks, _rows_of_first_runner)
     _wrap_shutdown(GPUModelRunner, hooks)
+    if not current_platform.is_cpu():
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
+
+        _wrap_load(SecondModelRunner, hooks)
+        _wrap_steps(SecondModelRunner, "prepare_inputs", hooks, _rows_of_second_runner)
+        _wrap_shutdown(SecondModelRunner, hooks)
 
 
 def _observing_class(plain: type, hooks: EngineHooks) -> type:
@@ -195,8 +202,8 @@ def _wrap_load(runner_class: Any, hooks: EngineHooks) -> None:
     runner_class.load_model = observed_load
 
 
-def _wrap_steps(runner_class: Any, hooks: EngineHooks) -> None:
-    execute_model, prepare_inputs = runner_class.execute_model, runner_class._prepare_inputs
+def _wrap_steps(runner_class: Any, prepare_name: str, hooks: EngineHooks, rows: Callable[..., BatchRows]) -> None:
+    execute_model, prepare_inputs = runner_class.execute_model, getattr(runner_class, prepare_name)
 
     @functools.wraps(execute_model)
     def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -209,11 +216,11 @@ def _wrap_steps(runner_class: Any, hooks: EngineHooks) -> None:
     @functools.wraps(prepare_inputs)
     def observed_prepare(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare_inputs(self, scheduler_output, *args, **kwargs)
-        hooks.rows_ordered(self, scheduler_output)
+        hooks.rows_ordered(self, rows(self, scheduler_output, prepared))
         return prepared
 
     runner_class.execute_model = observed_execute
-    runner_class._prepare_inputs = observed_prepare
+    setattr(runner_class, prepare_name, observed_prepare)
 
 
 def _wrap_shutdown(runner_class: Any, hooks: EngineHooks) -> None:
@@ -236,8 +243,7 @@ class BatchRows:
     num_computed: Sequence[int]
 
 
-def batch_rows(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> BatchRows:
-    """Reads the row order that the model runner settled on."""
+def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
     batch = model_runner.input_batch
     request_ids = batch.req_ids
     scheduled = scheduler_output.num_scheduled_tokens
@@ -246,6 +252,51 @@ def batch_rows(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) 
         [scheduled[request_id] for request_id in request_ids],
         batch.num_computed_tokens_cpu[: len(request_ids)],
     )
+
+
+def _rows_of_second_runner(model_runner: Any, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
+    return BatchRows(prepared.req_ids, prepared.num_scheduled_tokens, prepared.num_computed_tokens_np)
+
+
+def max_rows(vllm_config: VllmConfig) -> int:
+    """Rows of the largest step of an engine, with the padding of CUDA graphs."""
+    largest_graph = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    return int(max(vllm_config.scheduler_config.max_num_batched_tokens, largest_graph))
+
+
+def captures_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether the engine captures its forward passes in CUDA graphs."""
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
+
+
+def device_type() -> str:
+    """Where vLLM computes on this machine."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def kernel_name(layer: MoERunner) -> str:
+    """Class of the kernel that runs a layer's experts, with its instruction set on a CPU."""
+    kernel = layer.routed_experts.quant_method.moe_kernel
+    experts = layer.routed_experts.quant_method if kernel is None else kernel.fused_experts
+    instructions = getattr(experts, "isa", None)
+    return type(experts).__name__ + (f" ({instructions})" if instructions else "")
+
+
+def reducing_kernel(layer: MoERunner) -> object | None:
+    """The kernel of a layer that adds weighted rows in its method `moe_sum`, None when it adds them elsewhere."""
+    from vllm.model_executor.layers.fused_moe.experts.marlin_moe import BatchedMarlinExperts, MarlinExperts
+    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+
+    kernel = layer.routed_experts.quant_method.moe_kernel
+    experts = None if kernel is None else kernel.fused_experts
+    if isinstance(experts, (TritonExperts, MarlinExperts)) and not isinstance(experts, BatchedMarlinExperts):
+        return cast(object, experts)
+    return None
 
 
 def new_requests(scheduler_output: SchedulerOutput) -> Iterator[tuple[str, int, dict[str, object] | None]]:

@@ -13,6 +13,7 @@ import torch
 from reap_serve.observe import seams
 
 if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 
@@ -39,6 +40,14 @@ def tap_op(
     tap = seams.current_layer(layer_name).routed_experts.reap_tap
     if tap is not None:
         tap.observe(x_TH, gate_TK, expert_ids_TK)
+
+
+def show(experts: RoutedExperts, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    """Shows a layer's routed tokens to its tap: by the operator in a compiled graph, else without its dispatch."""
+    if torch.compiler.is_compiling():
+        torch.ops.reap_serve.tap(experts.reap_anchor, x_TH, gate_TK, expert_ids_TK, experts.reap_layer_name)
+    elif experts.reap_tap is not None:
+        experts.reap_tap.observe(x_TH, gate_TK, expert_ids_TK)
 
 
 def add_tap(layer: MoERunner, *, replaces_output: bool) -> None:
@@ -75,7 +84,7 @@ def _tapped_class(plain: Any, replaces_output: bool) -> type:
                 seams.run_overlapped_shared_experts(shared_experts, shared_experts_input)
                 return output
         else:
-            torch.ops.reap_serve.tap(self.reap_anchor, x, topk_weights, topk_ids, self.reap_layer_name)
+            show(self, x, topk_weights, topk_ids)
         return plain.forward_modular(self, x, topk_weights, topk_ids, shared_experts, shared_experts_input)
 
     return type(f"Tapped{plain.__name__}", (plain,), {"forward_modular": forward_modular})

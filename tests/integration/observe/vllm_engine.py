@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+from reap_serve.observe.deferred import DeferredRecorder
 from reap_serve.observe.engine import Observer
 from reap_serve.observe.seams import moe_layers
 from reap_serve.observe.settings import ObserveSettings
@@ -32,11 +33,19 @@ COMPILED = {"enforce_eager": False}
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request: its tokens, its slice, and how many tokens to answer."""
+    """A request.
+
+    Attributes:
+        token_ids: Its tokens.
+        slice: Its slice.
+        answer_tokens: How many tokens to answer.
+        prompt_tokens: Where a teacher-forced answer begins; None when all of `token_ids` is the prompt.
+    """
 
     token_ids: list[int]
     slice: str = "default"
     answer_tokens: int = 1
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ def ask(llm: Any, prompts: Sequence[Prompt], logprobs: int | None = None) -> lis
             ignore_eos=True,
             detokenize=False,
             logprobs=logprobs,
-            extra_args={"reap_slice": prompt.slice},
+            extra_args={"reap_slice": prompt.slice, "reap_prompt_tokens": prompt.prompt_tokens},
         )
         for prompt in prompts
     ]
@@ -100,6 +109,16 @@ def ask(llm: Any, prompts: Sequence[Prompt], logprobs: int | None = None) -> lis
 def observer(llm: Any) -> Observer:
     """The observer of an engine with one worker."""
     return llm.collective_rpc(lambda worker: worker.model_runner.reap_observer)[0]
+
+
+def record_deferred(llm: Any, buffer_tokens: int) -> None:
+    """Puts `deferred` recorders in the place of an engine's `inline` ones, with sums of nothing: spares an engine."""
+    llm.collective_rpc("reap_reset")
+    running = observer(llm)
+    for number, layer in enumerate(moe_layers(llm.llm_engine.vllm_config)):
+        recorder = DeferredRecorder(running._facts[number], running._sums[number], running._sampler, buffer_tokens)
+        running._recorders[number] = recorder
+        layer.routed_experts.reap_tap._recorder = recorder
 
 
 def snapshot(llm: Any) -> RankSums:

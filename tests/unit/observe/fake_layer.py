@@ -12,14 +12,23 @@ from reap_serve.observe.recorder import LayerFacts
 
 @dataclass(slots=True)
 class FakeExperts:
-    """The kernel: sum over k of weight * (id + 1) * x, or of (id + 1) * weight * x when the weight is on the input."""
+    """The kernel: sum over k of weight * (id + 1) * x, the same whether the weight is on the input or the output.
+
+    Attributes:
+        num_experts: Experts.
+        overwrites_weights: Leaves ones in the weights, as vLLM's CPU kernel does when they are on the input.
+        calls: Rows and columns of the ids of each call.
+    """
 
     num_experts: int = 4
+    overwrites_weights: bool = False
     calls: list[tuple[int, int]] = field(default_factory=list)
 
     def forward(self, x_NH: torch.Tensor, weight_NK: torch.Tensor, ids_NK: torch.Tensor) -> torch.Tensor:
         self.calls.append((ids_NK.shape[0], ids_NK.shape[1]))
         factor_NK = weight_NK * (ids_NK + 1)
+        if self.overwrites_weights:
+            weight_NK.fill_(1.0)
         return (x_NH.float() * factor_NK.sum(dim=1, keepdim=True)).to(x_NH.dtype)
 
 

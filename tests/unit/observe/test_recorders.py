@@ -92,9 +92,20 @@ def test_deferred_can_forget_what_it_holds() -> None:
     assert not sums.tokens_S.any()
 
 
+def test_inline_keeps_a_weight_on_the_input_from_the_kernel() -> None:
+    sums, sampler = state()
+    experts = FakeExperts(overwrites_weights=True)
+    sampler.begin(np.array([0, 0, TRASH]))
+    gate_TK = GATE_TK[:, :1].clone()
+    InlineRecorder(facts(experts, top_k=1, weight_on_input=True), sums, sampler).observe(X_TH, gate_TK, IDS_TK[:, :1])
+    assert gate_TK.tolist() == GATE_TK[:, :1].tolist()
+    assert sums.sums.view(TRASH + 1, 4, 6)[0, 3].tolist() == [1, 1, 8, 64, 8, 64]
+
+
 def test_deferred_gives_a_weight_on_the_input_to_the_kernel() -> None:
     sums, sampler = state()
-    recorder = DeferredRecorder(facts(FakeExperts(), top_k=1, weight_on_input=True), sums, sampler, buffer_tokens=8)
+    layer = facts(FakeExperts(overwrites_weights=True), top_k=1, weight_on_input=True)
+    recorder = DeferredRecorder(layer, sums, sampler, buffer_tokens=8)
     sampler.begin(np.array([0, 0, TRASH]))
     recorder.observe(X_TH, GATE_TK[:, :1], IDS_TK[:, :1])
     recorder.flush()
