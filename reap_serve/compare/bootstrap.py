@@ -20,7 +20,7 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 SEED = 20260101
 # Numbers held at once while quantiles are resampled.
-CHUNK_CELLS = 1 << 24
+CHUNK_CELLS = 1 << 22
 
 _NORMAL = NormalDist()
 
@@ -38,9 +38,10 @@ class Bootstrap:
     def __init__(self, num_clusters: int, resamples: int = RESAMPLES) -> None:
         self.num_clusters = num_clusters
         # How often each request stands in each resample.
-        self._times_RC = np.random.default_rng(SEED).multinomial(
+        times_RC = np.random.default_rng(SEED).multinomial(
             num_clusters, np.full(num_clusters, 1.0 / max(num_clusters, 1)), size=resamples
         )
+        self._times_RC = times_RC.astype(np.float64)
 
     def ratio(
         self, numerator_C: Floats, denominator_C: Floats, transform: Callable[[Floats], Floats] = lambda value: value
