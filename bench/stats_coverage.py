@@ -194,8 +194,8 @@ def measure_coverage(
 
 def measure_instability(
     population: Population, splits: int, num_batches: int, rng: np.random.Generator
-) -> dict[str, float]:
-    """Predicted over measured flips between random halves, per kept fraction and over all."""
+) -> dict[str, float | None]:
+    """Predicted over measured flips between random halves, per kept fraction and over all; None without a flip."""
     predicted, measured = np.zeros(len(KEPT_FRACTIONS)), np.zeros(len(KEPT_FRACTIONS))
     for _ in range(splits):
         halves = np.array_split(rng.permutation(population.num_requests), 2)
@@ -208,7 +208,8 @@ def measure_instability(
             kept = [np.argsort(np.argsort(-value_LE, axis=1), axis=1) < keep for value_LE in values]
             measured[index] += (kept[0] != kept[1]).mean()
     ratios = {
-        f"keep_{fraction}": float(p / m) for fraction, p, m in zip(KEPT_FRACTIONS, predicted, measured, strict=True)
+        f"keep_{fraction}": float(p / m) if m else None
+        for fraction, p, m in zip(KEPT_FRACTIONS, predicted, measured, strict=True)
     }
     return ratios | {
         "all": float(predicted.sum() / measured.sum()),
