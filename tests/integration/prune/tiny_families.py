@@ -236,8 +236,8 @@ SERVABLE: Mapping[str, object] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "global_head_dim": 32,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
 }
 SERVABLE_MLA: Mapping[str, object] = {
     "num_key_value_heads": 4,
