@@ -9,6 +9,10 @@ Run: python bench/plan_max_min.py [--keep-fraction F] [--criterion NAME] [--dire
 Output: a line for each objective and slice with retained saliency and mean KL divergence; the last line is JSON
 {"keep_fraction", "criterion", "worst": {objective: {"retained_saliency", "kl_divergence_mean", "slice"}},
 "ratio": worst KL of max-min / worst KL of mean}. A ratio below 1 confirms the direction. Takes five engine starts.
+
+Measured on the embedded model, half of the experts kept, --criterion reap: not confirmed. The worst slice's retained
+saliency rises from 0.698 to 0.742, its KL divergence from 0.567 (code) to 0.605 (German): ratio 1.07. REAP is a mean
+over routed tokens, so that experts which a slice hardly uses count for much of its retained saliency.
 """
 
 from __future__ import annotations
