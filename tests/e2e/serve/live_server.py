@@ -93,7 +93,7 @@ class LiveServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        for child in tree:
-            if child.is_running():
-                child.kill()
+        # The worker writes its last file while the server is already gone.
+        for child in psutil.wait_procs(tree, timeout=60)[1]:
+            child.kill()
         return code
