@@ -32,10 +32,10 @@ def program() -> TyperGroup:
     "line", [line for line in LINES if line[0] == "reap-serve"], ids=lambda line: " ".join(line[1:3])
 )
 def test_the_command_takes_these_options(line: list[str]) -> None:
-    command = program()
-    words = line[1:]
+    command, words = program(), line[1:]
     while isinstance(command, TyperGroup):
-        command = command.commands[words.pop(0)]
+        # `plan STATS...` stands for `plan make STATS...`.
+        command = command.commands[words.pop(0) if words[0] in command.commands else "make"]
     known = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in words if word.startswith("--")} - OF_VLLM <= known
 
