@@ -11,6 +11,7 @@ from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.observe import seams
 from reap_serve.observe.mask_admission import install_gate
 from reap_serve.plan.record import read_plan
+from reap_serve.serve.last_flush import flush_before_shutdown
 from reap_serve.serve.link import EngineLink
 from reap_serve.serve.plan_check import ServedModel, check_plan, served_model
 from reap_serve.serve.routes import router
@@ -53,6 +54,8 @@ class ReapEndpoints:
         if settings.mask is not None and (problem := await link.choose(settings.mask)) is not None:
             raise EngineError(problem, "name a plan among `plans`")
         install_gate(engine_client, link.resolve)
+        if settings.directory is not None:
+            engine_client.shutdown = flush_before_shutdown(engine_client.shutdown, link)
         link.start_timer()
         state.reap_link, state.reap_model = link, model
 

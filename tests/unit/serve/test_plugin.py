@@ -142,6 +142,32 @@ def test_a_plan_that_cannot_be_used_stops_the_start(
         started(Client(model, filled, refusal))
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_server_that_stops_writes_before_the_engine_hears_of_it(
+    model: Path, tmp_path: Path, registry: CollectorRegistry, broken: bool
+) -> None:
+    client = Client(model, {"directory": str(tmp_path / "live")})
+    order: list[str] = client.calls
+
+    def shutdown(timeout: float) -> str:
+        order.append(f"shutdown {timeout}")
+        return "stopped"
+
+    client.shutdown = shutdown  # type: ignore[attr-defined]
+    state = SimpleNamespace()
+
+    async def serve_and_stop() -> object:
+        await ReapEndpoints().init_state(client, state, Namespace())  # type: ignore[arg-type]
+        if broken:
+            client.collective_rpc = None  # type: ignore[assignment, method-assign]
+        # As vLLM does: in a thread, while the loop runs.
+        return await asyncio.get_running_loop().run_in_executor(None, lambda: client.shutdown(timeout=0))  # type: ignore[attr-defined]
+
+    assert asyncio.run(serve_and_stop()) == "stopped"
+    wanted = ["shutdown 0"] if broken else ["reap_flush", "reap_status", "shutdown 0"]
+    assert order[-len(wanted) :] == wanted
+
+
 def test_without_our_key_nothing_happens(model: Path) -> None:
     client = Client(model, None)
     state = started(client)
