@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from reap_serve.errors import StorageError
 
 KERNEL_CHUNK_BYTES = 64 << 20
+PIECE_BYTES = 4 << 20
+READ_AHEAD_BYTES = 64 << 20
 BUFFER_BYTES = 4 << 20
 # Short runs (router rows, scales) are not worth the kernel's set-up of a copy between files.
 SMALL_RUN_BYTES = 256 << 10
@@ -45,7 +48,7 @@ class Copier:
             StorageError: The source ended early.
             OSError: The disk refused.
         """
-        for offset, length in runs:
+        for offset, length in _read_ahead(self._source, runs):
             remaining = length
             while remaining:
                 copied = self._copy(offset, remaining)
@@ -76,6 +79,31 @@ class Copier:
         while written < count:
             written += os.pwrite(self._destination, view[written:count], self.position + written)
         return count
+
+
+def _read_ahead(source: int, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same bytes in pieces, each announced to the system before its turn.
+
+    The system's own read-ahead would fetch the gaps between the runs too, which hold as much as the runs when half of
+    the experts go.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        yield from runs
+        return
+    os.posix_fadvise(source, 0, 0, os.POSIX_FADV_RANDOM)
+    announced: deque[tuple[int, int]] = deque()
+    announced_bytes = 0
+    for start, total in runs:
+        for offset in range(start, start + total, PIECE_BYTES):
+            length = min(PIECE_BYTES, start + total - offset)
+            os.posix_fadvise(source, offset, length, os.POSIX_FADV_WILLNEED)
+            announced.append((offset, length))
+            announced_bytes += length
+            while announced_bytes > READ_AHEAD_BYTES:
+                piece = announced.popleft()
+                announced_bytes -= piece[1]
+                yield piece
+    yield from announced
 
 
 def _require_some(copied: int, offset: int) -> int:
