@@ -6,7 +6,7 @@ The checksum finds flipped bits and lost pages at the speed of memory; it is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -22,6 +22,7 @@ from reap_serve.statistics.layout import (
     Layout,
     corrupt,
     read_layout,
+    require_unchanged,
     tensor_name,
 )
 from reap_serve.statistics.record import (
@@ -118,8 +119,11 @@ def checksum(content: memoryview) -> int:
     return (int(np.add.reduce(words)) + int.from_bytes(content[whole:], "little")) % CHECKSUM_MODULUS
 
 
-def read_blocks(handle: BinaryIO, layout: Layout, path: str) -> Iterator[tuple[Block, npt.NDArray[np.generic]]]:
-    """Reads the tensors in the order of their bytes, each into the buffer of the one before.
+Blocks = Iterator[tuple[Block, npt.NDArray[np.generic]]]
+
+
+def read_blocks(handle: BinaryIO, layout: Layout, path: str) -> Blocks:
+    """Reads the tensors in the order of their bytes from an open file, each into the buffer of the one before.
 
     Yields:
         The tensor's place, and its values as stored, valid until the next one is taken.
@@ -129,10 +133,33 @@ def read_blocks(handle: BinaryIO, layout: Layout, path: str) -> Iterator[tuple[B
             the checksum disagrees.
     """
     buffer = memoryview(bytearray(max(block.num_bytes for block in layout.blocks)))
-    total = 0
-    for block in layout.blocks:
+
+    def take(block: Block) -> memoryview:
         content = buffer[: block.num_bytes]
         _fill(handle, content, path)
+        return content
+
+    return _checked_blocks(take, layout, path)
+
+
+def blocks_in_memory(content: memoryview, layout: Layout, path: str) -> Blocks:
+    """The tensors of a whole file in memory, as `read_blocks` gives them.
+
+    Raises:
+        InputFileError: See `read_blocks`.
+        StorageError: The file is not the one of the layout.
+    """
+    require_unchanged(content[: layout.header_bytes], layout, path)
+    end = layout.blocks[-1].start + layout.blocks[-1].num_bytes
+    if len(content) != end:
+        raise corrupt(path, "it ends inside its tensors")
+    return _checked_blocks(lambda block: content[block.start : block.start + block.num_bytes], layout, path)
+
+
+def _checked_blocks(take: Callable[[Block], memoryview], layout: Layout, path: str) -> Blocks:
+    total = 0
+    for block in layout.blocks:
+        content = take(block)
         total += checksum(content)
         values = np.frombuffer(content, block.dtype).reshape(block.shape)
         if is_count(block.field):

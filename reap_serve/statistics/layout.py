@@ -133,13 +133,18 @@ def read_layout(handle: BinaryIO, size: int, path: str) -> Layout:
     return Layout(header, blocks, promised, 8 + length, hashlib.sha256(prefix + text).digest())
 
 
-def require_unchanged(handle: BinaryIO, layout: Layout, path: str) -> None:
-    """Skips the header of a file that was opened again, which is left at its first tensor.
+def require_unchanged(header: bytes | memoryview, layout: Layout, path: str) -> None:
+    """Refuses a file whose header is not the one that was read before.
+
+    Args:
+        header: The first `header_bytes` of the file, now.
+        layout: What was read before.
+        path: The file.
 
     Raises:
-        StorageError: The header is another one.
+        StorageError: It changed.
     """
-    if hashlib.sha256(handle.read(layout.header_bytes)).digest() != layout.header_sha256:
+    if hashlib.sha256(header).digest() != layout.header_sha256:
         raise StorageError(f"{path} changed while it was read", "run the command again")
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from reap_serve.errors import MismatchError, RequestError
 from reap_serve.model import require_same_model
 from reap_serve.records import provenance
-from reap_serve.statistics.file import read_blocks
+from reap_serve.statistics.file import blocks_in_memory, read_blocks
 from reap_serve.statistics.layout import Block, Layout, read_layout, require_unchanged
 from reap_serve.statistics.record import (
     BATCH_FIELDS,
@@ -33,7 +33,7 @@ from reap_serve.statistics.record import (
     Window,
     zeros,
 )
-from reap_serve.statistics.storage import announce_reading, expand_directories, open_source
+from reap_serve.statistics.storage import expand_directories, open_source, read_ahead
 
 
 def merge(statistics: Sequence[Statistics]) -> Statistics:
@@ -87,7 +87,7 @@ def join_batches(parts: Sequence[Statistics]) -> Statistics:
 
 
 def merge_files(paths: Iterable[str]) -> Statistics:
-    """The sum of statistics files, holding one accumulator and one tensor at a time.
+    """The sum of statistics files, holding one accumulator and a few files at a time.
 
     Args:
         paths: Local paths and fsspec URLs; a directory stands for the files in it.
@@ -109,10 +109,13 @@ def merge_files(paths: Iterable[str]) -> Statistics:
         [layout.shapes for _, layout in layouts],
         [path for path, _ in layouts],
     )
-    for (path, layout), (next_path, _) in zip(layouts, layouts[1:] + layouts[-1:], strict=True):
+    contents = read_ahead([path for path, _ in layouts])
+    for (path, content), (_, layout) in zip(contents, layouts, strict=True):
+        if content is not None:
+            _add_file(accumulator, layout, blocks_in_memory(content, layout, path))
+            continue
         with open_source(path) as (handle, _):
-            announce_reading(next_path)
-            require_unchanged(handle, layout, path)
+            require_unchanged(handle.read(layout.header_bytes), layout, path)
             _add_file(accumulator, layout, read_blocks(handle, layout, path))
     return accumulator.result()
 
