@@ -129,6 +129,22 @@ def fingerprint(source: ModelSource, weights_sha256: str | None = None) -> Finge
     )
 
 
+def require_whole_weights(source: ModelSource) -> None:
+    """Refuses a model whose weight files are truncated or corrupt, before an engine is started on them.
+
+    Raises:
+        InputFileError: A file's header does not describe the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(source.path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputFileError(f"{file} is truncated or corrupt: {error}", "download it again") from None
+
+
 def _weights_digest(path: Path) -> str:
     files = sorted(path.glob("*.safetensors"))
     if not files:

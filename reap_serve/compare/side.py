@@ -15,7 +15,7 @@ from reap_serve.compare.record import Memory
 from reap_serve.compare.resident import ResidentMemory
 from reap_serve.compare.scores import TokenScores
 from reap_serve.compare.validity import asks_for_tool
-from reap_serve.model import open_model
+from reap_serve.model import open_model, require_whole_weights
 from reap_serve.records import read_json_object
 from reap_serve.serve.process import serve_model
 from reap_serve.traffic.endpoint import ClientSettings
@@ -93,10 +93,10 @@ def check_reference(reference: str) -> None:
     """Refuses a model that cannot be served, before anything is started; URLs are asked later.
 
     Raises:
-        InputFileError: It does not exist, or has no configuration.
+        InputFileError: It does not exist, has no configuration, or its weights are truncated.
     """
     if not is_url(reference):
-        open_model(reference)
+        require_whole_weights(open_model(reference))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
-from reap_serve.model import Fingerprint, ModelSource, fingerprint
+from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
 from reap_serve.observe import seams
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, join_ranks
@@ -75,6 +75,7 @@ def observe_traffic(
         RequestError: No request could be run.
     """
     model = fingerprint(source)
+    require_whole_weights(source)
     seams.require_seams()
     with stdout_to_stderr():
         llm = start_engine(source, settings, engine_arguments)
