@@ -61,5 +61,5 @@ def test_whole_weights_pass_and_truncated_ones_are_refused(model: Path) -> None:
 
 
 def test_a_missing_model_is_one_line() -> None:
-    with pytest.raises(InputFileError, match="model ./nowhere does not exist; give a local directory"):
+    with pytest.raises(InputFileError, match=r"model \./nowhere does not exist; give a local directory"):
         open_model("./nowhere")
