@@ -31,6 +31,11 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"data parallel size {parallel.data_parallel_size} mixes the rows of all ranks in a layer",
             "observe one replica, or run replicas of their own and merge their statistics",
         )
+    if parallel.pipeline_parallel_size > 1 and seams.device_type() == "cpu":
+        raise EngineError(
+            f"pipeline parallel size {parallel.pipeline_parallel_size}: vLLM's CPU model runner fails at a request",
+            "start vLLM without pipeline parallelism",
+        )
     if settings.recorder != "moe_sum" and seams.captures_graphs(vllm_config):
         raise EngineError(
             f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",

@@ -1,4 +1,4 @@
-"""Engines of two ranks: their statistics are those of one process."""
+"""An engine of two ranks: its statistics are those of one process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from vllm_engine import Prompt, ask, engine
 
-from reap_serve.errors import EngineError
 from reap_serve.model import fingerprint, open_model
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, join_ranks
@@ -34,23 +33,16 @@ def observed(model: Path, recorder: str, **arguments: object) -> Statistics:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recorder", ["inline", "deferred"])
-@pytest.mark.parametrize("layout", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_two_ranks_give_the_statistics_of_one(
-    embedded_model: Path, layout: str, recorder: str, monkeypatch: pytest.MonkeyPatch
+def test_two_tensor_parallel_ranks_give_the_statistics_of_one(
+    embedded_model: Path, recorder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = observed(embedded_model, recorder)
     # By itself vLLM gives each rank a NUMA node of its own.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    together = observed(embedded_model, recorder, **{layout: 2})
+    together = observed(embedded_model, recorder, tensor_parallel_size=2)
     assert together.header.layers == alone.header.layers
     assert together.header.slices == alone.header.slices
     assert together.header.complete
     expected = alone.fields_by_name()
     for name, values in together.fields_by_name().items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-5 if "count" not in name else 0, err_msg=name)
-
-
-@pytest.mark.slow
-def test_data_parallel_engines_are_refused(embedded_model: Path) -> None:
-    with pytest.raises(EngineError), engine(embedded_model, ObserveSettings(), data_parallel_size=2):
-        pass
