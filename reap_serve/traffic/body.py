@@ -19,6 +19,8 @@ Object = Mapping[str, JsonValue]
 SLICE_KEY = "reap_slice"
 TIMESTAMP_KEY = "reap_timestamp"
 SESSION_KEY = "reap_session"
+# The reason that OpenAI's API gives for an answer that ended at `max_tokens`.
+LENGTH_LIMIT = "length"
 
 # Endpoints of the batch API that hold no chat or completion (https://platform.openai.com/docs/api-reference/batch).
 _OTHER_ENDPOINTS = ("embeddings", "responses", "moderations", "images/generations", "score", "rerank", "audio")
@@ -178,6 +180,13 @@ def answer_of_response(response: Object, kind: Kind) -> Object | None:
             raise MalformedRecordError("choice of the response without text")
         return {"text": text}
     return check_answer(choice.get("message"))
+
+
+def is_truncated(response: Object | None) -> bool:
+    """Whether the first choice of a response, sound or not, ended at its length limit."""
+    choices = None if response is None else response.get("choices")
+    first = choices[0] if is_list(choices) and choices else None
+    return isinstance(first, Mapping) and first.get("finish_reason") == LENGTH_LIMIT
 
 
 def check_answer(message: JsonValue) -> Object:

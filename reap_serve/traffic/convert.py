@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from reap_serve.errors import TrafficError
 from reap_serve.records import JsonValue
-from reap_serve.traffic.body import SESSION_KEY, SLICE_KEY, TIMESTAMP_KEY, as_metadata
+from reap_serve.traffic.body import LENGTH_LIMIT, SESSION_KEY, SLICE_KEY, TIMESTAMP_KEY, as_metadata
 from reap_serve.traffic.request import DEFAULT_SLICE, Request
 
 _URLS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
@@ -82,6 +82,7 @@ def _response_body(request: Request) -> dict[str, JsonValue]:
 
 
 def _choice(request: Request) -> dict[str, JsonValue]:
+    ended: dict[str, JsonValue] = {"finish_reason": LENGTH_LIMIT} if request.truncated else {}
     if request.kind == "chat":
-        return {"index": 0, "message": request.answer}
-    return {"index": 0, **(request.answer or {})}
+        return {"index": 0, "message": request.answer, **ended}
+    return {"index": 0, **(request.answer or {}), **ended}

@@ -43,6 +43,7 @@ class Request:
         origin: Where it was read.
         answer: Recorded answer: an assistant message `{"role", "content", "tool_calls"?...}` for `chat`,
             `{"text"}` for `completion`. None when it was not recorded.
+        truncated: Whether the answer ended at its length limit: no token that ends it was generated after it.
         timestamp: Arrival in seconds. The zero is the trace's own: only differences within a source have a meaning.
         session: Conversation that the request belongs to, as its source names it.
         id: `custom_id` or another name that the source gives; else its line number.
@@ -56,6 +57,7 @@ class Request:
     slice: str
     origin: Origin
     answer: Mapping[str, JsonValue] | None = None
+    truncated: bool = False
     timestamp: float | None = None
     session: str | None = None
     id: str | None = None

@@ -27,19 +27,23 @@ class ForcedTokens:
     Attributes:
         token_ids: The tokens that enter the model when the answer is served.
         prompt_tokens: Where the answer begins.
-        end_token: The token that ends the answer: predicted by the model, never an input. None when there is none.
+        end_token: The last token that the model predicted, never an input: the one that ends the answer, or the last
+            one of a truncated answer. None when there is none.
         slice: The request's slice.
+        truncated: Whether the answer ended at its length limit.
     """
 
     token_ids: list[int]
     prompt_tokens: int
     end_token: int | None
     slice: str
+    truncated: bool = False
 
     @property
     def answered(self) -> bool:
         """Whether the answer was recorded and not empty."""
-        return len(self.token_ids) > self.prompt_tokens
+        # A truncated answer of one token leaves no token that enters the model.
+        return self.truncated or len(self.token_ids) > self.prompt_tokens
 
 
 class TeacherForcing:
@@ -55,6 +59,14 @@ class TeacherForcing:
 
     def tokens(self, request: Request) -> ForcedTokens:
         """The tokens of a request with text."""
+        forced = self._whole(request)
+        if not (request.truncated and forced.answered):
+            return forced
+        *entered, last = forced.token_ids
+        return ForcedTokens(entered, forced.prompt_tokens, last, forced.slice, truncated=True)
+
+    def _whole(self, request: Request) -> ForcedTokens:
+        """The tokens of a request whose answer was ended by the model."""
         assert request.body is not None
         if request.kind == "completion":
             prompt = self._completion_prompt(request.body)

@@ -13,6 +13,7 @@ from reap_serve.traffic.body import (
     check_answer,
     check_body,
     is_list,
+    is_truncated,
     split_answer,
 )
 from reap_serve.traffic.fields import count, name
@@ -134,8 +135,11 @@ def request_of_call(
     request_id: JsonValue,
     prompt_tokens: JsonValue,
     output_tokens: JsonValue,
+    truncated: bool = False,
 ) -> Request:
     """The request of a logged call; without a body it has lengths only.
+
+    `truncated` is for records that say so apart from the output.
 
     Raises:
         MalformedRecordError: Body or output is not sound, or there is neither text nor a prompt length.
@@ -153,6 +157,7 @@ def request_of_call(
         slice=slice,
         origin=origin,
         answer=answer,
+        truncated=answer is not None and (truncated or is_truncated(as_object(output))),
         timestamp=timestamp,
         session=name(session),
         id=name(request_id) or str(origin.line),

@@ -12,6 +12,7 @@ from reap_serve.traffic.body import (
     Object,
     answer_of_response,
     check_body,
+    is_truncated,
     kind_of_body,
     kind_of_endpoint,
     split_answer,
@@ -76,7 +77,7 @@ def request_of_body(
         slice_name: Slice of its file, for a body that names none.
         answer: Recorded answer apart from the body, if any.
         request_id: Its name; None gives the line number.
-        response: Body of the recorded response, for its token usage.
+        response: Body of the recorded response, for its token usage and the reason of its end.
 
     Raises:
         MalformedRecordError: The body is not sound.
@@ -92,6 +93,7 @@ def request_of_body(
         slice=name(ours.get(SLICE_KEY)) or slice_name,
         origin=origin,
         answer=answer,
+        truncated=answer is not None and is_truncated(response),
         timestamp=seconds(ours.get(TIMESTAMP_KEY)),
         session=name(ours.get(SESSION_KEY)),
         id=request_id or str(origin.line),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from reap_serve.records import JsonValue
-from reap_serve.traffic.body import SLICE_KEY, is_list
+from reap_serve.traffic.body import LENGTH_LIMIT, SLICE_KEY, is_list
 from reap_serve.traffic.fields import clock_time, name, seconds
 from reap_serve.traffic.formats.call import body_of_input, decoded, request_of_call
 from reap_serve.traffic.formats.otel_messages import chat_messages, chat_tools, indexed_messages
@@ -95,6 +95,7 @@ def _request(span: Row, attributes: Attributes, origin: Origin, slice_name: str)
         request_id=attributes.get("gen_ai.request.id", span_id),
         prompt_tokens=attributes.get("gen_ai.usage.input_tokens", attributes.get("gen_ai.usage.prompt_tokens")),
         output_tokens=attributes.get("gen_ai.usage.output_tokens", attributes.get("gen_ai.usage.completion_tokens")),
+        truncated=_is_truncated(attributes, output),
     )
 
 
@@ -117,6 +118,15 @@ def _parameters(attributes: Attributes) -> dict[str, JsonValue]:
     if tools:
         found["tools"] = chat_tools(tools)
     return found
+
+
+def _is_truncated(attributes: Attributes, output: JsonValue) -> bool:
+    """Whether the first answer ended at its length limit, as the span or the message itself says."""
+    reasons = decoded(attributes.get("gen_ai.response.finish_reasons"))
+    if is_list(reasons) and reasons:
+        return reasons[0] == LENGTH_LIMIT
+    first = output[0] if is_list(output) and output else None
+    return isinstance(first, Mapping) and first.get("finish_reason") == LENGTH_LIMIT
 
 
 def _start(span: Row) -> float | None:

@@ -30,10 +30,10 @@ class RewritingRenderer(CharacterRenderer):
         return ([] if answer is None else [9]) + super().render_chat(body, answer)
 
 
-def chat(answer: str | None) -> Request:
+def chat(answer: str | None, *, truncated: bool = False) -> Request:
     message: dict[str, JsonValue] | None = None if answer is None else {"role": "assistant", "content": answer}
     body: dict[str, JsonValue] = {"messages": [{"role": "user", "content": "hi"}]}
-    return Request(body, "chat", "s", Origin("t", "requests", 1), answer=message)
+    return Request(body, "chat", "s", Origin("t", "requests", 1), answer=message, truncated=truncated)
 
 
 def text(token_ids: list[int]) -> str:
@@ -77,3 +77,14 @@ def test_a_completion_is_its_prompt_and_text() -> None:
     assert forced.token_ids == [1, *map(ord, "abcd")]
     assert forced.prompt_tokens == 3
     assert forced.end_token is None
+
+
+def test_the_last_token_of_a_truncated_answer_never_enters_the_model() -> None:
+    forced = TeacherForcing(CharacterRenderer()).tokens(chat("yes", truncated=True))
+    assert text(forced.token_ids) == "<user:hi>\n<assistant:ye"
+    assert forced.end_token == ord("s")
+    assert forced.answered
+    one = TeacherForcing(CharacterRenderer()).tokens(chat("y", truncated=True))
+    assert text(one.token_ids) == "<user:hi>\n<assistant:"
+    assert (one.end_token, one.answered) == (ord("y"), True)
+    assert not TeacherForcing(CharacterRenderer()).tokens(chat("", truncated=True)).answered

@@ -29,6 +29,8 @@ FORMAT_OF = {
 }
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 
+KEPT = ("body", "kind", "slice", "answer", "truncated", "timestamp", "session", "id")
+
 
 def read(name: str) -> list[Request]:
     return list(read_traffic([str(FIXTURES / name)], require_text=False))
@@ -68,6 +70,7 @@ def test_openai_batch() -> None:
     assert completion.kind == "completion"
     assert completion.body == {"model": "m", "prompt": "Once upon", "max_tokens": 5}
     assert completion.answer == {"text": " a time"}
+    assert (joined.truncated, completion.truncated) == (False, True)
     assert failed.answer is None
     assert failed.slice == "default"
 
@@ -193,6 +196,47 @@ def test_length_tables() -> None:
     ]
 
 
+ASKED = {"messages": [{"role": "user", "content": "Hi"}]}
+ANSWERED = {"role": "assistant", "content": "Well"}
+TEXT_PART = {"type": "text", "content": "Well"}
+
+
+def choices(reason: str) -> dict[str, object]:
+    return {"choices": [{"index": 0, "message": ANSWERED, "finish_reason": reason}]}
+
+
+def span(**attributes: object) -> dict[str, object]:
+    output = {"gen_ai.output.messages": [{"role": "assistant", "parts": [TEXT_PART], "finish_reason": "length"}]}
+    named = {f"gen_ai.{name.replace('__', '.')}": value for name, value in attributes.items()}
+    given = {"gen_ai.operation.name": "chat", "gen_ai.input.messages": ASKED["messages"]}
+    return {"name": "chat", "context": {"span_id": "1"}, "attributes": given | output | named}
+
+
+@pytest.mark.parametrize(
+    ("line", "truncated"),
+    [
+        ({"body": ASKED, "response": {"body": choices("length")}}, True),
+        ({"body": ASKED, "response": {"body": choices("stop")}}, False),
+        ({"body": ASKED, "response": {"status_code": 500, "body": choices("length")}}, False),
+        ({"call_type": "completion", **ASKED, "response": choices("length")}, True),
+        ({"call_type": "completion", **ASKED, "response": choices("stop")}, False),
+        ({"type": "GENERATION", "trace_id": "t", "input": ASKED, "output": json.dumps(choices("length"))}, True),
+        ({"type": "GENERATION", "trace_id": "t", "input": ASKED, "output": ANSWERED}, False),
+        (span(), True),
+        (span(response__finish_reasons=["length"]), True),
+        (span(response__finish_reasons=["stop"]), False),
+        ({**ASKED, "messages": [*ASKED["messages"], ANSWERED]}, False),
+    ],
+)
+def test_an_answer_that_ended_at_its_length_limit_is_told(
+    line: dict[str, object], truncated: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "line.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    (request,) = read_traffic([str(path)])
+    assert request.truncated is truncated
+
+
 @pytest.mark.parametrize("name", FORMAT_OF)
 def test_convert_round_trip(name: str, tmp_path: Path) -> None:
     recorded = [request for request in read(name) if request.has_text]
@@ -205,5 +249,5 @@ def test_convert_round_trip(name: str, tmp_path: Path) -> None:
 
 def identity(request: Request) -> dict[str, object]:
     """What a round trip keeps: everything but the origin, and lengths of unanswered requests."""
-    kept = {name: getattr(request, name) for name in ("body", "kind", "slice", "answer", "timestamp", "session", "id")}
+    kept = {name: getattr(request, name) for name in KEPT}
     return kept | ({"lengths": (request.prompt_tokens, request.output_tokens)} if request.answer else {})
