@@ -253,6 +253,8 @@ class Observer:
         self.flush()
         rows, sampler = self._rows, self._sampler
         num_slices = len(rows.slices)
+        # Of few tokens none may have been drawn: then the probability stands for the fraction.
+        fraction = sampler.sampled_tokens / sampler.real_tokens if sampler.sampled_tokens else sampler.fraction
         arrays = [layer_arrays(sums, num_slices, len(PHASES)) for sums in self._sums]
         window = Window(
             id=self._window_id,
@@ -262,7 +264,7 @@ class Observer:
             requests=rows.requests,
             prompt_tokens_total=rows.prompt_tokens_total,
             prompt_tokens_computed=rows.prompt_tokens_computed,
-            sample_fraction=sampler.sampled_tokens / sampler.real_tokens if sampler.real_tokens else 1.0,
+            sample_fraction=fraction,
             complete=self._complete,
         )
         layers = tuple(Layer(index=facts.index, name=facts.name) for facts in self._facts)
