@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -51,18 +52,21 @@ class Provenance(Record):
 
 def provenance(packages: Sequence[str] = ()) -> Provenance:
     """Provenance of a file made now by this process."""
-    versions: dict[str, str] = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {name: _installed_version(name) for name in packages}
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool=f"reap-serve {__version__}",
         python=platform.python_version(),
-        packages=versions,
+        packages={name: version for name, version in versions.items() if version is not None},
     )
+
+
+@functools.cache
+def _installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def read_json_object(path: Path) -> dict[str, JsonValue]:

@@ -7,6 +7,7 @@ answered; they count as decode. The token that ends the answer is left out: when
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -18,11 +19,13 @@ from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
 from reap_serve.observe import seams
+from reap_serve.observe.defects import refuse_misrouted_family
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, join_ranks
 from reap_serve.observe.steps import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.observe.worker import WORKER_EXTENSION
 from reap_serve.records import JsonValue, provenance
+from reap_serve.statistics.merge import join_batches
 from reap_serve.statistics.record import Statistics
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.teacher_forcing import ForcedTokens, TeacherForcing
@@ -30,7 +33,9 @@ from reap_serve.traffic.teacher_forcing import ForcedTokens, TeacherForcing
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-BATCH_REQUESTS = 512
+# Requests of one batch of the statistics (see `BatchSums`): small at first, so that little traffic has enough batches
+# for its uncertainty, then large, so that the engine seldom runs empty.
+SMALL_BATCH, SMALL_BATCHES, LARGE_BATCH = 8, 24, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,13 @@ def observe_traffic(
     model = fingerprint(source)
     require_whole_weights(source)
     seams.require_seams()
+    refuse_misrouted_family(source.config)
     with stdout_to_stderr():
         llm = start_engine(source, settings, engine_arguments)
         # Warm-up is over: nothing of it was counted, and the clock of the window starts here.
         llm.collective_rpc("reap_reset")
         started, done, too_long, unanswered = time.monotonic(), 0, 0, 0
+        statistics: Statistics | None = None
         forcing = TeacherForcing(seams.EngineRenderer(llm))
         longest = llm.model_config.max_model_len - 1
         for batch in _batches(requests):
@@ -91,13 +98,15 @@ def observe_traffic(
             unanswered += sum(not tokens.answered for tokens in fitting)
             if fitting:
                 _run(llm, fitting)
+                part = collect(llm, model)
+                statistics = part if statistics is None else join_batches((statistics, part))
+                llm.collective_rpc("reap_reset")
             done += len(fitting)
             on_progress(done)
-        if done == 0:
+        if statistics is None:
             raise RequestError(
                 f"no request could be run, {too_long} are longer than {longest} tokens", "raise --max-model-len"
             )
-        statistics = collect(llm, model)
         seconds = time.monotonic() - started
     tokens = int(statistics.layer_token_count_SPL[:, :, 0].sum())
     return Observation(statistics, tokens, done, too_long, unanswered, seconds)
@@ -161,13 +170,11 @@ def _sampling(tokens: ForcedTokens) -> SamplingParams:
 
 
 def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    batch: list[Request] = []
-    for request in requests:
-        batch.append(request)
-        if len(batch) == BATCH_REQUESTS:
-            yield batch
-            batch = []
-    if batch:
+    remaining = iter(requests)
+    for number in itertools.count():
+        batch = list(itertools.islice(remaining, SMALL_BATCH if number < SMALL_BATCHES else LARGE_BATCH))
+        if not batch:
+            return
         yield batch
 
 

@@ -27,7 +27,8 @@ class _RequestState:
     slice_index: int
     decode_from: int
     prompt_tokens: int
-    counted: int
+    counted: int = 0
+    in_window: bool = False
 
 
 class StepRows:
@@ -37,6 +38,11 @@ class StepRows:
 
     Args:
         max_slices: Slices told apart, the overflow slice included.
+
+    Attributes:
+        requests: Requests with a token computed since the last reset.
+        prompt_tokens_total: Prompt tokens of the requests since then, those found in the prefix cache included.
+        prompt_tokens_computed: Of these, the computed ones.
     """
 
     def __init__(self, max_slices: int) -> None:
@@ -66,9 +72,7 @@ class StepRows:
             slice_index=self._slice_index(name if isinstance(name, str) and name else DEFAULT_SLICE),
             decode_from=decode_from if isinstance(decode_from, int) else prompt_tokens,
             prompt_tokens=prompt_tokens,
-            counted=0,
         )
-        self.requests += 1
         self.prompt_tokens_total += prompt_tokens
 
     def finish_requests(self, request_ids: Iterable[str]) -> None:
@@ -92,6 +96,8 @@ class StepRows:
                 start, end = int(first), int(first) + int(rows)
                 new = max(start, state.counted)
                 if new < end:
+                    self.requests += not state.in_window
+                    state.in_window = True
                     boundary = min(max(state.decode_from, new), end)
                     slot = state.slice_index * len(PHASES)
                     slots[row + new - start : row + boundary - start] = slot
@@ -103,7 +109,9 @@ class StepRows:
 
     def reset(self) -> None:
         """Forgets what was counted; requests in flight are followed on."""
-        self.requests = len(self._requests)
+        self.requests = 0
+        for state in self._requests.values():
+            state.in_window = False
         self.prompt_tokens_total = sum(max(state.prompt_tokens - state.counted, 0) for state in self._requests.values())
         self.prompt_tokens_computed = 0
 

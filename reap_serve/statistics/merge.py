@@ -66,7 +66,8 @@ def join_batches(parts: Sequence[Statistics]) -> Statistics:
             not compared.
 
     Returns:
-        The sum, with one window over all: the first one's id, the requests and prompt tokens added up.
+        The sum, with one window over all: the first one's id, the requests and prompt tokens added up, the fraction of
+        the real tokens that were recorded.
     """
     windows = [window for part in parts for window in part.header.windows]
     relabelled = []
@@ -74,12 +75,15 @@ def join_batches(parts: Sequence[Statistics]) -> Statistics:
         label = (windows[0].model_copy(update={"id": str(index)}),)
         relabelled.append(replace(part, header=part.header.model_copy(update={"windows": label})))
     joined = merge(relabelled)
+    sampled = [int(part.layer_token_count_SPL.sum()) for part in parts]
+    real = sum(tokens / part.header.windows[0].sample_fraction for tokens, part in zip(sampled, parts, strict=True))
     window = windows[0].model_copy(
         update={
             "ended": windows[-1].ended,
             "requests": sum(window.requests for window in windows),
             "prompt_tokens_total": sum(window.prompt_tokens_total for window in windows),
             "prompt_tokens_computed": sum(window.prompt_tokens_computed for window in windows),
+            "sample_fraction": min(sum(sampled) / real, 1.0) if real else windows[0].sample_fraction,
             "complete": all(window.complete for window in windows),
         }
     )

@@ -50,6 +50,7 @@ def test_the_statistics_count_every_routed_token(demo: tuple[Path, dict[str, Any
     )
     shown = json.loads(done.stdout)
     assert shown["complete"] is True
+    assert shown["stability"]["errors_from"] == "batches", "the traffic was not recorded in batches"
     assert len(shown["layers"]) == 4
     for layer in shown["layers"]:
         assert sum(layer["experts"]["token_count"]) == shown["top_k"] * layer["layer_token_count"]

@@ -74,6 +74,14 @@ def test_a_reset_forgets_what_was_counted_but_not_what_is_in_flight() -> None:
     rows.label(["a", "b"], [3, 2], [0, 0])
     rows.finish_requests(["b"])
     rows.reset()
-    assert (rows.requests, rows.prompt_tokens_total, rows.prompt_tokens_computed) == (1, 1, 0)
+    assert (rows.requests, rows.prompt_tokens_total, rows.prompt_tokens_computed) == (0, 1, 0)
     assert rows.label(["a"], [1], [3]).tolist() == [0]
-    assert rows.prompt_tokens_computed == 1
+    assert (rows.requests, rows.prompt_tokens_computed) == (1, 1)
+
+
+def test_a_finished_request_that_is_not_yet_announced_is_not_of_the_next_window() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 2, None)
+    rows.label(["a"], [2], [0])
+    rows.reset()
+    assert (rows.requests, rows.prompt_tokens_total) == (0, 0)

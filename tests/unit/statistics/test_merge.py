@@ -198,6 +198,18 @@ def test_batches_of_one_window_are_joined() -> None:
     assert_close(joined, running)
 
 
+def test_the_fraction_of_joined_batches_is_that_of_all_real_tokens() -> None:
+    tokens = random_tokens(np.random.default_rng(4), 20, 2, NUM_EXPERTS, 2)
+    parts = []
+    for (start, end), fraction in zip(((0, 5), (5, 20), (20, 20)), (0.5, 1.0, 0.1), strict=True):
+        part = statistics_of(tokens[start:end], NUM_EXPERTS, id_="same")
+        (window,) = part.header.windows
+        windows = (window.model_copy(update={"sample_fraction": fraction}),)
+        parts.append(replace(part, header=part.header.model_copy(update={"windows": windows})))
+    (joined,) = join_batches(parts).header.windows
+    assert joined.sample_fraction == pytest.approx(20 / (5 / 0.5 + 15))
+
+
 def test_selecting_an_unknown_slice_lists_those_there() -> None:
     _, parts = parts_of(0, 1)
     with pytest.raises(RequestError, match="use one of: chat, code, tools"):
