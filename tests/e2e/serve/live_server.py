@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,35 @@ def free_port() -> int:
 
 
 class LiveServer:
-    """The process and its address; `stop` ends it and all that it started."""
+    """The process and its address; `stop` ends it and all that it started.
 
-    def __init__(self, model: Path, log: Path, options: Sequence[str], settings: dict[str, Any]) -> None:
+    Args:
+        model: What it serves.
+        log: Where its output goes.
+        options: Of `reap-serve serve`.
+        settings: Further ones of observation.
+        dtype: Of the model.
+        variables: Added to its environment.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        log: Path,
+        options: Sequence[str],
+        settings: dict[str, Any],
+        *,
+        dtype: str = "float32",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         command = [sys.executable, "-m", "reap_serve", "serve", str(model), *options]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY]
-        command += ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512"]
+        command += ["--served-model-name", "tiny", "--dtype", dtype, "--max-model-len", "512"]
         command += ["--additional-config", json.dumps({"reap_serve": settings})]
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ, **(variables or {})}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
