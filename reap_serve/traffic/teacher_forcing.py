@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reap_serve.records import JsonValue
+from reap_serve.traffic.body import Object, is_list
 from reap_serve.traffic.request import Request
 
 
@@ -73,16 +74,18 @@ class TeacherForcing:
             text = "" if request.answer is None else str(request.answer.get("text") or "")
             answer = self._renderer.tokenize(text, special=False)
             return ForcedTokens(prompt + answer, len(prompt), None, request.slice)
-        prompt = self._renderer.render_chat(request.body, None)
+        body, begun = _continued(_with_template_arguments(request.body))
+        prompt = self._renderer.render_chat(body, begun)
+        if begun is not None:
+            prompt = self._without_tail(prompt)
         if request.answer is None:
             return ForcedTokens(prompt, len(prompt), None, request.slice)
-        whole = self._renderer.render_chat(request.body, request.answer)
+        whole = self._renderer.render_chat(body, request.answer if begun is None else _joined(begun, request.answer))
         tail = self._template_tail()
         if whole[: len(prompt)] != prompt or whole[len(whole) - len(tail) :] != tail:
             # A template that rewrites what came before an answer (it drops reasoning, say): append the answer's text.
-            content = request.answer.get("content")
-            whole = prompt + self._renderer.tokenize(content if isinstance(content, str) else "", special=False) + tail
-        return ForcedTokens(whole[: len(whole) - len(tail)], len(prompt), tail[0] if tail else None, request.slice)
+            whole = prompt + self._renderer.tokenize(_text(request.answer), special=False) + tail
+        return ForcedTokens(self._without_tail(whole), len(prompt), tail[0] if tail else None, request.slice)
 
     def _completion_prompt(self, body: Mapping[str, JsonValue]) -> list[int]:
         prompt = body["prompt"]
@@ -92,6 +95,9 @@ class TeacherForcing:
         if prompt and isinstance(prompt[0], str):
             return self._renderer.tokenize(prompt[0], special=True)
         return [token for token in prompt if isinstance(token, int)]
+
+    def _without_tail(self, tokens: list[int]) -> list[int]:
+        return tokens[: len(tokens) - len(self._template_tail())]
 
     def _template_tail(self) -> list[int]:
         """What the template writes after an answer: the common end of two chats that differ in nothing but theirs."""
@@ -104,3 +110,37 @@ class TeacherForcing:
                 length += 1
             self._tail = one[len(one) - length :]
         return self._tail
+
+
+def _with_template_arguments(body: Object) -> Object:
+    """The body with every template argument where a renderer looks for them, as vLLM's chat endpoint puts them there.
+
+    Source: `ChatCompletionRequest.build_chat_params` of vLLM.
+    """
+    given = body.get("chat_template_kwargs")
+    arguments = {**given} if isinstance(given, Mapping) else {}
+    effort = body.get("reasoning_effort")
+    if effort is not None:
+        arguments = {"enable_thinking": effort != "none", **arguments, "reasoning_effort": effort}
+    if body.get("documents") is not None:
+        arguments["documents"] = body["documents"]
+    return {**body, "chat_template_kwargs": arguments} if arguments else body
+
+
+def _continued(body: Object) -> tuple[Object, Object | None]:
+    """Parts the body and the final message that its answer continues; None where a new message begins."""
+    messages = body["messages"]
+    if body.get("continue_final_message") is not True or not is_list(messages):
+        return body, None
+    begun = messages[-1]
+    assert isinstance(begun, Mapping)
+    return {**body, "messages": messages[:-1]}, begun
+
+
+def _joined(begun: Object, answer: Object) -> Object:
+    return {**begun, **answer, "content": _text(begun) + _text(answer)}
+
+
+def _text(message: Object) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else ""

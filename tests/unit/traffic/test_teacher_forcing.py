@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.request import Origin, Request
@@ -88,3 +91,51 @@ def test_the_last_token_of_a_truncated_answer_never_enters_the_model() -> None:
     assert text(one.token_ids) == "<user:hi>\n<assistant:"
     assert (one.end_token, one.answered) == (ord("y"), True)
     assert not TeacherForcing(CharacterRenderer()).tokens(chat("", truncated=True)).answered
+
+
+def test_an_answer_that_continues_the_final_message_follows_it_at_once() -> None:
+    body: dict[str, JsonValue] = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I am"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }
+    answer: dict[str, JsonValue] = {"role": "assistant", "content": " here"}
+    asked = Request(body, "chat", "s", Origin("t", "requests", 1))
+    prompt = TeacherForcing(CharacterRenderer()).tokens(asked)
+    assert text(prompt.token_ids) == "<user:hi>\n<assistant:I am"
+    forced = TeacherForcing(CharacterRenderer()).tokens(replace(asked, answer=answer))
+    assert text(forced.token_ids) == "<user:hi>\n<assistant:I am here"
+    assert text(forced.token_ids[: forced.prompt_tokens]) == text(prompt.token_ids)
+    assert forced.end_token == ord(">")
+
+
+class ArgumentRenderer(CharacterRenderer):
+    """Keeps the template arguments of each chat."""
+
+    def __init__(self) -> None:
+        self.arguments: list[JsonValue] = []
+
+    def render_chat(self, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
+        self.arguments.append(body.get("chat_template_kwargs"))
+        return super().render_chat(body, answer)
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments"),
+    [
+        ({}, None),
+        ({"chat_template_kwargs": {"a": 1}}, {"a": 1}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low", "enable_thinking": True}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "x"}},
+            {"reasoning_effort": "low", "enable_thinking": False},
+        ),
+        ({"documents": [{"text": "t"}]}, {"documents": [{"text": "t"}]}),
+    ],
+)
+def test_template_arguments_are_those_of_the_chat_endpoint(given: dict[str, JsonValue], arguments: JsonValue) -> None:
+    renderer = ArgumentRenderer()
+    asked = chat("yes")
+    TeacherForcing(renderer).tokens(replace(asked, body={**asked.body, **given}))  # type: ignore[dict-item]
+    assert renderer.arguments[:2] == [arguments, arguments]
