@@ -26,6 +26,14 @@ def observe(
         typer.Option(help="inline measures while computing; deferred leaves the computation alone."),
     ] = "inline",
     sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
+    extra_sums: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extra-sum",
+            metavar="output_sum|coselection_count|logit_gram",
+            help="Also collect this optional sum, which merging needs; may be repeated.",
+        ),
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence of the engine, tokens.")] = None,
     engine_args: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.")] = "{}",
     format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
@@ -47,7 +55,7 @@ def observe(
 
     from reap_serve.model import open_model
     from reap_serve.observe.offline import observe_traffic
-    from reap_serve.observe.settings import ObserveSettings
+    from reap_serve.observe.settings import ObserveSettings, extra_sums_named
     from reap_serve.publish import refuse_existing
     from reap_serve.statistics.file import write_statistics
     from reap_serve.traffic.malformed import Malformed
@@ -65,7 +73,9 @@ def observe(
     )
     if max_model_len is not None:
         arguments.setdefault("max_model_len", max_model_len)
-    settings = ObserveSettings(recorder=recorder, sample_fraction=sample_fraction)
+    settings = ObserveSettings(
+        recorder=recorder, sample_fraction=sample_fraction, extra_sums=extra_sums_named(extra_sums or ())
+    )
     with progress_bar() as progress:
         task = progress.add_task("requests", total=None)
         done = observe_traffic(

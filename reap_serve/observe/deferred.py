@@ -10,6 +10,7 @@ import torch
 
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.expand import expert_rows, local_ids, measure_rows
+from reap_serve.observe.extra_sums import ExtraSums
 from reap_serve.observe.recorder import LayerFacts
 from reap_serve.observe.sampling import RowSampler
 
@@ -22,12 +23,21 @@ class DeferredRecorder:
         sums: Where to add.
         sampler: Labels and sample of the current step's rows.
         buffer_tokens: Tokens held before they are measured.
+        extra: Where to add the optional sums, None without them.
     """
 
-    def __init__(self, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, buffer_tokens: int) -> None:
+    def __init__(
+        self,
+        layer: LayerFacts,
+        sums: LayerSums,
+        sampler: RowSampler,
+        buffer_tokens: int,
+        extra: ExtraSums | None = None,
+    ) -> None:
         self._layer = layer
         self._sums = sums
         self._sampler = sampler
+        self._extra = extra
         self._capacity = buffer_tokens
         self._held = 0
         self._x: torch.Tensor | None = None
@@ -65,6 +75,8 @@ class DeferredRecorder:
         rows_TKH = expert_rows(self._layer, self._x[:held], weight_TK, ids_TK)
         measures = measure_rows(self._layer, rows_TKH, gate_TK, weighted=False)
         self._sums.add(self._slot[:held], local_ids(self._layer, ids_TK), measures)
+        if self._extra is not None:
+            self._extra.add_rows(self._slot[:held], local_ids(self._layer, ids_TK), rows_TKH, None)
 
     def discard(self) -> None:
         """Forgets the buffer unmeasured."""

@@ -16,6 +16,7 @@ import torch
 from reap_serve.observe import seams
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.deferred import DeferredRecorder
+from reap_serve.observe.extra_sums import ExtraSums, LogitHook
 from reap_serve.observe.governor import OverheadGovernor
 from reap_serve.observe.inline import InlineRecorder
 from reap_serve.observe.live import LiveEngine
@@ -41,12 +42,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("reap_serve")
 
 
-def _make_recorder(settings: ObserveSettings, layer: LayerFacts, sums: LayerSums, sampler: RowSampler) -> Recorder:
+def _make_recorder(
+    settings: ObserveSettings, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, extra: ExtraSums | None
+) -> Recorder:
     if settings.recorder == "inline":
-        return InlineRecorder(layer, sums, sampler)
+        return InlineRecorder(layer, sums, sampler, extra)
     if isinstance(sampler, PersistentSlots):
         return MoeSumRecorder(layer, sums, sampler)
-    return DeferredRecorder(layer, sums, sampler, settings.buffer_tokens)
+    return DeferredRecorder(layer, sums, sampler, settings.buffer_tokens, extra)
 
 
 class _Tap:
@@ -125,10 +128,16 @@ class Observer:
         self._facts = [seams.layer_facts(layer) for layer in layers]
         num_slots = self._rows.trash_slot
         self._sums = [LayerSums(num_slots, facts.num_experts, device) for facts in self._facts]
-        self._recorders = [
-            _make_recorder(settings, facts, sums, self._sampler)
-            for facts, sums in zip(self._facts, self._sums, strict=True)
+        self._extra = [
+            ExtraSums(settings.extra_sums, num_slots, facts.num_experts, device) if settings.extra_sums else None
+            for facts in self._facts
         ]
+        self._recorders = [
+            _make_recorder(settings, facts, sums, self._sampler, extra)
+            for facts, sums, extra in zip(self._facts, self._sums, self._extra, strict=True)
+        ]
+        if "logit_gram" in settings.extra_sums:
+            self._watch_logits(layers)
         for layer, recorder in zip(layers, self._recorders, strict=True):
             if isinstance(recorder, MoeSumRecorder):
                 reduction = _ReductionTap(self, recorder)
@@ -138,6 +147,14 @@ class Observer:
                 layer.routed_experts.reap_tap = _Tap(self, recorder)
         self._step_started = 0.0
         self._begin_window()
+
+    def _watch_logits(self, layers: list[MoERunner]) -> None:
+        def guarded(action: Callable[[], None]) -> None:
+            self.guarded(action)
+
+        for layer, extra in zip(layers, self._extra, strict=True):
+            assert extra is not None
+            layer.router.reap_routing = LogitHook(layer.router.reap_routing, extra, self._sampler, guarded)
 
     def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
         """Runs a recorder's action; what it raises ends the recording, never the request."""
@@ -240,8 +257,9 @@ class Observer:
     def reset(self) -> None:
         """Starts a new window with sums of nothing."""
         self.flush()
-        for sums in self._sums:
-            sums.reset()
+        for sums in (*self._sums, *self._extra):
+            if sums is not None:
+                sums.reset()
         self._rows.reset()
         self._earlier_real_tokens += self._sampler.real_tokens
         self._earlier_sampled_tokens += self._sampler.sampled_tokens
@@ -255,7 +273,10 @@ class Observer:
         num_slices = len(rows.slices)
         # Of few tokens none may have been drawn: then the probability stands for the fraction.
         fraction = sampler.sampled_tokens / sampler.real_tokens if sampler.sampled_tokens else sampler.fraction
-        arrays = [layer_arrays(sums, num_slices, len(PHASES)) for sums in self._sums]
+        arrays = [
+            layer_arrays(sums, num_slices, len(PHASES), extra)
+            for sums, extra in zip(self._sums, self._extra, strict=True)
+        ]
         window = Window(
             id=self._window_id,
             started=self._window_started,

@@ -11,6 +11,7 @@ import torch
 
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.expand import add_rows, expert_rows, local_ids, measure_rows
+from reap_serve.observe.extra_sums import ExtraSums
 from reap_serve.observe.recorder import LayerFacts
 from reap_serve.observe.sampling import RowSampler
 
@@ -22,12 +23,14 @@ class InlineRecorder:
         layer: The layer.
         sums: Where to add.
         sampler: Labels of the current step's rows.
+        extra: Where to add the optional sums, None without them.
     """
 
-    def __init__(self, layer: LayerFacts, sums: LayerSums, sampler: RowSampler) -> None:
+    def __init__(self, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, extra: ExtraSums | None = None) -> None:
         self._layer = layer
         self._sums = sums
         self._sampler = sampler
+        self._extra = extra
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """Computes the layer's output [T, H] from its rows and adds them to the sums; None when no row counts."""
@@ -38,6 +41,9 @@ class InlineRecorder:
         output_TH = add_rows(rows_TKH)
         measures = measure_rows(self._layer, rows_TKH, gate_TK, weighted=True)
         self._sums.add(slot_T, local_ids(self._layer, expert_ids_TK), measures)
+        if self._extra is not None:
+            weight_TK = None if self._layer.weight_on_input else gate_TK
+            self._extra.add_rows(slot_T, local_ids(self._layer, expert_ids_TK), rows_TKH, weight_TK)
         return output_TH
 
     def flush(self) -> None:

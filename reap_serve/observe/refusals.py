@@ -41,6 +41,13 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",
             "start vLLM with --enforce-eager, or choose the moe_sum recorder",
         )
+    if settings.extra_sums and settings.recorder == "moe_sum":
+        raise EngineError("the moe_sum recorder collects no optional sums", "choose inline or deferred")
+    if settings.extra_sums and parallel.tensor_parallel_size > 1:
+        raise EngineError(
+            f"optional sums are not added up over tensor parallel size {parallel.tensor_parallel_size}",
+            "collect them in an engine of one rank",
+        )
     for layer in layers:
         _refuse_layer(settings, layer)
 
@@ -51,6 +58,8 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
     from vllm.platforms import current_platform
 
     name, experts, router = layer.layer_name, layer.routed_experts, layer.router
+    if "logit_gram" in settings.extra_sums and seams.routes_in_model(layer):
+        raise EngineError(f"{name} routes inside the model, which shows no logits", "leave logit_gram out")
     if experts.quant_method.is_monolithic:
         raise EngineError(
             f"{name} routes inside a monolithic kernel, which shows neither gate weights nor outputs",

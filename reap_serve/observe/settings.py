@@ -5,10 +5,12 @@ vLLM carries the additional configuration to every process and into the hash of 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 from pydantic import Field
 
+from reap_serve.errors import RequestError
 from reap_serve.records import Record
 
 CONFIG_KEY = "reap_serve"
@@ -16,6 +18,20 @@ CONFIG_KEY = "reap_serve"
 BASE_PLAN = "base"
 
 RecorderName = Literal["inline", "deferred", "moe_sum"]
+ExtraSum = Literal["output_sum", "coselection_count", "logit_gram"]
+
+
+def extra_sums_named(names: Sequence[str]) -> tuple[ExtraSum, ...]:
+    """The optional sums of these names.
+
+    Raises:
+        RequestError: There is no such sum.
+    """
+    known: tuple[ExtraSum, ...] = get_args(ExtraSum)
+    for name in names:
+        if name not in known:
+            raise RequestError(f"there is no optional sum {name}", f"use one of: {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 class ObserveSettings(Record):
@@ -28,6 +44,7 @@ class ObserveSettings(Record):
         sample_fraction: Probability with which a token is recorded.
         overhead_budget: Fraction of the engine's time that `deferred` may take; it lowers the sampled fraction to hold
             it. None keeps `sample_fraction`.
+        extra_sums: Optional sums to collect, which merging needs (see `extra_sums.ExtraSums`); none costs nothing.
         buffer_tokens: Tokens that `deferred` holds per layer before it measures them.
         max_slices: Slices told apart; tokens of further ones go to the slice `other`.
         directory: Where a serving engine writes its statistics; None keeps them in memory.
@@ -43,6 +60,7 @@ class ObserveSettings(Record):
     recording: bool = True
     sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     overhead_budget: float | None = Field(default=None, gt=0.0, lt=1.0)
+    extra_sums: tuple[ExtraSum, ...] = ()
     buffer_tokens: int = Field(default=1024, ge=1, le=65536)
     max_slices: int = Field(default=16, ge=1, le=1024)
     directory: str | None = None

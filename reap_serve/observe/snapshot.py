@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +16,33 @@ from safetensors.numpy import load, save
 from reap_serve.errors import EngineError
 from reap_serve.model import Fingerprint
 from reap_serve.observe.accumulate import MAX_COLUMNS, SUM_COLUMNS, LayerSums
+from reap_serve.observe.extra_sums import ExtraSums
 from reap_serve.records import Provenance
-from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import (
+    OPTIONAL_FIELDS,
+    SCHEMA_VERSION,
+    ExpertSums,
+    Header,
+    Layer,
+    Statistics,
+    Window,
+    is_count,
+)
+
+OPTIONAL = {name.rpartition("_")[0]: name for name in OPTIONAL_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerArrays:
-    """One layer: sums [S, P, E, C], maxima [S, P, E, C], tokens [S, P]."""
+    """One layer: sums [S, P, E, C], maxima [S, P, E, C], tokens [S, P], optional sums [S, P, E, ...] by name."""
 
     sums: npt.NDArray[np.float64]
     maxima: npt.NDArray[np.float32]
     tokens: npt.NDArray[np.int64]
+    extra: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
-def layer_arrays(sums: LayerSums, num_slices: int, num_phases: int) -> LayerArrays:
+def layer_arrays(sums: LayerSums, num_slices: int, num_phases: int, extra: ExtraSums | None = None) -> LayerArrays:
     """Copies the used slots of a layer's sums to the main memory; the trash stays."""
     used = num_slices * num_phases
     shape = (num_slices, num_phases, sums.num_experts)
@@ -37,12 +50,18 @@ def layer_arrays(sums: LayerSums, num_slices: int, num_phases: int) -> LayerArra
         sums.sums[: used * sums.num_experts].cpu().numpy().reshape(*shape, len(SUM_COLUMNS)).copy(),
         sums.maxima[: used * sums.num_experts].cpu().numpy().reshape(*shape, len(MAX_COLUMNS)).copy(),
         sums.tokens_S[:used].cpu().numpy().reshape(num_slices, num_phases).copy(),
+        {}
+        if extra is None
+        else {
+            name: values.reshape(num_slices, num_phases, *values.shape[1:])
+            for name, values in extra.arrays(used).items()
+        },
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RankSums:
-    """The window of one rank."""
+    """The window of one rank; `extra` has the optional sums by name, axes [S, P, L, E, ...]."""
 
     window: Window
     layers: tuple[Layer, ...]
@@ -50,6 +69,7 @@ class RankSums:
     sums_SPLEC: npt.NDArray[np.float64]
     maxima_SPLEC: npt.NDArray[np.float32]
     tokens_SPL: npt.NDArray[np.int64]
+    extra: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def stack(
@@ -63,6 +83,7 @@ class RankSums:
             np.stack([layer.sums for layer in arrays], axis=2),
             np.stack([layer.maxima for layer in arrays], axis=2),
             np.stack([layer.tokens for layer in arrays], axis=2),
+            {name: np.stack([layer.extra[name] for layer in arrays], axis=2) for name in arrays[0].extra},
         )
 
     def to_bytes(self) -> bytes:
@@ -77,6 +98,7 @@ class RankSums:
             "maxima": self.maxima_SPLEC,
             "tokens": self.tokens_SPL,
             "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+            **self.extra,
         }
         return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
@@ -92,6 +114,7 @@ class RankSums:
             arrays["sums"],
             arrays["maxima"],
             arrays["tokens"],
+            {name: arrays[name] for name in OPTIONAL if name in arrays},
         )
 
 
@@ -131,6 +154,9 @@ def join_ranks(
     )
     fields = {f"{name}_SPLE": np.ascontiguousarray(sums[..., column]) for column, name in enumerate(SUM_COLUMNS)}
     fields |= {f"{name}_SPLE": np.ascontiguousarray(maxima[..., column]) for column, name in enumerate(MAX_COLUMNS)}
+    for name in parts[0].extra:
+        values = np.concatenate([part.extra[name] for part in parts], axis=2)
+        fields[OPTIONAL[name]] = values.astype(np.int64) if is_count(OPTIONAL[name]) else values
     counts = fields.pop("token_count_SPLE").astype(np.int64)
     return Statistics(
         header,

@@ -1,9 +1,9 @@
 """What a statistics file holds and where: every claim of its header is checked against the file's size.
 
 A safetensors file: 8 bytes of header length, the header as JSON, the tensors. Tensors are named
-`<slice>/<phase>/<field>` and shaped [L, E] (`layer_token_count`: [L], `output_sum`: [L, E, H], `coselection_count`:
-[L, E, E]). A slice and phase without tokens has no tensors. `<slice>/batches/<field>` are the moments of batches,
-absent when the file is one batch.
+`<slice>/<phase>/<field>` and shaped [L, E] (`layer_token_count`: [L], `output_sum`: [L, E, H], `coselection_count`
+and `logit_gram`: [L, E, E]). A slice and phase without tokens has no tensors. `<slice>/batches/<field>` are the moments
+of batches, absent when the file is one batch.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def _shape(block: Block, shapes: Mapping[str, tuple[int, ...]], header: Header) 
     num_layers, num_experts = len(header.layers), header.model.num_experts
     if block.field == LAYER_FIELD:
         return (num_layers,)
-    if block.field == "coselection_count_SPLEE":
+    if block.field in ("coselection_count_SPLEE", "logit_gram_SPLEE"):
         return (num_layers, num_experts, num_experts)
     if block.field == "output_sum_SPLEH":
         return (num_layers, num_experts, *shapes[block.field][2:3])

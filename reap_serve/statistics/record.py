@@ -118,6 +118,7 @@ class ExpertSums:
         output_sum_SPLEH: Sum of f, the vector; None unless asked for, since it is H times larger.
         coselection_count_SPLEE: Tokens routed to both experts, int64, symmetric, its diagonal the token count; None
             unless asked for, since it is E times larger.
+        logit_gram_SPLEE: Sum of z z' over the tokens of the layer, z the router's logits; None unless asked for.
     """
 
     token_count_SPLE: Ints
@@ -130,6 +131,7 @@ class ExpertSums:
     activation_max_SPLE: Floats
     output_sum_SPLEH: Floats | None = None
     coselection_count_SPLEE: Ints | None = None
+    logit_gram_SPLEE: Floats | None = None
 
     @classmethod
     def zeros(cls, num_slices: int, num_layers: int, num_experts: int) -> ExpertSums:
@@ -140,7 +142,7 @@ class ExpertSums:
 
 
 EXPERT_FIELDS = tuple(field.name for field in fields(ExpertSums))
-OPTIONAL_FIELDS = ("output_sum_SPLEH", "coselection_count_SPLEE")
+OPTIONAL_FIELDS = ("output_sum_SPLEH", "coselection_count_SPLEE", "logit_gram_SPLEE")
 COUNT_FIELDS = ("token_count_SPLE", "coselection_count_SPLEE", "batch_count_SLE")
 MAX_FIELDS = ("norm_max_SPLE", "activation_max_SPLE")
 LAYER_FIELD = "layer_token_count_SPL"

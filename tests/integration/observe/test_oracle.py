@@ -27,7 +27,7 @@ def traffic() -> list[Prompt]:
 @pytest.mark.parametrize("recorder", ["inline", "deferred"])
 def test_float32_sums_equal_those_of_transformers(embedded_model: Path, recorder: str) -> None:
     prompts = traffic()
-    settings = ObserveSettings(recorder=recorder, buffer_tokens=50)
+    settings = ObserveSettings(recorder=recorder, buffer_tokens=50, extra_sums=("output_sum", "logit_gram"))
     with engine(embedded_model, settings) as llm:
         answers = ask(llm, prompts)
         observed = snapshot(llm)
@@ -38,6 +38,10 @@ def test_float32_sums_equal_those_of_transformers(embedded_model: Path, recorder
     ]
     expected = oracle.sums(oracle.load(embedded_model), sequences, observed.slices, embedded_shape.NUM_EXPERTS)
     oracle.assert_equal(observed, expected, relative=1e-4)
+    output_LEH, gram_LEE = oracle.vector_sums(oracle.load(embedded_model), sequences, embedded_shape.NUM_EXPERTS)
+    for name, wanted in (("output_sum", output_LEH), ("logit_gram", gram_LEE)):
+        largest = np.abs(wanted).max()
+        np.testing.assert_allclose(observed.extra[name].sum(axis=(0, 1)), wanted, rtol=1e-4, atol=1e-4 * largest)
     tokens = sum(len(sequence.token_ids) for sequence in sequences)
     assert observed.tokens_SPL.sum(axis=(0, 1)).tolist() == [tokens] * embedded_shape.NUM_LAYERS
     assert observed.sums_SPLEC[..., 0].sum() == embedded_shape.TOP_K * tokens * embedded_shape.NUM_LAYERS

@@ -129,6 +129,22 @@ def sums(model: Any, sequences: Sequence[Served], slices: Sequence[str], num_exp
     return total
 
 
+@torch.no_grad()
+def vector_sums(model: Any, sequences: Sequence[Served], num_experts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of f [L, E, H] and of z z' [L, E, E], z the router's logits, over all tokens that entered the model."""
+    outputs: dict[int, np.ndarray] = {}
+    grams: dict[int, np.ndarray] = {}
+    for sequence in sequences:
+        logits = model(torch.tensor([sequence.token_ids]), output_router_logits=True, use_cache=False).router_logits
+        for layer, (routed, logits_TE) in enumerate(zip(run(model, sequence.token_ids).values(), logits, strict=True)):
+            hidden = routed.output_TKH.shape[-1]
+            total_EH = outputs.setdefault(layer, np.zeros((num_experts, hidden)))
+            np.add.at(total_EH, routed.ids_TK.reshape(-1).numpy(), routed.output_TKH.double().reshape(-1, hidden))
+            wide_TE = logits_TE.view(-1, num_experts).double().numpy()
+            grams[layer] = grams.get(layer, 0.0) + wide_TE.T @ wide_TE
+    return np.stack([outputs[layer] for layer in sorted(outputs)]), np.stack([grams[layer] for layer in sorted(grams)])
+
+
 def add(total: dict[str, np.ndarray], place: tuple[int, ...], routed: Routed, tokens: slice) -> None:
     """Adds some tokens of one layer to the sums at a place of the leading axes."""
     norm_TK = routed.output_TKH[tokens].double().norm(dim=-1)

@@ -14,7 +14,12 @@ from reap_serve.observe.settings import ObserveSettings
 
 
 def config(speculative: object = None, **parallel: object) -> Any:
-    settings: dict[str, object] = {"enable_eplb": False, "data_parallel_size": 1, "pipeline_parallel_size": 1}
+    settings: dict[str, object] = {
+        "enable_eplb": False,
+        "data_parallel_size": 1,
+        "pipeline_parallel_size": 1,
+        "tensor_parallel_size": 1,
+    }
     return SimpleNamespace(speculative_config=speculative, parallel_config=SimpleNamespace(**(settings | parallel)))
 
 
@@ -32,6 +37,22 @@ def test_layouts_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch, vllm_c
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
         refuse_unsound(ObserveSettings(), vllm_config, layers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "reason"),
+    [
+        (ObserveSettings(recorder="moe_sum", extra_sums=("output_sum",)), 1, "moe_sum recorder collects no optional"),
+        (ObserveSettings(extra_sums=("logit_gram",)), 2, "tensor parallel size 2"),
+    ],
+)
+def test_optional_sums_that_would_be_partial(
+    monkeypatch: pytest.MonkeyPatch, settings: ObserveSettings, ranks: int, reason: str
+) -> None:
+    monkeypatch.setattr(seams, "captures_graphs", lambda vllm_config: False)
+    layers: Any = [object()]
+    with pytest.raises(EngineError, match=reason):
+        refuse_unsound(settings, config(tensor_parallel_size=ranks), layers)
 
 
 def test_a_dense_model() -> None:

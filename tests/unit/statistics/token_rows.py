@@ -112,6 +112,9 @@ def statistics_of(
                 coselection_SPLEE[(*place, tokens.expert_TLK[t, row])] += 1
     if optional:
         sums = ExpertSums(
-            *(getattr(sums, name) for name in ExpertSums.__slots__[:8]), output_sum_SPLEH, coselection_SPLEE
+            *(getattr(sums, name) for name in ExpertSums.__slots__[:8]),
+            output_sum_SPLEH,
+            coselection_SPLEE,
+            coselection_SPLEE * 0.5,
         )
     return Statistics(header(model, slices, id_), sums, layer_token_count_SPL)
