@@ -43,6 +43,7 @@ def _register() -> None:
         compare,
         demo,
         doctor,
+        merge,
         observe,
         plan,
         plan_read,
