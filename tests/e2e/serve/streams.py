@@ -44,6 +44,47 @@ async def ask(client: openai.AsyncOpenAI, prompt: str, plan: str | None, max_tok
     return "".join(parts)
 
 
+class Load:
+    """Requests for the base, for each plan and for the default, and what became of them.
+
+    A request for the default is right if it has the answer of any plan that can be the default.
+
+    Args:
+        prompts: User messages.
+        answers: What each plan answers to each.
+        max_tokens: Longest answer.
+    """
+
+    def __init__(self, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], max_tokens: int) -> None:
+        self.outcome = Outcome()
+        self._prompts = prompts
+        self._answers = answers
+        self._max_tokens = max_tokens
+        self._order = random.Random(0)
+
+    async def stream(self, client: openai.AsyncOpenAI, more: Callable[[], bool]) -> None:
+        """Sends one request after the other while there are more."""
+        plans: list[str | None] = [*self._answers, None]
+        while more():
+            number, plan = self._order.randrange(len(self._prompts)), self._order.choice(plans)
+            name = plan or "default"
+            try:
+                answer = await ask(client, self._prompts[number], plan, self._max_tokens)
+            except openai.OpenAIError as error:
+                self.outcome.failed.append(f"{name}: {error}")
+                continue
+            known = self._answers.values() if plan is None else [self._answers[plan]]
+            if answer in {answers[number] for answers in known}:
+                self.outcome.answered[name] += 1
+            else:
+                self.outcome.wrong.append((name, self._prompts[number], answer))
+
+
+def client_of(server: LiveServer) -> openai.AsyncOpenAI:
+    """A client that shows every failure."""
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=300)
+
+
 async def run_streams(
     server: LiveServer,
     prompts: Sequence[str],
@@ -53,38 +94,35 @@ async def run_streams(
     max_tokens: int,
     disturb: Callable[[], Awaitable[None]],
 ) -> Outcome:
-    """Sends requests for the base, for each plan and for the default, while `disturb` runs again and again.
+    """Sends so many requests while `disturb` runs again and again."""
+    load, left = Load(prompts, answers, max_tokens), iter(range(requests))
 
-    A request for the default is right if it has the answer of any plan that can be the default.
-    """
-    outcome, order = Outcome(), random.Random(0)
-    plans: list[str | None] = [*answers, None]
-    jobs = [(order.randrange(len(prompts)), order.choice(plans)) for _ in range(requests)]
-    pending = iter(jobs)
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=300) as client:
+    async def keep_disturbing() -> None:
+        while True:
+            await disturb()
 
-        async def stream() -> None:
-            for number, plan in pending:
-                name = plan or "default"
-                try:
-                    answer = await ask(client, prompts[number], plan, max_tokens)
-                except openai.OpenAIError as error:
-                    outcome.failed.append(f"{name}: {error}")
-                    continue
-                right = {answers[plan][number]} if plan is not None else {each[number] for each in answers.values()}
-                if answer in right:
-                    outcome.answered[name] += 1
-                else:
-                    outcome.wrong.append((name, prompts[number], answer))
-
-        async def keep_disturbing() -> None:
-            while True:
-                await disturb()
-
+    async with client_of(server) as client:
         disturbing = asyncio.create_task(keep_disturbing())
-        await asyncio.gather(*(stream() for _ in range(STREAMS)))
+        await asyncio.gather(*(load.stream(client, lambda: next(left, None) is not None) for _ in range(STREAMS)))
         disturbing.cancel()
         await asyncio.gather(disturbing, return_exceptions=True)
-        if disturbing.done() and not disturbing.cancelled() and disturbing.exception() is not None:
-            raise disturbing.exception()  # type: ignore[misc]
-    return outcome
+        if not disturbing.cancelled() and (error := disturbing.exception()) is not None:
+            raise error
+    return load.outcome
+
+
+async def run_during(
+    server: LiveServer,
+    prompts: Sequence[str],
+    answers: Mapping[str, Sequence[str]],
+    *,
+    max_tokens: int,
+    scenario: Callable[[], None],
+) -> Outcome:
+    """Sends requests for as long as `scenario` takes, in a thread of its own."""
+    load = Load(prompts, answers, max_tokens)
+    async with client_of(server) as client:
+        running = asyncio.create_task(asyncio.to_thread(scenario))
+        await asyncio.gather(*(load.stream(client, lambda: not running.done()) for _ in range(STREAMS)))
+        await running
+    return load.outcome

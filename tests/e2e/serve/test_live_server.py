@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import os
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ import httpx
 import openai
 import pytest
 from conftest import MAX_TOKENS, Material
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 from live_server import KEY, LiveServer, free_port
 from prometheus_client.parser import text_string_to_metric_families
-from streams import run_streams
+from streams import run_during, run_streams
 
 from reap_serve.statistics.file import read_statistics
 
@@ -152,10 +157,7 @@ def test_a_thousand_streams_under_changing_control(server: LiveServer, material:
 def test_files_are_whole_and_hold_what_was_recorded(server: LiveServer, statistics_directory: Path) -> None:
     server.reap("POST", "flush")
     status = server.status()
-    tokens = sum(
-        int(read_statistics(str(path)).layer_token_count_SPL[:, :, 0].sum())
-        for path in statistics_directory.glob("*.safetensors")
-    )
+    tokens = written_tokens(statistics_directory)
     assert tokens == status["writer"]["tokens_written"]
     assert tokens + status["writer"]["tokens_pending"] == status["tokens_observed"]
     assert status["complete"] is True
@@ -213,11 +215,123 @@ def test_a_prometheus_server_scrapes_it(server: LiveServer, tmp_path: Path) -> N
         return response.status_code == 200 and bool(response.json()["data"]["result"])
 
     try:
-        for query in QUERIES:
-            eventually(lambda query=query: answered(query))  # type: ignore[misc]
+        eventually(lambda: all(map(answered, QUERIES)))
+        unanswered = [query for query in QUERIES if not answered(query)]
     finally:
         process.terminate()
         process.wait(30)
+    assert unanswered == []
+
+
+def test_no_request_made_from_the_document_breaks_it(server: LiveServer) -> None:
+    """Requests that the routes' own OpenAPI document allows, and broken ones."""
+    schemathesis = pytest.importorskip("schemathesis")
+    document = schemathesis.openapi.from_url(f"{server.url}/openapi.json").include(path_regex="^/v1/reap/")
+    codes: Counter[int] = Counter()
+    for operation in document.get_all_operations():
+        for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+
+            @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @given(case=operation.ok().as_strategy(generation_mode=mode))
+            def call(case: Any) -> None:
+                response = case.call(headers={"Authorization": f"Bearer {KEY}"})
+                codes[response.status_code] += 1
+                assert response.status_code < 500, response.text
+                assert response.status_code < 400 or response.json().keys() & {"error", "detail"}
+
+            with contextlib.suppress(Unsatisfiable):
+                call()
+    assert codes.total() > 50
+    assert codes[200] > 0
+    assert max(codes) >= 400
+    assert server.reap("DELETE", "mask").status_code == 200
+    assert server.reap("POST", "start").json()["recording"] is True
+
+
+def written_tokens(directory: Path) -> int:
+    """Tokens in all files; each is read whole."""
+    return sum(
+        int(read_statistics(str(path)).layer_token_count_SPL[:, :, 0].sum()) for path in directory.glob("*.safetensors")
+    )
+
+
+def serve_while_the_disk_fails(
+    server: LiveServer, material: Material, break_it: Callable[[], None], mend_it: Callable[[], None]
+) -> None:
+    """Streams go on while no file can be written, and the next file that can be written holds what was pending."""
+    server.reap("POST", "flush")
+    before = server.status()
+
+    def scenario() -> None:
+        break_it()
+        try:
+            eventually(lambda: server.status()["writer"]["write_failures"] > before["writer"]["write_failures"])
+            failing = server.reap("POST", "flush").json()["writer"]
+            assert failing["files_written"] == before["writer"]["files_written"]
+            assert failing["tokens_pending"] > 0
+            assert failing["last_error"]
+            eventually(lambda: scrape(server)["reap_serve_flush_failures_total", ()] >= failing["write_failures"])
+        finally:
+            mend_it()
+        eventually(lambda: server.status()["writer"]["last_error"] is None)
+
+    outcome = asyncio.run(
+        run_during(server, material.prompts, material.answers, max_tokens=MAX_TOKENS, scenario=scenario)
+    )
+    assert outcome.failed == []
+    assert outcome.wrong == []
+    assert outcome.answered.total() > 0
+    server.reap("POST", "flush")
+    after = server.status()
+    assert after["complete"] is True
+    assert after["failures"] == 0
+    assert after["writer"]["tokens_pending"] == 0
+    assert after["writer"]["tokens_written"] > before["writer"]["tokens_written"]
+
+
+def test_an_unwritable_directory_under_load(server: LiveServer, material: Material, statistics_directory: Path) -> None:
+    """A file takes the place of the directory's parent; whoever runs this, nothing can be written below it."""
+    parent, away = statistics_directory.parent, statistics_directory.parent.with_name("away")
+
+    def break_it() -> None:
+        parent.rename(away)
+        parent.touch()
+
+    def mend_it() -> None:
+        parent.unlink()
+        away.rename(parent)
+
+    before = server.reap("POST", "flush").json()["writer"]["tokens_written"]
+    written = written_tokens(statistics_directory)
+    serve_while_the_disk_fails(server, material, break_it, mend_it)
+    gained = server.status()["writer"]["tokens_written"] - before
+    assert written_tokens(statistics_directory) - written == gained > 0
+    assert not list(statistics_directory.glob(".*"))
+
+
+def test_a_full_disk_under_load(server: LiveServer, material: Material, statistics_directory: Path) -> None:
+    """The directory is a file system of one megabyte, with nothing of it left."""
+    before = server.reap("POST", "flush").json()["writer"]["tokens_written"]
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(statistics_directory)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    filler = statistics_directory / "filler"
+
+    def break_it() -> None:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert os.statvfs(filler).f_bavail == 0
+
+    try:
+        serve_while_the_disk_fails(server, material, break_it, filler.unlink)
+        gained = server.status()["writer"]["tokens_written"] - before
+        assert written_tokens(statistics_directory) == gained > 0
+        assert not list(statistics_directory.glob(".*"))
+    finally:
+        subprocess.run(["umount", str(statistics_directory)], check=True)
 
 
 def test_killing_the_worker_leaves_whole_files(

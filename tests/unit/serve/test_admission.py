@@ -82,4 +82,6 @@ def test_any_printable_slice_is_admitted(name: str) -> None:
 
 
 def test_pooling_requests_pass() -> None:
-    admit(SimpleNamespace(sampling_params=None), IDS.__getitem__)  # type: ignore[arg-type]
+    pooling: Any = SimpleNamespace(sampling_params=None, cache_salt="salt")
+    admit(pooling, IDS.__getitem__)
+    assert vars(pooling) == {"sampling_params": None, "cache_salt": "salt"}
