@@ -135,7 +135,10 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
     gate_SLE = np.stack([shares(saliency(term.sums, "gate_sum")) for term in evidence.terms])
     notes = [*evidence.notes, *count_notes(evidence.model, evidence.request.target, counts)]
     if len(set(counts)) > 1:
-        notes.append("counts differ by layer: stock vLLM reads one count, so serving needs the patch in patches/")
+        notes.append(
+            "counts differ by layer: stock vLLM reads one count; prune with --unequal-layers and serve with the patch "
+            "layer-counts in patches/, or plan with --pad-to-max"
+        )
     if checkpoint is not None and checkpoint.mtp_expert_bytes:
         notes.append(
             "multi-token-prediction layers keep the ids of the trunk's last layer: their own experts are not observed"
