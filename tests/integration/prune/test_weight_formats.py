@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +13,9 @@ pytest.importorskip("compressed_tensors")
 
 from masked_base import masked  # noqa: E402
 from pruned_pairs import Pair, make_pair  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from tiny_families import NUM_EXPERTS  # noqa: E402
-from weight_formats import FORMATS, FP4_VALUES, dequantize_checkpoint, quantize_checkpoint  # noqa: E402
+from weight_formats import FORMATS, dequantize_checkpoint, mxfp4_checkpoint, quantize_checkpoint  # noqa: E402
 
 from reap_serve.prune.verify import verify  # noqa: E402
 
@@ -67,34 +66,11 @@ def test_quantised_experts(
     torch.testing.assert_close(_logits(tmp_path / "pruned-float"), expected, rtol=0, atol=1e-5)
 
 
-def _pack_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[E, rows, columns] to blocks U8 [E, rows, columns/32, 16] and power-of-two scales U8 [E, rows, columns/32]."""
-    groups = weight.unflatten(2, (-1, 32))
-    exponent = torch.floor(torch.log2(groups.abs().amax(3).clamp_min(1e-12))) - 2
-    scaled = groups / torch.exp2(exponent)[..., None]
-    code = (scaled.abs()[..., None] - FP4_VALUES).abs().argmin(-1) + 8 * (scaled < 0)
-    return (code[..., 0::2] | code[..., 1::2] << 4).to(torch.uint8), (exponent + 127).to(torch.uint8)
-
-
 @pytest.mark.parametrize("fraction_dropped", [0.25, 0.5])
 def test_mxfp4_gpt_oss(fraction_dropped: float, tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """The six stacked tensors of gpt-oss are cut on the experts' axis; transformers dequantises both checkpoints."""
-    source, base = tiny_checkpoint("gpt_oss"), tmp_path / "base"
-    tensors = {}
-    for file in source.glob("model*.safetensors"):
-        tensors.update(load_file(file))
-    for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
-        # In memory [E, in, out]; MXFP4 stores [E, out, in/32, 16].
-        blocks, scales = _pack_mxfp4(tensors.pop(name).transpose(1, 2))
-        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = blocks.contiguous(), scales.contiguous()
-    base.mkdir()
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "mxfp4",
-        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
-    }
-    (base / "config.json").write_text(json.dumps(config))
+    base = tmp_path / "base"
+    mxfp4_checkpoint(tiny_checkpoint("gpt_oss"), base)
     pair = make_pair(base, tmp_path, fraction_dropped)
     assert verify(pair.pruned, str(base), None).findings == ()
     before, after = load_file(base / "model.safetensors"), load_file(pair.pruned / "model.safetensors")

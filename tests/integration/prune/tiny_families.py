@@ -127,7 +127,12 @@ FAMILIES: Mapping[str, Family] = {
         "granitemoehybrid",
         {**EIGHT_LOCAL, "shared_intermediate_size": 16, "layer_types": ["attention"] * 3, "mamba_n_heads": 2},
     ),
-    "phimoe": Family("phimoe", EIGHT_LOCAL, hub_config={"architectures": ["PhiMoEForCausalLM"]}),
+    "phimoe": Family(
+        "phimoe",
+        # vLLM has these whatever the configuration says, and leaves out that of the language head.
+        {**EIGHT_LOCAL, "attention_bias": True},
+        hub_config={"architectures": ["PhiMoEForCausalLM"]},
+    ),
     "hunyuan_v1_moe": Family("hunyuan_v1_moe", {**EIGHT, **ABSENT, "moe_topk": 2}),
     "lfm2_moe": Family("lfm2_moe", {**EIGHT, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}),
     "gemma4_text": Family(
@@ -162,7 +167,13 @@ FAMILIES: Mapping[str, Family] = {
         },
     ),
     "exaone_moe": Family(
-        "exaone_moe", {**EIGHT, **GROUPS, "num_shared_experts": 1, "layer_types": ["full_attention"] * 3}
+        "exaone_moe",
+        {
+            **EIGHT,
+            **GROUPS,
+            "num_shared_experts": 1,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
     ),
     "cohere2_moe": Family("cohere2_moe", {**EIGHT, "first_k_dense_replace": 1, "layer_types": ["full_attention"] * 3}),
     "mellum": Family("mellum", {**EIGHT, "layer_types": ["full_attention"] * 3}),
@@ -250,13 +261,16 @@ SERVABLE_MLA: Mapping[str, object] = {
 }
 
 
-def build(family: Family, directory: Path, *, servable: bool = False) -> None:
+def build(
+    family: Family, directory: Path, *, servable: bool = False, further: Mapping[str, object] | None = None
+) -> None:
     """Writes the family's checkpoint, in shards of 40 kB so that layers spread over files.
 
     Args:
         family: The family.
         directory: Where to.
         servable: Larger sizes, and the keys of the hub's config.json that vLLM reads.
+        further: Settings that come before all others.
     """
     import torch
     import transformers
@@ -268,6 +282,7 @@ def build(family: Family, directory: Path, *, servable: bool = False) -> None:
         settings.update({key: value for key, value in sizes.items() if key in settings})
     if family.text is not None:
         settings = {**family.settings, "text_config": {**SMALL, **family.text}}
+    settings.update(further or {})
     config = transformers.AutoConfig.for_model(family.model_type, **settings)
     model = getattr(transformers, family.auto_class).from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -1,7 +1,4 @@
-"""Weight formats as published checkpoints store them, with a quantiser and a dequantiser of each in plain PyTorch.
-
-Only the layout matters here: rounding is to nearest, scales are absolute maxima. Legend: o rows, i columns of a weight.
-"""
+"""Checkpoints in each weight format, made from float32 ones and back."""
 
 from __future__ import annotations
 
@@ -9,19 +6,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import quantizers
 import torch
-from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from quantizers import Tensors
 from safetensors.torch import load_file, save_file
-
-Tensors = dict[str, torch.Tensor]
-
-BLOCK = 16
-GROUP = 16
-FP8_MAX = 448.0
-FP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,188 +32,93 @@ class WeightFormat:
     files: Mapping[str, object] = field(default_factory=dict)
 
 
-def _blocks(weight: torch.Tensor) -> torch.Tensor:
-    o, i = weight.shape
-    return weight.reshape(o // BLOCK, BLOCK, i // BLOCK, BLOCK)
+# Modules outside the experts, as each format's configuration leaves them out.
+OTHERS = ("lm_head", "re:.*self_attn.*", "re:.*mlp.gate$")
+OTHERS_BY_NAME = ("lm_head", "self_attn", "mlp.gate.")
+DYNAMIC_INT8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
 
 
-def quantize_fp8_block(weight: torch.Tensor) -> Tensors:
-    """DeepSeek: F8_E4M3 [o, i], one F32 scale a block."""
-    scale = _blocks(weight).abs().amax((1, 3)) / FP8_MAX
-    scaled = _blocks(weight) / scale[:, None, :, None]
-    return {"weight": scaled.reshape(weight.shape).to(torch.float8_e4m3fn), "weight_scale_inv": scale}
-
-
-def dequantize_fp8_block(tensors: Tensors) -> torch.Tensor:
-    weight = tensors["weight"].float()
-    return (_blocks(weight) * tensors["weight_scale_inv"][:, None, :, None]).reshape(weight.shape)
-
-
-def quantize_fp8_tensor(weight: torch.Tensor) -> Tensors:
-    """compressed-tensors, static: F8_E4M3, a scale a tensor, and an activation scale."""
-    scale = weight.abs().max() / FP8_MAX
-    quantized = (weight / scale).to(torch.float8_e4m3fn)
-    return {"weight": quantized, "weight_scale": scale.reshape(1), "input_scale": torch.tensor([0.5])}
-
-
-def dequantize_scaled(tensors: Tensors) -> torch.Tensor:
-    return tensors["weight"].float() * tensors["weight_scale"].float()
-
-
-def quantize_w8a8(weight: torch.Tensor) -> Tensors:
-    """compressed-tensors: I8, one scale a row."""
-    scale = weight.abs().amax(1, keepdim=True) / 127
-    return {"weight": (weight / scale).round().to(torch.int8), "weight_scale": scale}
-
-
-def quantize_w4a16(weight: torch.Tensor) -> Tensors:
-    """compressed-tensors: eight 4-bit values an I32, a BF16 scale a group of columns."""
-    o, i = weight.shape
-    scale = (weight.reshape(o, i // GROUP, GROUP).abs().amax(2) / 7).bfloat16()
-    values = (weight / scale.float().repeat_interleave(GROUP, 1)).round().clamp(-8, 7).to(torch.int8)
-    return {"weight_packed": pack_to_int32(values, 4), "weight_scale": scale, "weight_shape": torch.tensor([o, i])}
-
-
-def dequantize_w4a16(tensors: Tensors) -> torch.Tensor:
-    values = unpack_from_int32(tensors["weight_packed"], 4, torch.Size(tensors["weight_shape"].tolist()))
-    return values.float() * tensors["weight_scale"].float().repeat_interleave(GROUP, 1)
-
-
-def _to_fp4(weight: torch.Tensor) -> torch.Tensor:
-    nearest = (weight.abs()[..., None] - FP4_VALUES).abs().argmin(-1)
-    return FP4_VALUES[nearest] * torch.where(weight < 0, -1.0, 1.0)
-
-
-def _nvfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    o, i = weight.shape
-    second = weight.abs().max() / (6.0 * FP8_MAX)
-    first = (weight.reshape(o, i // GROUP, GROUP).abs().amax(2) / 6.0 / second).to(torch.float8_e4m3fn)
-    values = _to_fp4(weight / (first.float() * second).clamp_min(1e-12).repeat_interleave(GROUP, 1))
-    return pack_fp4_to_uint8(values), first, second
-
-
-def _from_nvfp4(packed: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    o, half = packed.shape
-    values = unpack_fp4_from_uint8(packed, o, half * 2, torch.float32)
-    return values * (first.float() * second).repeat_interleave(GROUP, 1)
-
-
-def quantize_nvfp4_modelopt(weight: torch.Tensor) -> Tensors:
-    """ModelOpt: two 4-bit values a U8, an F8 scale a group, scalar second scale and activation scale."""
-    packed, first, second = _nvfp4(weight)
-    return {"weight": packed, "weight_scale": first, "weight_scale_2": second, "input_scale": torch.tensor(0.01)}
-
-
-def dequantize_nvfp4_modelopt(tensors: Tensors) -> torch.Tensor:
-    return _from_nvfp4(tensors["weight"], tensors["weight_scale"], tensors["weight_scale_2"])
-
-
-def quantize_nvfp4(weight: torch.Tensor) -> Tensors:
-    """compressed-tensors: as ModelOpt, with reciprocal global scales of one element."""
-    packed, first, second = _nvfp4(weight)
+def _compressed(weights: Mapping[str, object], form: str, activations: object = None) -> dict[str, object]:
+    group = {"targets": ["Linear"], "weights": {"symmetric": True, **weights}, "input_activations": activations}
     return {
-        "weight_packed": packed,
-        "weight_scale": first,
-        "weight_global_scale": (1 / second).reshape(1),
-        "input_global_scale": torch.tensor([100.0]),
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+        "ignore": list(OTHERS),
+        "quantization_status": "compressed",
     }
 
 
-def dequantize_nvfp4(tensors: Tensors) -> torch.Tensor:
-    return _from_nvfp4(tensors["weight_packed"], tensors["weight_scale"], 1 / tensors["weight_global_scale"])
+def formats(block: int, group: int) -> Mapping[str, WeightFormat]:
+    """Every format by name.
+
+    Args:
+        block: Rows and columns that share a scale in FP8.
+        group: Columns that share a scale in W4A16, AWQ and GPTQ; 16 in NVFP4.
+    """
+    modelopt = {
+        "quant_algo": "NVFP4",
+        "group_size": quantizers.GROUP,
+        "exclude_modules": ["lm_head", "model.layers.*.mlp.gate"],
+    }
+    return {
+        "fp8-block": WeightFormat(
+            partial(quantizers.quantize_fp8_block, block=block),
+            quantizers.dequantize_fp8_block,
+            {
+                "quant_method": "fp8",
+                "activation_scheme": "dynamic",
+                "weight_block_size": [block, block],
+                "modules_to_not_convert": list(OTHERS_BY_NAME),
+            },
+        ),
+        "fp8-tensor": WeightFormat(
+            quantizers.quantize_fp8_tensor,
+            quantizers.dequantize_scaled,
+            _compressed({"num_bits": 8, "type": "float", "strategy": "tensor"}, "float-quantized"),
+        ),
+        "w8a8-int8": WeightFormat(
+            quantizers.quantize_w8a8,
+            quantizers.dequantize_scaled,
+            _compressed({"num_bits": 8, "type": "int", "strategy": "channel"}, "int-quantized", DYNAMIC_INT8),
+        ),
+        "w4a16": WeightFormat(
+            partial(quantizers.quantize_w4a16, group=group),
+            quantizers.dequantize_w4a16,
+            _compressed({"num_bits": 4, "type": "int", "strategy": "group", "group_size": group}, "pack-quantized"),
+        ),
+        "nvfp4": WeightFormat(
+            quantizers.quantize_nvfp4,
+            quantizers.dequantize_nvfp4,
+            _compressed({"num_bits": 4, "type": "float", "strategy": "tensor_group"}, "nvfp4-pack-quantized"),
+        ),
+        "nvfp4-modelopt": WeightFormat(
+            quantizers.quantize_nvfp4_modelopt,
+            quantizers.dequantize_nvfp4_modelopt,
+            {"quant_method": "modelopt", **modelopt},
+            {"hf_quant_config.json": {"producer": {"name": "modelopt"}, "quantization": modelopt}},
+        ),
+        "awq": WeightFormat(
+            partial(quantizers.quantize_awq, group=group),
+            quantizers.dequantize_awq,
+            {
+                "quant_method": "awq",
+                "bits": 4,
+                "group_size": group,
+                "zero_point": True,
+                "version": "gemm",
+                "modules_to_not_convert": list(OTHERS_BY_NAME),
+            },
+        ),
+        "gptq": WeightFormat(
+            partial(quantizers.quantize_gptq, group=group),
+            quantizers.dequantize_gptq,
+            {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": True},
+        ),
+    }
 
 
-def _asymmetric(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values 0..15 [i, o], zeros [i/g, o], scales F16 [i/g, o] of the transposed weight."""
-    transposed = weight.t().reshape(weight.shape[1] // GROUP, GROUP, weight.shape[0])
-    low, high = transposed.amin(1), transposed.amax(1)
-    scales = ((high - low) / 15).half()
-    zeros = (-low / scales.float()).round().clamp(0, 15)
-    values = (transposed / scales.float()[:, None] + zeros[:, None]).round().clamp(0, 15)
-    return values.reshape(weight.t().shape).int(), zeros.int(), scales
-
-
-def _pack(values: torch.Tensor, dim: int, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    parts = values.long().unflatten(dim, (-1, 8)).unbind(dim + 1)
-    packed = sum(parts[source] << (4 * place) for place, source in enumerate(order))
-    return packed.where(packed < 2**31, packed - 2**32).int()
-
-
-def _unpack(packed: torch.Tensor, dim: int, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    parts = [packed >> (4 * order.index(source)) & 15 for source in range(8)]
-    return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
-
-
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-def quantize_awq(weight: torch.Tensor) -> Tensors:
-    """AWQ: I32 [i, o/8] in interleaved order, zeros [i/g, o/8], F16 scales [i/g, o]."""
-    values, zeros, scales = _asymmetric(weight)
-    return {"qweight": _pack(values, 1, AWQ_ORDER), "qzeros": _pack(zeros, 1, AWQ_ORDER), "scales": scales}
-
-
-def dequantize_awq(tensors: Tensors) -> torch.Tensor:
-    values, zeros = (_unpack(tensors[name], 1, AWQ_ORDER).float() for name in ("qweight", "qzeros"))
-    scales = tensors["scales"].float()
-    return ((values - zeros.repeat_interleave(GROUP, 0)) * scales.repeat_interleave(GROUP, 0)).t().contiguous()
-
-
-def quantize_gptq(weight: torch.Tensor) -> Tensors:
-    """GPTQ with act-order: I32 [i/8, o], zeros [i/g, o/8], F16 scales [i/g, o], group of each column g_idx [i]."""
-    values, zeros, scales = _asymmetric(weight)
-    groups = torch.arange(weight.shape[1], dtype=torch.int32) // GROUP
-    return {"qweight": _pack(values, 0), "qzeros": _pack(zeros, 1), "scales": scales, "g_idx": groups}
-
-
-def dequantize_gptq(tensors: Tensors) -> torch.Tensor:
-    values, zeros = _unpack(tensors["qweight"], 0).float(), _unpack(tensors["qzeros"], 1).float()
-    groups = tensors["g_idx"].long()
-    return ((values - zeros[groups]) * tensors["scales"].float()[groups]).t().contiguous()
-
-
-def _compressed(weights: Mapping[str, object], form: str) -> dict[str, object]:
-    group = {"targets": ["Linear"], "weights": weights}
-    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}, "ignore": []}
-
-
-MODELOPT = {"quant_algo": "NVFP4", "group_size": GROUP, "exclude_modules": ["lm_head", "model.layers.*.mlp.gate"]}
-
-FORMATS: Mapping[str, WeightFormat] = {
-    "fp8-block": WeightFormat(
-        quantize_fp8_block, dequantize_fp8_block, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
-    ),
-    "fp8-tensor": WeightFormat(
-        quantize_fp8_tensor,
-        dequantize_scaled,
-        _compressed({"num_bits": 8, "type": "float", "strategy": "tensor"}, "float-quantized"),
-    ),
-    "w8a8-int8": WeightFormat(
-        quantize_w8a8,
-        dequantize_scaled,
-        _compressed({"num_bits": 8, "type": "int", "strategy": "channel"}, "int-quantized"),
-    ),
-    "w4a16": WeightFormat(
-        quantize_w4a16,
-        dequantize_w4a16,
-        _compressed({"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}, "pack-quantized"),
-    ),
-    "nvfp4": WeightFormat(
-        quantize_nvfp4,
-        dequantize_nvfp4,
-        _compressed({"num_bits": 4, "type": "float", "strategy": "tensor_group"}, "nvfp4-pack-quantized"),
-    ),
-    "nvfp4-modelopt": WeightFormat(
-        quantize_nvfp4_modelopt,
-        dequantize_nvfp4_modelopt,
-        {"quant_method": "modelopt", **MODELOPT},
-        {"hf_quant_config.json": {"producer": {"name": "modelopt"}, "quantization": MODELOPT}},
-    ),
-    "awq": WeightFormat(quantize_awq, dequantize_awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP}),
-    "gptq": WeightFormat(
-        quantize_gptq, dequantize_gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True}
-    ),
-}
+FORMATS = formats(16, 16)
 
 
 def _rewrite(source: Path, target: Path, change: Callable[[Tensors], Tensors], config: Mapping[str, object]) -> None:
@@ -236,13 +132,13 @@ def _rewrite(source: Path, target: Path, change: Callable[[Tensors], Tensors], c
         shutil.copy(source / "generation_config.json", target)
 
 
-def quantize_checkpoint(source: Path, target: Path, form: WeightFormat) -> None:
-    """Writes a checkpoint with every `_proj` quantised, experts and attention alike."""
+def quantize_checkpoint(source: Path, target: Path, form: WeightFormat, within: str = "") -> None:
+    """Writes a checkpoint with every `_proj` quantised whose name contains `within`."""
 
     def change(tensors: Tensors) -> Tensors:
         result: Tensors = {}
         for name, tensor in tensors.items():
-            if name.endswith("_proj.weight"):
+            if name.endswith("_proj.weight") and within in name:
                 module = name.removesuffix(".weight")
                 result.update({f"{module}.{key}": value for key, value in form.quantize(tensor).items()})
             else:
@@ -255,16 +151,16 @@ def quantize_checkpoint(source: Path, target: Path, form: WeightFormat) -> None:
         (target / name).write_text(json.dumps(content))
 
 
-def dequantize_checkpoint(source: Path, target: Path, form: WeightFormat) -> None:
+def dequantize_checkpoint(source: Path, target: Path, form: WeightFormat, within: str = "") -> None:
     """Writes a float32 checkpoint from a quantised one."""
-    keys = set(form.quantize(torch.ones(BLOCK, BLOCK)))
+    keys = set(form.quantize(torch.ones(128, 128)))
 
     def change(tensors: Tensors) -> Tensors:
         modules: dict[str, Tensors] = {}
         result: Tensors = {}
         for name, tensor in tensors.items():
             module, _, key = name.rpartition(".")
-            if module.endswith("_proj") and key in keys:
+            if module.endswith("_proj") and within in name and key in keys:
                 modules.setdefault(module, {})[key] = tensor
             else:
                 result[name] = tensor
@@ -274,3 +170,21 @@ def dequantize_checkpoint(source: Path, target: Path, form: WeightFormat) -> Non
     config = json.loads((source / "config.json").read_text())
     config.pop("quantization_config")
     _rewrite(source, target, change, config)
+
+
+def mxfp4_checkpoint(source: Path, target: Path) -> None:
+    """Writes gpt-oss with its experts in MXFP4, six stacked tensors a layer."""
+
+    def change(tensors: Tensors) -> Tensors:
+        for name in [name for name in tensors if name.endswith("_proj") and ".experts." in name]:
+            # In memory [E, in, out]; MXFP4 stores [E, out, in/32, 16].
+            blocks, scales = quantizers.quantize_mxfp4(tensors.pop(name).transpose(1, 2))
+            tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = blocks.contiguous(), scales.contiguous()
+        return tensors
+
+    quantization = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
+    }
+    config = json.loads((source / "config.json").read_text())
+    _rewrite(source, target, change, {**config, "quantization_config": quantization})
