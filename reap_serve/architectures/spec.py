@@ -82,6 +82,8 @@ class Architecture(Record):
         zero_experts_key: Key of the number of router rows, after the experts', that stand for no expert.
         hash_table: A table of expert ids by token id: its experts cannot be dropped.
         mtp: Multi-token-prediction layers, None when the family has none.
+        expert_hidden_keys: Keys of the experts' input width where that may differ from the router's; absent or null is
+            the router's.
         layer_counts_key: Key of a list of expert counts, one a decoder layer and 0 for a dense one, that vLLM reads
             with the family's patch in `patches/`; None where layers must not differ.
     """
@@ -110,6 +112,7 @@ class Architecture(Record):
     zero_experts_key: str | None = None
     hash_table: str | None = None
     mtp: Mtp | None = None
+    expert_hidden_keys: tuple[str, ...] = ()
     layer_counts_key: str | None = None
 
     def text_path(self, config: Mapping[str, JsonValue]) -> tuple[str, ...]:

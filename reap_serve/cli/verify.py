@@ -24,12 +24,18 @@ def verify_command(
     load: Annotated[
         bool, typer.Option("--load", help="Start vLLM on OUTPUT and on the masked source and compare their answers.")
     ] = False,
+    ranks: Annotated[
+        int,
+        typer.Option(
+            "--tensor-parallel-size", min=1, help="Check that vLLM can share the experts between so many ranks."
+        ),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check what stock vLLM would not notice. Exit 0 sound, 1 unsound."""
     from reap_serve.prune.verify import verify
 
-    report = verify(output, source, plan, load=load)
+    report = verify(output, source, plan, load=load, ranks=ranks)
     if as_json:
         print_json(report)
     else:

@@ -19,6 +19,7 @@ MODULE_LISTS = frozenset(
 )
 # Maps from module names: ModelOpt mixed precision, auto-round, GPTQModel.
 MODULE_MAPS = frozenset({"quantized_layers", "extra_config", "dynamic"})
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 EXPERT_NUMBER = re.compile(r"experts(?:\\)?\.(?:\d|\(|\[)")
 
 RenameModule = Callable[[str], str | None]
@@ -51,7 +52,7 @@ def pruned_config(
             ]
         if cut.mtp is MtpChoice.DROP and architecture.mtp is not None:
             part.update({key: 0 for key in architecture.mtp.count_keys if key in part})
-        for key in ("quantization_config", "compression_config"):
+        for key in QUANTIZATION_KEYS:
             if key in part:
                 part[key] = clean_modules(part[key], module_renamer(names, cut))
     return result

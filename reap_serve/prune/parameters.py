@@ -60,7 +60,7 @@ def count_parameters(
     routed: Counter[int] = Counter()
     for tensor, shape in tensors:
         role = names.role(tensor.name)
-        size = _num_values(tensor, shape)
+        size = num_values(tensor, shape)
         if role.is_mtp:
             mtp += size
         elif role.kind in (Kind.EXPERT, Kind.STACKED):
@@ -72,7 +72,8 @@ def count_parameters(
     return Parameters(shared + routed.total() + mtp, shared + active)
 
 
-def _num_values(tensor: Tensor, shape: tuple[int, ...]) -> int:
+def num_values(tensor: Tensor, shape: tuple[int, ...]) -> int:
+    """Values that a tensor of this shape holds: eight of 4 bits in an I32, two in a U8; 0 for scales and their like."""
     if tensor.name.endswith(NOT_PARAMETERS):
         return 0
     per_element = {"I32": 8, "U8": 2}.get(tensor.dtype, 1)

@@ -12,13 +12,14 @@ from reap_serve.model import ModelSource, fingerprint, open_model
 from reap_serve.plan.record import Plan, read_plan, require_plan_for
 from reap_serve.prune.checkpoint import Checkpoint, carried_files, read_checkpoint
 from reap_serve.prune.compare_bytes import compare_tensors
-from reap_serve.prune.config import pruned_config
+from reap_serve.prune.config import QUANTIZATION_KEYS, pruned_config
 from reap_serve.prune.decide import MtpChoice, decide, make_cut
 from reap_serve.prune.findings import Finding, VerifyReport, error, warning
 from reap_serve.prune.inspect import inspect_experts, inspect_index, inspect_modules, inspect_routing
 from reap_serve.prune.job import CONFIG_NAME, QUANT_CONFIG_NAME, REWRITTEN
 from reap_serve.prune.load_check import check_by_loading
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, read_manifest
+from reap_serve.prune.parallel import expert_shape, inspect_parallel
 from reap_serve.records import read_json_object
 
 
@@ -28,6 +29,7 @@ def verify(
     plan: Path | None,
     *,
     load: bool = False,
+    ranks: int = 1,
     jobs: int = 2,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> VerifyReport:
@@ -38,6 +40,7 @@ def verify(
         source: The model that it was pruned from, None to check it by itself.
         plan: The plan, None to take the one in its manifest.
         load: Whether to start vLLM on both and compare their answers; takes a source.
+        ranks: Tensor-parallel ranks that vLLM is to share the experts between; 1 leaves that check out.
         jobs: Pairs of files compared at a time.
         advance: Called with the bytes compared by each step.
 
@@ -51,7 +54,7 @@ def verify(
     findings: list[Finding] = []
     try:
         checkpoint = read_checkpoint(output)
-        findings.extend(_inspect(pruned, checkpoint))
+        findings.extend(_inspect(pruned, checkpoint, ranks))
     except InputFileError as failure:
         return VerifyReport.of([error("files", failure.what)])
     manifest = None
@@ -77,7 +80,7 @@ def verify(
     return VerifyReport.of(findings)
 
 
-def _inspect(pruned: ModelSource, checkpoint: Checkpoint) -> Iterator[Finding]:
+def _inspect(pruned: ModelSource, checkpoint: Checkpoint, ranks: int) -> Iterator[Finding]:
     architecture = resolve(pruned.config)
     try:
         limits = architecture.limits(pruned.config)
@@ -89,9 +92,15 @@ def _inspect(pruned: ModelSource, checkpoint: Checkpoint) -> Iterator[Finding]:
     yield from inspect_routing(limits)
     zero_experts = architecture.zero_experts(pruned.config)
     yield from inspect_experts(checkpoint, architecture, names, limits, zero_experts)
-    yield from inspect_modules(architecture.text_config(pruned.config), names, limits.num_experts)
+    text = architecture.text_config(pruned.config)
+    yield from inspect_modules(text, names, limits.num_experts)
+    quantization = [part.get(key) for part in (text, pruned.config) for key in QUANTIZATION_KEYS]
     if (pruned.path / QUANT_CONFIG_NAME).exists():
-        yield from inspect_modules(read_json_object(pruned.path / QUANT_CONFIG_NAME), names, limits.num_experts)
+        quantization.append(read_json_object(pruned.path / QUANT_CONFIG_NAME))
+        yield from inspect_modules(quantization[-1], names, limits.num_experts)
+    if ranks > 1:
+        shape = expert_shape(checkpoint.tensors.values(), names, text, quantization, architecture.expert_hidden_keys)
+        yield from inspect_parallel(shape, limits, ranks)
 
 
 def _against_source(

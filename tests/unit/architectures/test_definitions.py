@@ -282,6 +282,8 @@ def test_every_family_is_complete(family: Architecture) -> None:
         ({}, "model_type None is not"),
         ({"model_type": ["a"]}, "is not a Mixture-of-Experts family"),
         ({"model_type": "llama"}, "known are afmoe"),
+        ({"model_type": "ernie4_5_moe_vl", "moe_num_experts": [64, 64]}, "a router for text and one for images"),
+        ({"model_type": "nemotron_h_puzzle", "block_configs": []}, "nemotron_h_puzzle cannot be pruned: each of its"),
         ({"model_type": "qwen3_moe", "num_hidden_layers": 1}, "names no routed experts"),
         ({"model_type": "qwen3_moe", "num_experts": "8"}, "outside"),
         ({"model_type": "qwen3_moe", "num_experts": [8, 4]}, "different counts"),
