@@ -1,10 +1,15 @@
 """How fast `reap-serve prune` is beside a plain copy, and beside loading and saving a model.
 
 Theory: pruning moves the kept bytes once, so its floor is `cp` of the same number of bytes between the same disks.
-Loading and saving moves every byte of the source into memory and the kept ones out again.
+Loading and saving moves every byte of the source into memory and the kept ones out again; llm-compressor's own pruning
+and saving do so too, and its calibration is left out here: the kept experts are given.
 
 Run:
     python bench/prune_speed.py [--gigabytes 16] [--layout per-expert|stacked|both] [--folder DIR] [--small-gigabytes 1]
+        [--llmcompressor VENV/bin/python]
+
+llm-compressor pins other releases than vLLM and lives in a virtual environment of its own:
+    python -m venv VENV && VENV/bin/pip install llmcompressor==0.14.0.1
 
 Needs about 2.2 times `--gigabytes` of free disk; everything it makes is removed. Before each run the files are
 written back and leave the page cache; pruning and copying both end with their bytes on the disk (fsync).
@@ -12,13 +17,15 @@ The copy and the pruning alternate, twice, and the faster of each counts.
 
 Output: one line a layout,
     <layout> <size> GB: prune <s> s, cp <s> s, ratio <prune/cp>; peak memory <MiB> MiB above the interpreter
-and one for loading and saving with transformers at `--small-gigabytes`:
-    load-and-save <s> s, prune <s> s, ratio <load-and-save/prune>; peak memory <MiB> against <MiB> MiB
+and one at `--small-gigabytes` for transformers, and one for llm-compressor where it is given:
+    <tool> at <size> GB: load-and-save <s> s, prune <s> s, ratio <load-and-save/prune>; peak memory <MiB> against <MiB>
+    MiB; tensors that differ <n>
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -211,38 +218,79 @@ model.save_pretrained(target)
 """
 
 
-def compare_with_loading(folder: Path, gigabytes: float) -> str:
-    """One line: loading, slicing in memory and saving with transformers against pruning."""
-    source, target, plan = folder / "source", folder / "pruned", folder / "plan.json"
+LLM_COMPRESSOR = """
+import sys, torch, transformers
+from llmcompressor.modeling.moe.linearize import linearize_moe
+from llmcompressor.modifiers.pruning.reap.utils import get_moe_attrs, prune_moe_layer, update_model_config
+from llmcompressor.transformers.compression.compressed_tensors_utils import modify_save_pretrained
+source, target, every = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+linearize_moe(model)
+attributes = get_moe_attrs(model, [])
+kept = list(range(0, attributes.num_experts, every))
+for name in attributes.moe_layer_names:
+    prune_moe_layer(model, name, kept, attributes)
+update_model_config(model, attributes, len(kept))
+modify_save_pretrained(model)
+model.save_pretrained(target)
+"""
+
+
+def compare_with_loading(folder: Path, gigabytes: float, llmcompressor: Path | None) -> Iterator[str]:
+    """A line a tool: loading, slicing in memory and saving against pruning."""
+    source, target, saved, plan = (folder / name for name in ("source", "pruned", "saved", "plan.json"))
     write_plan(plan, make_checkpoint(source, gigabytes, "per-expert"))
     forget_cache(sorted(source.glob("*.safetensors")))
-    loading, loading_peak = run_measured([sys.executable, "-c", LOAD_AND_SAVE, str(source), str(target), "2"])
-    shutil.rmtree(target)
-    forget_cache(sorted(source.glob("*.safetensors")))
     pruning, pruning_peak = run_measured(prune_command(source, plan, target))
+    tools = {"transformers": [sys.executable, "-c", LOAD_AND_SAVE]}
+    if llmcompressor is not None:
+        tools["llm-compressor"] = [str(llmcompressor), "-c", LLM_COMPRESSOR]
+    for tool, command in tools.items():
+        forget_cache(sorted(source.glob("*.safetensors")))
+        loading, loading_peak = run_measured([*command, str(source), str(saved), "2"])
+        different = num_different(target, saved)
+        shutil.rmtree(saved)
+        yield (
+            f"{tool} at {gigabytes:.1f} GB: load-and-save {loading:.1f} s, prune {pruning:.1f} s, "
+            f"ratio {loading / pruning:.1f}; peak memory {loading_peak:.0f} against {pruning_peak:.0f} MiB; "
+            f"tensors that differ {different}"
+        )
     shutil.rmtree(source)
     shutil.rmtree(target)
-    return (
-        f"transformers at {gigabytes:.1f} GB: load-and-save {loading:.1f} s, prune {pruning:.1f} s, "
-        f"ratio {loading / pruning:.1f}; peak memory {loading_peak:.0f} against {pruning_peak:.0f} MiB"
-    )
+
+
+def num_different(left: Path, right: Path) -> int:
+    """Tensors that only one of two checkpoints has, or that have other bytes in them."""
+    from reap_serve.prune.checkpoint import read_checkpoint
+
+    def read(directory: Path) -> Mapping[str, bytes]:
+        hashes = {}
+        for name, tensor in read_checkpoint(directory).tensors.items():
+            with (directory / tensor.file).open("rb") as handle:
+                handle.seek(tensor.offset)
+                hashes[name] = hashlib.sha256(handle.read(tensor.num_bytes)).digest()
+        return hashes
+
+    ours, theirs = read(left), read(right)
+    return sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
 
 
 def lines(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The measurements that were asked for."""
     layouts = ("per-expert", "stacked") if arguments.layout == "both" else (arguments.layout,)
-    for layout in layouts:
+    for layout in layouts if arguments.gigabytes else ():
         yield compare_with_copy(folder, arguments.gigabytes, layout)
     if arguments.small_gigabytes:
-        yield compare_with_loading(folder, arguments.small_gigabytes)
+        yield from compare_with_loading(folder, arguments.small_gigabytes, arguments.llmcompressor)
 
 
 def main() -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=16)
+    parser.add_argument("--gigabytes", type=float, default=16, help="0 leaves the copies out")
     parser.add_argument("--layout", choices=("per-expert", "stacked", "both"), default="both")
-    parser.add_argument("--small-gigabytes", type=float, default=1, help="0 leaves transformers out")
+    parser.add_argument("--small-gigabytes", type=float, default=1, help="0 leaves the other tools out")
+    parser.add_argument("--llmcompressor", type=Path, default=None, help="the Python that llm-compressor is in")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; its disk is what is measured")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
