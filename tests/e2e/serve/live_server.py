@@ -35,7 +35,7 @@ class LiveServer:
         model: What it serves.
         log: Where its output goes.
         options: Of `reap-serve serve`.
-        settings: Further ones of observation.
+        settings: Further ones of observation; None starts plain vLLM, with no plugin.
         dtype: Of the model.
         variables: Added to its environment.
     """
@@ -45,7 +45,7 @@ class LiveServer:
         model: Path,
         log: Path,
         options: Sequence[str],
-        settings: dict[str, Any],
+        settings: dict[str, Any] | None,
         *,
         dtype: str = "float32",
         variables: Mapping[str, str] | None = None,
@@ -53,14 +53,24 @@ class LiveServer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        command = [sys.executable, "-m", "reap_serve", "serve", str(model), *options]
+        plugins: dict[str, str] = {}
+        if settings is None:
+            command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *options]
+            plugins["VLLM_PLUGINS"] = ""
+        else:
+            command = [sys.executable, "-m", "reap_serve", "serve", str(model), *options]
+            command += ["--additional-config", json.dumps({"reap_serve": settings})]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY]
         command += ["--served-model-name", "tiny", "--dtype", dtype, "--max-model-len", "512"]
-        command += ["--additional-config", json.dumps({"reap_serve": settings})]
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ, **(variables or {})}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ, **plugins}
+        environment |= variables or {}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment | dict(variables or {}),
+                start_new_session=True,
             )
 
     def wait(self) -> None:
@@ -99,8 +109,15 @@ class LiveServer:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that hold the model."""
+        return self._called("worker")
+
+    def api_servers(self) -> list[psutil.Process]:
+        """The processes that answer, where there are several."""
+        return self._called("apiserver")
+
+    def _called(self, part: str) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "worker" in " ".join(child.cmdline()).lower()]
+        return [child for child in children if part in " ".join(child.cmdline()).lower()]
 
     def stop(self) -> int:
         """Asks it to end, and makes sure that nothing of it is left; gives its exit code."""

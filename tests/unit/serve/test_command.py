@@ -46,7 +46,7 @@ def test_options_are_handed_on_in_order(installed: set[str], tmp_path: Path) -> 
     command = server_command(str(tmp_path), SETTINGS, ["--port", "8001", "--enforce-eager"])
     assert command.arguments[:8] == (
         sys.executable,
-        *("-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path)),
+        *("-m", "reap_serve.serve.cpu_serve", "serve", str(tmp_path)),
         *("--port", "8001", "--enforce-eager"),
     )
     assert additional_config(command) == {CONFIG_KEY: SETTINGS}
