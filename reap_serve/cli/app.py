@@ -51,6 +51,7 @@ def _register() -> None:
         replay,
         serve,
         stats,
+        stats_subspace,
         traffic,
         verify,
     )
