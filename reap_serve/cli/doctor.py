@@ -26,7 +26,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         if not found.seam_problems:
             stdout.print(f"vLLM's seams are as this release expects; device {found.device}", markup=False)
         for defect in found.defects:
-            stdout.print(f"known defect: {defect.what}: {defect.consequence}", markup=False)
+            mended = f"mended by {defect.patch}" if defect.patch else "no patch mends it"
+            stdout.print(f"defect {defect.name}: {defect.what}; {mended}; {defect.consequence}", markup=False)
         for test in found.self_tests:
             verdict = "right" if test.passed else "wrong"
             stdout.print(

@@ -20,7 +20,8 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model directory or hub id.", metavar="MODEL")],
     observe: Annotated[
-        Path | None, typer.Option("--observe", metavar="DIR", help="Record, and write statistics files to DIR.")
+        str | None,
+        typer.Option("--observe", metavar="DIR", help="Record, and write statistics files to DIR or an fsspec URL."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", metavar="PLAN", help="Serve as if PLAN were pruned; see also --plan.")
@@ -45,7 +46,13 @@ def serve(
     from reap_serve.serve.become import become, shell_line
     from reap_serve.serve.command import server_command
     from reap_serve.serve.plan_files import named_plan_files
+    from reap_serve.statistics.storage import is_url
 
+    if observe is not None and Path(model).is_dir():
+        from reap_serve.model import open_model
+        from reap_serve.observe.defects import refuse_misrouted_family
+
+        refuse_misrouted_family(open_model(model).config)
     files, active = named_plan_files(plans or [], mask)
     settings: dict[str, JsonValue] = {
         "recording": observe is not None,
@@ -56,7 +63,7 @@ def serve(
         "mask": active,
     }
     if observe is not None:
-        settings["directory"] = str(observe.resolve())
+        settings["directory"] = observe if is_url(observe) else str(Path(observe).resolve())
     if overhead_budget is not None:
         settings["overhead_budget"] = overhead_budget
     command = server_command(model, settings, context.args)

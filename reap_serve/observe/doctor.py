@@ -7,6 +7,7 @@ from importlib import metadata
 
 from reap_serve import __version__
 from reap_serve.observe import seams
+from reap_serve.observe.defects import Defect, present_defects
 from reap_serve.observe.self_test import SelfTest, self_test
 from reap_serve.observe.settings import RecorderName
 from reap_serve.records import Record
@@ -19,11 +20,17 @@ class KnownDefect(Record):
     """What the installed vLLM does wrong, and what this tool makes of it.
 
     Attributes:
+        name: Short and stable.
         what: The defect.
-        consequence: What happens here because of it.
+        patch: Path of the patch that mends it, below the repository; None when none does.
+        refused_families: Families that `observe` refuses because of it.
+        consequence: What else can be done.
     """
 
+    name: str
     what: str
+    patch: str | None
+    refused_families: tuple[str, ...]
     consequence: str
 
 
@@ -35,7 +42,7 @@ class Examination(Record):
         versions: Versions by package; absent ones are left out.
         seam_problems: Names of vLLM that are not as this release expects.
         device: Where vLLM computes: `cpu`, `cuda` and so on; None without vLLM.
-        defects: Known defects of this vLLM on this device.
+        defects: What the installed vLLM does wrong on this device, found by running it.
         self_tests: One for each recorder that the device can use.
     """
 
@@ -45,33 +52,6 @@ class Examination(Record):
     device: str | None
     defects: tuple[KnownDefect, ...]
     self_tests: tuple[SelfTest, ...]
-
-
-# Seen with vLLM 0.32.0 on x86 CPUs.
-CPU_DEFECTS = (
-    KnownDefect(
-        what="the eager rotary operator mis-indexes 3-D queries and keys (DeepSeek, GLM-4.7-Flash, LFM2)",
-        consequence="observe turns that operator off; when serving eagerly, add "
-        '--compilation-config \'{"custom_ops": ["all", "-rotary_embedding"]}\'',
-    ),
-    KnownDefect(
-        what="softmax routers ignore their correction bias (Ernie 4.5)",
-        consequence="these families are refused on a CPU",
-    ),
-    KnownDefect(
-        what="ungrouped sigmoid routers fail (MiniMax-M2, Laguna, Step 3.5)",
-        consequence="these families are refused on a CPU",
-    ),
-    KnownDefect(what="expert parallelism is ignored by the kernel", consequence="it is refused on a CPU"),
-    KnownDefect(
-        what="quantised experts run only on CPUs with AMX",
-        consequence="vLLM itself refuses such checkpoints elsewhere",
-    ),
-    KnownDefect(
-        what="latent-attention models in float32 fail with the attention backend for AMX",
-        consequence='add --engine-args \'{"attention_backend": "CPU_MLA"}\'',
-    ),
-)
 
 
 def examine() -> Examination:
@@ -93,6 +73,16 @@ def examine() -> Examination:
         versions=versions,
         seam_problems=problems,
         device=device,
-        defects=CPU_DEFECTS if device == "cpu" else (),
+        defects=() if problems or device is None else tuple(map(_known, present_defects())),
         self_tests=tests,
+    )
+
+
+def _known(defect: Defect) -> KnownDefect:
+    return KnownDefect(
+        name=defect.name,
+        what=f"vLLM {defect.what}",
+        patch=defect.patch_file,
+        refused_families=defect.families,
+        consequence=defect.remedy,
     )

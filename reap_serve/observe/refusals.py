@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reap_serve.errors import EngineError
 from reap_serve.observe import seams
+from reap_serve.observe.defects import refuse_misrouted_layers
 from reap_serve.observe.settings import ObserveSettings
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"optional sums are not added up over tensor parallel size {parallel.tensor_parallel_size}",
             "collect them in an engine of one rank",
         )
+    refuse_misrouted_layers(vllm_config, layers)
     for layer in layers:
         _refuse_layer(settings, layer)
 
 
 def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
-    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
     from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
     from vllm.platforms import current_platform
 
@@ -73,22 +74,10 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         raise EngineError(
             f"{name} transforms the sum of its experts' outputs", "latent MoE layers cannot be observed yet"
         )
-    if current_platform.is_cpu():
-        if experts.expert_map is not None:
-            raise EngineError(
-                f"{name} is expert parallel, which vLLM's CPU kernel ignores", "start vLLM without expert parallelism"
-            )
-        if isinstance(router, CPURouter) and router.custom_routing_function is None and not router.use_grouped_topk:
-            if router.scoring_func == "softmax" and router.e_score_correction_bias is not None:
-                raise EngineError(
-                    f"{name}: vLLM's CPU router ignores the correction bias of softmax routers, so it routes wrongly",
-                    "observe this family on a GPU",
-                )
-            if router.scoring_func not in ("softmax", "sqrtsoftplus"):
-                raise EngineError(
-                    f"{name}: vLLM's CPU router has no ungrouped {router.scoring_func} routing",
-                    "observe this family on a GPU",
-                )
+    if current_platform.is_cpu() and experts.expert_map is not None:
+        raise EngineError(
+            f"{name} is expert parallel, which vLLM's CPU kernel ignores", "start vLLM without expert parallelism"
+        )
     if settings.recorder == "moe_sum":
         if current_platform.is_cpu():
             raise EngineError("the moe_sum recorder reads GPU kernels", "choose deferred or inline on a CPU")

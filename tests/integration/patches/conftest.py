@@ -6,4 +6,8 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS / "integration" / "prune"), str(TESTS / "unit" / "patches")]
+sys.path[:0] = [
+    str(TESTS / "integration" / "prune"),
+    str(TESTS / "integration" / "observe"),
+    str(TESTS / "unit" / "patches"),
+]

@@ -31,8 +31,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mar
 
 TOLERANCE = 1e-5
 BIASED_OR_SIGMOID = ("ernie4_5_moe", "minimax_m2", "laguna")
-# vLLM 0.32 does not load the correction bias of these, on any device: they are compared with a model that has none.
-BIAS_NOT_LOADED = ("laguna",)
 ROPE_BY_HEAD = ("deepseek_v3", "glm4_moe_lite", "lfm2_moe")
 UNEQUAL = "qwen3_moe"
 # On CPUs with AMX vLLM 0.32 takes a kernel for latent attention that packs bfloat16 only, whatever the dtype is.
@@ -79,10 +77,6 @@ def expected(directory: Path, dropped: Mapping[int, tuple[int, ...]] | None = No
         directory, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():
-        if directory.name in BIAS_NOT_LOADED:
-            for name, tensor in model.state_dict().items():
-                if name.endswith("correction_bias"):
-                    tensor.zero_()
         if dropped is None:
             logits = model(torch.tensor([PROMPT])).logits[0]
         else:
