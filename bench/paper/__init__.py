@@ -1,0 +1,1 @@
+"""The paper's comparison, pruning against merging, on the embedded model."""

@@ -1,0 +1,117 @@
+"""One calibration sample through the model: the statistics that the product's criteria and merging methods take, and
+what the candidates of `candidates.py` take besides.
+
+Axes: L layers, E experts, N tokens, K experts per token, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.paper.network import Network, Routed
+from bench.paper.traffic import Request, batches
+from reap_serve.model import Fingerprint
+from reap_serve.records import provenance
+from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Layer, Statistics, Window
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTokens:
+    """One layer's tokens of a sample: inputs [N, H] and router logits [N, E]."""
+
+    x_NH: Tensor
+    logits_NE: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a sample gave."""
+
+    statistics: Statistics
+    tokens: tuple[LayerTokens, ...]
+
+
+@torch.no_grad()
+def collect(network: Network, sequences: Sequence[Request]) -> Collected:
+    """Runs a sample through the unchanged model."""
+    shape = (1, 2, network.num_layers, network.num_experts)
+    hidden = network.embedding.shape[1]
+    sums = {name: np.zeros(shape) for name in _COLUMNS}
+    output_sum = np.zeros((*shape, hidden))
+    gram = np.zeros((*shape, network.num_experts))
+    maxima = {name: np.zeros(shape) for name in ("norm_max", "activation_max")}
+    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
+    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(network.num_layers)]
+
+    def watch(call: Routed) -> None:
+        place = (0, 0, call.layer)
+        ids = call.rows_NK.reshape(-1).numpy()
+        norm, gate = call.output_NKH.double().norm(dim=-1).reshape(-1), call.gate_NK.double().reshape(-1)
+        values = (torch.ones_like(gate), gate, norm, norm**2, gate * norm, (gate * norm) ** 2)
+        for name, value in zip(_COLUMNS, values, strict=True):
+            np.add.at(sums[name][place], ids, value.numpy())
+        np.add.at(output_sum[place], ids, call.output_NKH.double().flatten(0, 1).numpy())
+        np.maximum.at(maxima["norm_max"][place], ids, norm.numpy())
+        np.maximum.at(maxima["activation_max"][place], ids, call.output_NKH.abs().amax(-1).reshape(-1).numpy())
+        logits = call.logits_NR.double()
+        gram[place] += (logits.T @ logits).numpy()
+        seen[call.layer].append((call.x_NH, call.logits_NR))
+
+    for batch in batches(sequences):
+        network.hidden(batch.tokens_BT, batch.real_BT, network.layers, watch)
+    counts = sums.pop("token_count").astype(np.int64)
+    expert_sums = ExpertSums(
+        counts,
+        *(sums[name] for name in _COLUMNS[1:]),
+        maxima["norm_max"],
+        maxima["activation_max"],
+        output_sum_SPLEH=output_sum,
+        logit_gram_SPLEE=gram,
+    )
+    layer_tokens = np.zeros((1, 2, network.num_layers), np.int64)
+    layer_tokens[0, 0] = num_tokens
+    return Collected(
+        Statistics(_header(network, len(sequences)), expert_sums, layer_tokens),
+        tuple(LayerTokens(*(torch.cat(parts) for parts in zip(*calls, strict=True))) for calls in seen),
+    )
+
+
+_COLUMNS = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
+
+
+def _header(network: Network, requests: int) -> Header:
+    return Header(
+        schema_version=SCHEMA_VERSION,
+        model=Fingerprint(
+            architecture="qwen3_moe",
+            num_layers=network.num_layers,
+            num_experts=network.num_experts,
+            top_k=network.top_k,
+            dtype="float32",
+            quantization=None,
+            config_sha256="0" * 64,
+            weights_sha256="0" * 64,
+        ),
+        layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(network.num_layers)),
+        slices=("default",),
+        windows=(
+            Window(
+                id="0",
+                started="2026-01-01T00:00:00+00:00",
+                ended="2026-01-01T00:00:00+00:00",
+                recorder="transformers",
+                requests=requests,
+                prompt_tokens_total=0,
+                prompt_tokens_computed=0,
+                sample_fraction=1.0,
+                complete=True,
+            ),
+        ),
+        engine={},
+        provenance=provenance(),
+    )
