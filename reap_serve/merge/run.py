@@ -17,7 +17,7 @@ from reap_serve.merge.grouping import Group, group_layers, method_named
 from reap_serve.merge.record import MERGE_NAME, MergedExpert, MergedLayer, MergeRecord
 from reap_serve.merge.signature import layer_signatures
 from reap_serve.merge.weights import Experts, experts_of, read_part, write_part
-from reap_serve.model import Fingerprint, ModelSource, open_model, require_same_model
+from reap_serve.model import ModelSource, open_model, require_same_model
 from reap_serve.plan.record import Plan, PlanLayer
 from reap_serve.prune.card import model_card
 from reap_serve.prune.checkpoint import read_checkpoint
@@ -144,14 +144,13 @@ def _job(source: ModelSource, plan: Plan) -> Job:
         return make_job(source, path, PruneOptions(MtpChoice.CUT, DEFAULT_SHARD_BYTES, jobs=2))
 
 
-def _names(config: ModelSource, model: Fingerprint) -> TensorNames:
-    architecture = resolve(config.config)
-    return TensorNames(architecture, architecture.num_layers(config.config))
+def _names(source: ModelSource) -> TensorNames:
+    architecture = resolve(source.config)
+    return TensorNames(architecture, architecture.num_layers(source.config))
 
 
 def _experts(source: ModelSource, job: Job) -> Experts:
-    names = _names(source, job.manifest.source_fingerprint)
-    return experts_of(job.checkpoint.tensors.values(), names, job.manifest.experts_before)
+    return experts_of(job.checkpoint.tensors.values(), _names(source), job.manifest.experts_before)
 
 
 def _write_dominant(job: Job, source: ModelSource, content: Path) -> None:
@@ -177,7 +176,7 @@ def _overwrite_groups(
     """Puts each group's average where its dominant expert is."""
     written = experts_of(
         read_checkpoint(content).tensors.values(),
-        _names(source, job.manifest.source_fingerprint),
+        _names(source),
         job.manifest.experts_after,
     )
     for entry, groups in zip(job.manifest.plan.layers, layers, strict=True):

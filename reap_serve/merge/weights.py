@@ -68,8 +68,8 @@ def read_part(directory: Path, part: Part) -> Singles:
     """An expert's share of a tensor."""
     values = _map(directory, part, "r")
     if part.tensor.dtype == "BF16":
-        widened = np.left_shift(np.asarray(values, "<u4"), 16)
-        return widened.view("<f4")
+        single: Singles = np.left_shift(np.asarray(values, "<u4"), 16).view("<f4")
+        return single
     return np.asarray(values, "<f4")
 
 
