@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "reap_serve"
 
 # Each stage may import the stages before it, the base modules and `architectures`, and nothing behind it.
-STAGES = ("traffic", "observe", "statistics", "plan", "prune", "serve", "compare", "monitor", "demo", "cli")
+STAGES = ("traffic", "observe", "statistics", "plan", "prune", "merge", "serve", "compare", "monitor", "demo", "cli")
 # `observe` makes what `statistics` describes: the record of the sums is their common language.
 ALLOWED = {("observe", "statistics")}
 BASE = {"architectures", "errors", "records", "publish", "model", "engine_environment"}
