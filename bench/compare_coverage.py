@@ -3,8 +3,9 @@
 Theory. All requests of a slice are taken for the population: their figure is the truth. A resample of n requests,
 drawn from them with replacement, is what a user with less traffic would have; its interval should hold the truth 95
 times in 100. With D draws the fraction that does has the standard error sqrt(0.95 * 0.05 / D), 1.5 % for D = 200: 92 %
-to 98 % is two of them either way. Quantiles in the tail are shown too: where n requests hold few tokens beyond the
-quantile, no interval from them can cover.
+to 98 % is two of them either way. No interval can cover what a resample does not hold: a quantile in the tail of few
+tokens, or a mean that rests on one request of the population, such as the perplexity of a model that is right all but
+once. Such figures are shown too.
 
     python bench/compare_coverage.py BASE CANDIDATE TRAFFIC... [--requests 60] [--draws 200] [--server-args "..."]
 
@@ -23,8 +24,8 @@ import sys
 
 import numpy as np
 
+from reap_serve.compare.measure import CompareSettings, measure, prepare
 from reap_serve.compare.quality import quality
-from reap_serve.compare.run import CompareSettings, measure, prepare
 from reap_serve.compare.scores import TokenScores
 from reap_serve.compare.side import open_side
 from reap_serve.traffic.read import read_traffic

@@ -5,33 +5,59 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import note, print_json, progress_bar, stdout
+from reap_serve.cli.output import note, print_json, progress_bar
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
-    from reap_serve.compare.record import Quality, Report
+    from rich.progress import TaskID
+
+    from reap_serve.compare.measure import CompareSettings
+    from reap_serve.compare.record import MemoryBudget
+    from reap_serve.compare.run import Comparison, Progress
+    from reap_serve.compare.task_results import TaskScore
+    from reap_serve.plan.record import Plan
+    from reap_serve.traffic.request import Request
 
 
 @app.command("compare")
 def compare(
     base: Annotated[str, typer.Argument(help="Model directory, hub id, or URL of an OpenAI endpoint of vLLM.")],
-    candidate: Annotated[str, typer.Argument(help="Likewise.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for report.json and report.html.")],
+    candidate: Annotated[
+        str | None, typer.Argument(help="Likewise; left out with --sweep, whose plans are the candidates.")
+    ] = None,
     traffic: Annotated[list[str] | None, typer.Argument(help="Files; - is stdin.", metavar="TRAFFIC...")] = None,
     slices: Annotated[list[str] | None, typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.")] = None,
-    server_args: Annotated[
-        str,
+    sweep: Annotated[
+        list[Path] | None,
         typer.Option(
-            help="Options of `vllm serve` for models served here. The same --gpu-memory-utilization gives both the "
-            "same memory, and the smaller model more KV cache; the same --kv-cache-memory-bytes gives both the same "
-            "KV cache, and the smaller model takes less memory."
+            metavar="PLAN",
+            help="Compare the base under this plan, as a mask in one engine and without a checkpoint. Repeatable: the "
+            "first is the report's candidate, all stand in its plot of quality against bytes.",
         ),
-    ] = "",
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="A further candidate, of which the quality alone is measured. Repeatable."),
+    ] = None,
+    server_args: Annotated[str, typer.Option(help="Options of `vllm serve` for models served here.")] = "",
+    same_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for weights and KV cache together, such as 20GiB, the same for both models: the smaller one "
+            "gets more KV cache.",
+        ),
+    ] = None,
+    same_kv_cache: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="KV cache, the same for both models: the smaller one takes less memory."),
+    ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds the API key of the URLs.")] = None,
     plan: Annotated[Path | None, typer.Option(help="The candidate's plan, to draw in report.html.")] = None,
     fail_if: Annotated[
@@ -51,9 +77,31 @@ def compare(
     concurrency: Annotated[
         str, typer.Option(metavar="N[,N...]", help="Requests under way at once; one latency run each.")
     ] = "4",
+    load: Annotated[
+        Literal["replay", "vllm-bench"],
+        typer.Option(
+            help="What sends the requests of latency runs: `replay` as they were recorded; `vllm bench serve` their "
+            "prompts as text, those of 4 to 1024 tokens."
+        ),
+    ] = "replay",
     goodput: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:MS", help="Objective of a good request: ttft, tpot or e2el. Repeatable."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOOL:TASK[,TASK...]",
+            help="Run an evaluation tool against both: lm-eval, lm-eval-chat, evalplus (executes generated code here) "
+            "or bfcl. Further options of the tool may follow inside the quotes. Repeatable.",
+        ),
+    ] = None,
+    task_results: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BASE=CANDIDATE",
+            help="Results that such a tool wrote, files or directories, to read instead. Repeatable.",
+        ),
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
     skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
@@ -61,21 +109,35 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Compare a candidate with its base on your traffic: quality per slice, latency, memory."""
-    if not traffic and not slices:
+    files = list(traffic or [])
+    if sweep and candidate is not None:
+        # The plans are the candidates: what stands second is traffic.
+        files, candidate = [candidate, *files], None
+    if not sweep and candidate is None:
+        raise RequestError("no candidate was given", "name a model behind the base, or plans by --sweep")
+    if not files and not slices:
         raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")
+    if sweep and (also or tasks or task_results or same_memory or same_kv_cache or plan):
+        raise RequestError(
+            "--sweep measures the quality of plans alone",
+            "leave out --also, --tasks, --task-results, --plan and the memory",
+        )
     from reap_serve.compare.gate import parse_gates, require_passed
     from reap_serve.compare.latency import parse_objectives
-    from reap_serve.compare.run import CompareSettings
-    from reap_serve.compare.run import compare as run
+    from reap_serve.compare.measure import CompareSettings
     from reap_serve.compare.side import check_reference
+    from reap_serve.compare.task_tools import parse_task_runs
+    from reap_serve.compare.vllm_bench import require_vllm_bench
     from reap_serve.compare.write import write_report
     from reap_serve.plan.record import read_plan
     from reap_serve.publish import refuse_existing
     from reap_serve.traffic.read import parse_slices, read_traffic
 
     refuse_existing(output, overwrite)
-    for reference in (base, candidate):
+    for reference in (base, *([candidate] if candidate else []), *(also or [])):
         check_reference(reference)
+    if load == "vllm-bench":
+        require_vllm_bench()
     settings = CompareSettings(
         server_arguments=tuple(shlex.split(server_args)),
         api_key=os.environ.get(api_key_env) if api_key_env else None,
@@ -83,28 +145,40 @@ def compare(
         answers_per_slice=answers_per_slice,
         latency_requests=latency_requests,
         concurrency=_concurrencies(concurrency),
+        driver=load,
         objectives=parse_objectives(goodput or []),
         noise_floor=noise_floor,
+        budget=_budget(same_memory, same_kv_cache),
+        tasks=parse_task_runs(tasks or []),
+        imported=_task_results(task_results or []),
     )
     read = None if plan is None else read_plan(plan)
     requests = list(
-        read_traffic(traffic or [], format=format, slices=parse_slices(slices or []), skip_malformed=skip_malformed)
+        read_traffic(files, format=format, slices=parse_slices(slices or []), skip_malformed=skip_malformed)
     )
     gates = parse_gates(fail_if or [], {request.slice for request in requests})
     with progress_bar() as progress:
-        tasks = {side: progress.add_task(side, total=len(requests)) for side in ("base", "candidate")}
-        comparison = run(
-            base,
-            candidate,
-            requests,
-            settings,
-            lambda side, done, total: progress.update(tasks[side], completed=done, total=total),
-        )
+        shown: dict[str, TaskID] = {}
+
+        def on_progress(side: str, done: int, total: int) -> None:
+            if side not in shown:
+                shown[side] = progress.add_task(side, total=total)
+            progress.update(shown[side], completed=done, total=total)
+
+        if sweep:
+            comparison, read = _sweep(base, sweep, requests, settings, on_progress)
+        else:
+            from reap_serve.compare.run import compare as run
+
+            assert candidate is not None
+            comparison = run(base, candidate, requests, settings, on_progress, also or ())
     written = write_report(comparison.report, output, overwrite=overwrite, plan=read, replays=comparison.replays)
     if as_json:
         print_json(comparison.report)
     else:
-        _print_table(comparison.report)
+        from reap_serve.cli.compare_table import print_comparison
+
+        print_comparison(comparison.report)
     for path in written:
         note(f"written: {path}")
     if output / "report.html" not in written:
@@ -112,47 +186,49 @@ def compare(
     require_passed(gates, comparison.report)
 
 
+def _sweep(
+    base: str, paths: list[Path], requests: list[Request], settings: CompareSettings, on_progress: Progress
+) -> tuple[Comparison, Plan]:
+    """The comparison, and the plan of its candidate."""
+    from reap_serve.compare.sweep import check_plans, read_plans, sweep
+
+    plans = read_plans(paths)
+    check_plans(base, plans)
+    return sweep(base, plans, requests, settings, on_progress), next(iter(plans.values()))
+
+
+def _budget(same_memory: str | None, same_kv_cache: str | None) -> MemoryBudget | None:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from reap_serve.compare.record import MemoryBudget
+
+    if same_memory is not None and same_kv_cache is not None:
+        raise RequestError("--same-memory and --same-kv-cache contradict each other", "give one of them")
+    text = same_memory or same_kv_cache
+    if text is None:
+        return None
+    try:
+        size_bytes = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise RequestError(f"{text} is no size", "give such as 20GiB or 4000000000") from None
+    return MemoryBudget(same="kv_cache" if same_memory is None else "memory", size_bytes=size_bytes)
+
+
+def _task_results(pairs: list[str]) -> tuple[tuple[TaskScore, ...], tuple[TaskScore, ...]]:
+    from reap_serve.compare.task_results import read_task_results
+
+    base: tuple[TaskScore, ...] = ()
+    candidate: tuple[TaskScore, ...] = ()
+    for pair in pairs:
+        one, separator, other = pair.partition("=")
+        if not separator:
+            raise RequestError(f"--task-results {pair} is not BASE=CANDIDATE", "give two paths")
+        base, candidate = (*base, *read_task_results(Path(one))), (*candidate, *read_task_results(Path(other)))
+    return base, candidate
+
+
 def _concurrencies(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise RequestError(f"--concurrency {text} is no list of numbers above 0", "give such as 4 or 1,4,16")
     return tuple(int(part) for part in parts)
-
-
-def _print_table(report: Report) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from reap_serve.compare.verdict import judge_slice, verdict_line
-
-    stdout.print(verdict_line(report), markup=False)
-    # Two lines a slice: the figures and their intervals fit 80 columns.
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_lines=True)
-    for heading in ("slice\ntokens", "KL mean", "base\ntwice", "ppl", "ratio", "same\ntop", "loops", "verdict"):
-        table.add_column(heading, justify="left" if heading == "slice\ntokens" else "right", no_wrap=True)
-    for name, entry in report.slices.items():
-        quality = entry.quality
-        table.add_row(
-            f"{name}\n{quality.tokens}",
-            _with_interval(quality, "kl_divergence_mean", ".3f"),
-            "-" if entry.noise_floor is None else f"{entry.noise_floor.kl_divergence_mean:.3f}",
-            f"{quality.perplexity_base:.2f}\n-> {quality.perplexity_candidate:.2f}",
-            _with_interval(quality, "perplexity_ratio", ".2f"),
-            f"{quality.same_top_token_fraction:.0%}",
-            f"{_share(quality.loop_fraction_base)}\n-> {_share(quality.loop_fraction_candidate)}",
-            judge_slice(quality).level,
-        )
-    stdout.print(table)
-    stdout.print(
-        f"{report.candidate} against {report.base}; below a figure its 95 % interval over requests", markup=False
-    )
-
-
-def _with_interval(quality: Quality, name: str, form: str) -> str:
-    interval = quality.intervals.get(name)
-    text = f"{getattr(quality, name):{form}}"
-    return text if interval is None else f"{text}\n{interval[0]:{form}}-{interval[1]:{form}}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"

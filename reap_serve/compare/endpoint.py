@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +13,7 @@ from reap_serve.compare.answers import Answer
 from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores, token_scores
 from reap_serve.compare.validity import ToolCall, calls_in_message
 from reap_serve.errors import EngineError, RequestError
+from reap_serve.plan.record import Plan
 from reap_serve.records import JsonValue
 
 _NOT_VLLM = "give the URL of an OpenAI endpoint of vLLM"
@@ -58,6 +60,7 @@ class ScoringEndpoint:
         self.model = str(models[0].get("id"))
         longest = models[0].get("max_model_len")
         self.max_model_len = longest if isinstance(longest, int) else None
+        self._arguments: dict[str, JsonValue] = {}
 
     def __enter__(self) -> ScoringEndpoint:
         return self
@@ -66,6 +69,30 @@ class ScoringEndpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.close()
+
+    def under(self, plan: str) -> ScoringEndpoint:
+        """The same endpoint, asked under one of its plans; it shares the connections of this one."""
+        masked = copy.copy(self)
+        masked._arguments = {"vllm_xargs": {"reap_plan": plan}}
+        return masked
+
+    def load_plan(self, name: str, plan: Plan) -> None:
+        """Gives an endpoint of `reap-serve serve` a plan, which no request is under that does not ask for it.
+
+        Raises:
+            EngineError: The endpoint takes no plans, or not this one.
+        """
+        body: dict[str, JsonValue] = {"name": name, "plan": plan.model_dump(mode="json"), "activate": False}
+        response = self._send("PUT", "/v1/reap/mask", body)
+        if response.status_code == 404:
+            raise EngineError(f"{self.url} takes no plans", "start it by `reap-serve serve`")
+        if response.status_code != 200:
+            # No text of the traffic is in this request: its error may be shown.
+            raise EngineError(f"{self.url} refuses the plan {name}: {_message(response)}", "make the plan again")
+
+    def forget_plan(self, name: str) -> None:
+        """Takes a plan's name away."""
+        self._send("DELETE", f"/v1/reap/mask/{name}", None)
 
     def render_chat(self, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
         """Tokens of a chat request; see `traffic.teacher_forcing.Renderer`."""
@@ -85,6 +112,10 @@ class ScoringEndpoint:
         """Tokens of a text; see `traffic.teacher_forcing.Renderer`."""
         return self._tokens({"model": self.model, "prompt": text, "add_special_tokens": special}) if text else []
 
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._request("POST", "/detokenize", {"model": self.model, "tokens": list(token_ids)}).get("prompt"))
+
     def score(self, token_ids: Sequence[int], first: int) -> TokenScores:
         """Scores the tokens from position `first` on, each given all before it."""
         answer = self._request(
@@ -96,6 +127,7 @@ class ScoringEndpoint:
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "prompt_logprobs": TOP_LOGPROBS,
+                **self._arguments,
             },
         )
         rows = self._first_choice(answer).get("prompt_logprobs")
@@ -103,8 +135,16 @@ class ScoringEndpoint:
             raise EngineError(f"{self.url} returns no prompt_logprobs", _NOT_VLLM)
         return token_scores(token_ids[first:], rows[first:])
 
-    def generate(self, token_ids: Sequence[int], max_tokens: int) -> Answer:
-        """The greedy answer to a prompt, under no grammar: `response_format` and `tool_choice` are not enforced."""
+    def generate(self, token_ids: Sequence[int], max_tokens: int, repetition_detection: JsonValue = None) -> Answer:
+        """The greedy answer to a prompt, under no grammar: `response_format` and `tool_choice` are not enforced.
+
+        Args:
+            token_ids: The prompt.
+            max_tokens: Longest answer.
+            repetition_detection: vLLM's parameter of this name as the recorded request has it, which then ends loops
+                with the finish reason `repetition`; None for none.
+        """
+        detection = {} if repetition_detection is None else {"repetition_detection": repetition_detection}
         choice = self._first_choice(
             self._request(
                 "POST",
@@ -115,6 +155,8 @@ class ScoringEndpoint:
                     "max_tokens": max_tokens,
                     "temperature": 0.0,
                     "return_token_ids": True,
+                    **detection,
+                    **self._arguments,
                 },
             )
         )
@@ -138,6 +180,7 @@ class ScoringEndpoint:
         kept = ("messages", "tools", "chat_template", "chat_template_kwargs", "parallel_tool_calls")
         request = {key: body[key] for key in kept if body.get(key) is not None}
         request |= {"model": self.model, "max_tokens": max_tokens, "temperature": 0.0, "tool_choice": "auto"}
+        request |= self._arguments
         response = self._send("POST", "/v1/chat/completions", request)
         if response.status_code == 400:
             self._parses_tool_calls = False
@@ -197,6 +240,13 @@ class ScoringEndpoint:
         if not isinstance(value, dict):
             raise EngineError(f"{self.url}{path} answers with no JSON object", _NOT_VLLM)
         return value
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"
 
 
 def _number(text: str | None) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from reap_serve.compare.record import LatencyReport
 from reap_serve.errors import RequestError
+from reap_serve.traffic.benchmark_report import REPLAY_TOOL
 from reap_serve.traffic.endpoint import ClientSettings
 from reap_serve.traffic.latency import Outcome
 from reap_serve.traffic.replay import ReplayResult
@@ -28,6 +29,7 @@ class Replayed:
     requests: Sequence[Request]
     settings: ClientSettings
     schedule: Concurrency
+    tool: tuple[str, str] = REPLAY_TOOL
 
 
 def parse_objectives(texts: Sequence[str]) -> dict[str, float]:
@@ -65,9 +67,14 @@ def run_closed_loop(
     sent = [_without_parsing(request) for request in requests]
     schedule = Concurrency(concurrency)
     result = asyncio.run(send_all(sent, settings, schedule))
+    return Replayed(latency_report(result, concurrency, objectives), result, sent, settings, schedule)
+
+
+def latency_report(result: ReplayResult, concurrency: int, objectives: Mapping[str, float]) -> LatencyReport:
+    """The figures of a closed loop."""
     summary = result.summary()
     met = sum(meets(outcome, objectives) for outcome in result.outcomes)
-    report = LatencyReport(
+    return LatencyReport(
         concurrency=concurrency,
         requests=summary.requests,
         failed=summary.failed,
@@ -76,7 +83,6 @@ def run_closed_loop(
         goodput_requests_per_second=met / summary.seconds if objectives and summary.seconds else None,
         latency=summary.latency,
     )
-    return Replayed(report, result, sent, settings, schedule)
 
 
 def meets(outcome: Outcome, objectives: Mapping[str, float]) -> bool:

@@ -6,11 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reap_serve.compare.plot import BASE_COLOUR, CANDIDATE_COLOUR, Plot, piece
-from reap_serve.compare.record import LatencyReport, Memory, Report
+from reap_serve.compare.record import ConcurrencyLevel, LatencyReport, Memory, Report
 from reap_serve.traffic.latency import Distribution
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+
+_TIMES: tuple[tuple[str, str, str, Callable[[LatencyReport], Distribution | None]], ...] = (
+    ("ttft", "Time to first token", "first piece of the answer - start", lambda side: side.latency.ttft),
+    ("itl", "Inter-token latency", "a piece - the piece before", lambda side: side.latency.itl),
+    ("tpot", "Time per output token", "(E2E - TTFT) / (tokens - 1)", lambda side: side.latency.tpot),
+    ("e2e", "End to end (E2E)", "last piece - start", lambda side: side.latency.e2e),
+)
 
 
 def latency_plots(report: Report) -> list[Plot]:
@@ -18,18 +26,13 @@ def latency_plots(report: Report) -> list[Plot]:
     latency = report.latency
     if latency.base is None or latency.candidate is None:
         return []
-    kinds: list[tuple[str, str, str, Callable[[LatencyReport], Distribution | None]]] = [
-        ("ttft", "Time to first token", "first piece of the answer - start", lambda side: side.latency.ttft),
-        ("itl", "Inter-token latency", "a piece - the piece before", lambda side: side.latency.itl),
-        ("tpot", "Time per output token", "(E2E - TTFT) / (tokens - 1)", lambda side: side.latency.tpot),
-        ("e2e", "End to end (E2E)", "last piece - start", lambda side: side.latency.e2e),
-    ]
     plots = []
-    for name, title, formula, of in kinds:
+    for name, title, formula, of in _TIMES:
         base, candidate = of(latency.base), of(latency.candidate)
         if base is not None and candidate is not None:
             plots.append(Plot(_percentiles(name, title, base, candidate), formula))
     if len(latency.levels) > 1:
+        plots += _time_curves(latency.levels)
         levels = [level.concurrency for level in latency.levels]
         tokens = {
             "base": [level.base.output_tokens_per_second for level in latency.levels],
@@ -52,16 +55,63 @@ def latency_plots(report: Report) -> list[Plot]:
     return plots
 
 
+def _time_curves(levels: Sequence[ConcurrencyLevel]) -> list[Plot]:
+    """Median and 99 % of each time by concurrency; of the levels where both models have it."""
+    plots = []
+    for name, title, formula, of in _TIMES:
+        found = [
+            (level.concurrency, base, candidate)
+            for level in levels
+            if (base := of(level.base)) is not None and (candidate := of(level.candidate)) is not None
+        ]
+        curves = {
+            f"{side}, {part}": [1000.0 * getattr(entry[1 + position], key) for entry in found]
+            for position, side in enumerate(("base", "candidate"))
+            for part, key in (("median", "p50"), ("99 %", "p99"))
+        }
+        if len(found) > 1:
+            picture = _curve(f"{name}-by-load", f"{title}, ms", [entry[0] for entry in found], curves)
+            plots.append(Plot(picture, formula))
+    return plots
+
+
+def memory_note(report: Report) -> str:
+    """What both models were given the same of."""
+    budget = report.memory.budget
+    if budget is None:
+        return "Both models were served with the same options; neither a memory budget nor a KV cache was set for them."
+    size = f"{budget.size_bytes:,} bytes"
+    if budget.same == "memory":
+        return (
+            f"The same memory for both: weights + KV cache = {size}. KV cache = that - the bytes of the weights, so "
+            "what the weights lose, the KV cache gains."
+        )
+    return f"The same KV cache for both: {size}. What the weights lose is memory that is not taken."
+
+
 def memory_plots(report: Report) -> list[Plot]:
     """Bars of what both models take and hold."""
     kinds: list[tuple[str, str, str, Callable[[Memory], float | None]]] = [
         ("weights", "Weights, bytes", "of the checkpoint's files", lambda side: side.weights_bytes),
+        (
+            "weights-resident",
+            "Weights on a device, bytes",
+            "what loading them took, as vLLM's log says it",
+            lambda side: side.weights_resident_bytes,
+        ),
+        ("kv-bytes", "KV cache, bytes", "as the mode above gives it", lambda side: side.kv_cache_bytes),
         ("kv-cache", "KV cache, tokens", "as the engine reports", lambda side: side.kv_cache_tokens),
         (
             "kv-sequences",
             "Sequences of full length",
             "that fit the KV cache at once",
             lambda side: side.kv_cache_max_concurrency,
+        ),
+        (
+            "resident-start",
+            "Host memory once it answers, bytes",
+            "proportional set size of the server's processes",
+            lambda side: side.resident_bytes,
         ),
         (
             "resident",
@@ -127,25 +177,31 @@ def _short(value: float) -> str:
     return f"{value:.3g}{unit}"
 
 
-def _curve(name: str, title: str, levels: Sequence[int], sides: Mapping[str, Sequence[float | None]]) -> str:
+def _curve(name: str, title: str, levels: Sequence[int], curves: Mapping[str, Sequence[float | None]]) -> str:
+    """Curves over concurrency; the name of each begins with its side, and what follows sets it apart."""
     import plotly.graph_objects as go
 
-    plot = go.Figure(
-        [
+    traces = []
+    for curve, values in curves.items():
+        of_base, second = curve.startswith("base"), curve.endswith("99 %")
+        traces.append(
             go.Scatter(
                 x=levels,
                 y=values,
-                name=side,
+                name=curve,
                 line={
-                    "color": BASE_COLOUR if side == "base" else CANDIDATE_COLOUR,
-                    "dash": "dash" if side == "base" else "solid",
+                    "color": BASE_COLOUR if of_base else CANDIDATE_COLOUR,
+                    "dash": "dash" if of_base else "solid",
+                    "width": 1 if second else 2,
                 },
-                marker={"symbol": "square" if side == "base" else "circle", "size": 9},
+                marker={
+                    "symbol": ("square" if of_base else "circle") + ("-open" if second else ""),
+                    "size": 9,
+                },
             )
-            for side, values in sides.items()
-        ]
-    )
+        )
+    plot = go.Figure(traces)
     plot.update_layout(title=title)
     plot.update_xaxes(title="requests under way at once", tickvals=list(levels))
     plot.update_yaxes(rangemode="tozero")
-    return piece(plot, f"curve-{name}", 320)
+    return piece(plot, f"curve-{name}", 340)

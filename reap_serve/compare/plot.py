@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 BASE_COLOUR, CANDIDATE_COLOUR, NOISE_COLOUR = "#9a9a9a", "#0072b2", "#000000"
+# Colours that people with any colour vision keep apart (Okabe and Ito 2008).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
 _CONFIG = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 
 

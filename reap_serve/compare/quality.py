@@ -49,11 +49,6 @@ class _Figures:
             self.add(name, sum(verdicts) / len(verdicts), share_interval(sum(verdicts), len(verdicts)))
 
 
-def perplexity(scores: Sequence[TokenScores]) -> float:
-    """exp(-mean logprob) over all tokens of some requests."""
-    return float(np.exp(-np.concatenate([request.logprob_N for request in scores]).mean()))
-
-
 def quality(
     base: Sequence[TokenScores], candidate: Sequence[TokenScores], answers: Sequence[AnswerPair] = ()
 ) -> Quality:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from reap_serve.compare.plot import CANDIDATE_COLOUR, NOISE_COLOUR, Plot, label, piece
+from reap_serve.compare.plot import (
+    CANDIDATE_COLOUR,
+    COLOURS,
+    DASHES,
+    NOISE_COLOUR,
+    SYMBOLS,
+    Plot,
+    label,
+    piece,
+)
 from reap_serve.compare.record import Quality, Report
 from reap_serve.compare.verdict import LIMITS
 
-# Colours that people with any colour vision keep apart (Okabe and Ito 2008).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
 _QUANTILES = {
     "median": "kl_divergence_median",
     "90 %": "kl_divergence_p90",
@@ -84,14 +89,14 @@ def _quantiles(report: Report) -> str:
 
     traces = []
     for number, (key, entry) in enumerate(report.slices.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         traces.append(
             go.Scatter(
                 x=list(_QUANTILES),
                 y=[_positive(getattr(entry.quality, figure)) for figure in _QUANTILES.values()],
                 name=label(key),
-                line={"color": colour, "dash": _DASHES[number % len(_DASHES)]},
-                marker={"symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9},
+                line={"color": colour, "dash": DASHES[number % len(DASHES)]},
+                marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9},
             )
         )
     noise = [entry.noise_floor for entry in report.slices.values() if entry.noise_floor is not None]

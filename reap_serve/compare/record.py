@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from reap_serve.records import Provenance, Record
 from reap_serve.traffic.latency import Latency
 
 SCHEMA_VERSION = 1
+
+# `replay` sends the recorded requests as they are, `vllm-bench` their prompts by `vllm bench serve`.
+LoadDriver = Literal["replay", "vllm-bench"]
 
 
 class Quality(Record):
@@ -120,11 +125,72 @@ class LatencyReport(Record):
     latency: Latency
 
 
+class TaskReport(Record):
+    """One metric of one task, as an evaluation tool measured it on both models.
+
+    Attributes:
+        tool: `lm-eval`, `evalplus` or `bfcl`.
+        task: As the tool calls it.
+        metric: Likewise; with lm-eval's filter behind a comma.
+        items: Items that both models were asked; None where the tool does not say.
+        base: The base's score, as the tool aggregates it.
+        candidate: The candidate's.
+        recovery_percent: 100 * candidate / base; None where a lower score is the better one or the base has none.
+        recovery_interval: Low and high end of its 95 % interval; None where the results hold neither items nor errors.
+        method: How the interval was made: from the items of both models in pairs (bootstrap), or from the tool's own
+            standard errors of both, which leaves their correlation out and is the wider for it (Fieller).
+    """
+
+    tool: str
+    task: str
+    metric: str
+    items: int | None
+    base: float
+    candidate: float
+    recovery_percent: float | None
+    recovery_interval: tuple[float, float] | None = None
+    method: Literal["pairs", "standard errors"] | None = None
+
+
+class CandidateReport(Record):
+    """One of several candidates: quality against size.
+
+    Attributes:
+        name: What the user named it.
+        virtual: Whether it was a plan, under which the base was run, rather than a checkpoint.
+        experts_kept: Experts of the layer that keeps most; None where that is not known.
+        weights_bytes: Of its tensors; of a plan, of the tensors that its checkpoint would have. None for an endpoint.
+        slices: Its quality.
+    """
+
+    name: str
+    virtual: bool
+    experts_kept: int | None
+    weights_bytes: int | None
+    slices: dict[str, Quality]
+
+
+class MemoryBudget(Record):
+    """What both models were given the same of.
+
+    Attributes:
+        same: `memory`: weights and KV cache together; the smaller model has more KV cache. `kv_cache`: the KV cache
+            alone; the smaller model takes less memory.
+        size_bytes: How much.
+    """
+
+    same: Literal["memory", "kv_cache"]
+    size_bytes: int
+
+
 class Memory(Record):
     """Memory of one side.
 
     Attributes:
         weights_bytes: Of the checkpoint's tensors; None for an endpoint.
+        weights_resident_bytes: What loading them took on a device, as vLLM's log says it; None on a CPU and for an
+            endpoint.
+        kv_cache_bytes: Of the KV cache, where a budget was given; None otherwise.
         kv_cache_tokens: Tokens that the engine's KV cache holds.
         kv_cache_max_concurrency: Sequences of the longest length that it holds at once.
         start_seconds: From the start of the server until it answered; None for an endpoint.
@@ -134,6 +200,8 @@ class Memory(Record):
     """
 
     weights_bytes: int | None
+    weights_resident_bytes: int | None = None
+    kv_cache_bytes: int | None = None
     kv_cache_tokens: int | None
     kv_cache_max_concurrency: float | None = None
     start_seconds: float | None
@@ -156,18 +224,29 @@ class LatencySides(Record):
         base: At the first concurrency.
         candidate: Likewise.
         levels: At every concurrency.
+        driver: What sent the requests.
+        objectives: Longest seconds of a good request by `ttft`, `tpot`, `e2el`.
     """
 
     base: LatencyReport | None
     candidate: LatencyReport | None
     levels: tuple[ConcurrencyLevel, ...] = ()
+    driver: LoadDriver = "replay"
+    objectives: dict[str, float] = {}
 
 
 class MemorySides(Record):
-    """Memory of both models."""
+    """Memory of both models.
+
+    Attributes:
+        base: Of the base.
+        candidate: Of the candidate.
+        budget: What both were given the same of; None where they were served as they are.
+    """
 
     base: Memory
     candidate: Memory
+    budget: MemoryBudget | None = None
 
 
 class Report(Record):
@@ -180,6 +259,8 @@ class Report(Record):
         slices: By name.
         latency: In a closed loop.
         memory: Of both.
+        candidates: Every candidate with its size, the one above first, where there are several; none otherwise.
+        tasks: What evaluation tools measured.
     """
 
     schema_version: int
@@ -190,3 +271,5 @@ class Report(Record):
     slices: dict[str, SliceReport]
     latency: LatencySides
     memory: MemorySides
+    candidates: tuple[CandidateReport, ...] = ()
+    tasks: tuple[TaskReport, ...] = ()

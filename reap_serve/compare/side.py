@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reap_serve.architectures.resolve import resolve
 from reap_serve.compare.answers import Answer
 from reap_serve.compare.endpoint import ScoringEndpoint
 from reap_serve.compare.latency import Replayed, run_closed_loop
-from reap_serve.compare.record import Memory
+from reap_serve.compare.record import LoadDriver, Memory, MemoryBudget
 from reap_serve.compare.resident import ResidentMemory
 from reap_serve.compare.scores import TokenScores
 from reap_serve.compare.validity import asks_for_tool
+from reap_serve.compare.vllm_bench import run_vllm_bench
+from reap_serve.errors import ArchitectureError, RequestError
 from reap_serve.model import open_model, require_whole_weights
 from reap_serve.records import read_json_object
-from reap_serve.serve.process import serve_model
+from reap_serve.serve.process import KV_CACHE_OPTION, RunningServer, serve_model
 from reap_serve.traffic.endpoint import ClientSettings
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.teacher_forcing import ForcedTokens
@@ -60,7 +64,8 @@ class Side:
             forced, request = case
             room = (self.endpoint.max_model_len or forced.prompt_tokens + max_tokens) - forced.prompt_tokens
             longest = max(1, min(max_tokens, room))
-            given = self.endpoint.generate(forced.token_ids[: forced.prompt_tokens], longest)
+            detection = None if request.body is None else request.body.get("repetition_detection")
+            given = self.endpoint.generate(forced.token_ids[: forced.prompt_tokens], longest, detection)
             if request.kind == "chat" and request.body is not None and asks_for_tool(request.body, request.answer):
                 return replace(given, tool_calls=self.endpoint.tool_calls(request.body, longest))
             return given
@@ -69,13 +74,25 @@ class Side:
             return list(pool.map(answer, cases))
 
     def latency(
-        self, requests: Sequence[Request], max_tokens: int, concurrency: int, objectives: Mapping[str, float]
+        self,
+        cases: Sequence[tuple[ForcedTokens, Request]],
+        driver: LoadDriver,
+        max_tokens: int,
+        concurrency: int,
+        objectives: Mapping[str, float],
     ) -> Replayed:
         """Latency of streamed answers in a closed loop."""
         settings = ClientSettings(
             self.endpoint.url, api_key=self.api_key, model=self.endpoint.model, max_output_tokens=max_tokens
         )
-        return run_closed_loop(requests, settings, concurrency, objectives)
+        if driver == "vllm-bench":
+            prompts = [self.endpoint.detokenize(forced.token_ids[: forced.prompt_tokens]) for forced, _ in cases]
+            return run_vllm_bench([request for _, request in cases], prompts, settings, concurrency, objectives)
+        return run_closed_loop([request for _, request in cases], settings, concurrency, objectives)
+
+    def under(self, plan: str) -> Side:
+        """The same engine, asked under one of its plans."""
+        return replace(self, endpoint=self.endpoint.under(plan))
 
     def memory_now(self) -> Memory:
         """What it takes, with the peak since it was started."""
@@ -100,18 +117,30 @@ def check_reference(reference: str) -> None:
 
 
 @contextlib.contextmanager
-def open_side(reference: str, arguments: Sequence[str] = (), api_key: str | None = None) -> Iterator[Side]:
-    """Serves a model directory or hub id by stock vLLM until the block ends, or connects to a URL.
+def open_side(
+    reference: str,
+    arguments: Sequence[str] = (),
+    api_key: str | None = None,
+    budget: MemoryBudget | None = None,
+    *,
+    masks: bool = False,
+) -> Iterator[Side]:
+    """Serves a model directory or hub id by vLLM until the block ends, or connects to a URL.
 
     Args:
         reference: Directory, hub id or URL.
         arguments: Options of `vllm serve` for a model.
         api_key: Bearer token for a URL.
+        budget: Memory for a model; None for what the options give.
+        masks: Serve so that the engine takes plans as masks; by stock vLLM otherwise.
 
     Raises:
         EngineError: vLLM did not start, or the URL does not answer.
+        RequestError: The budget is too small, or for a URL.
     """
     if is_url(reference):
+        if budget is not None:
+            raise RequestError(f"{reference} has its memory already", "give model directories, or no memory budget")
         with ScoringEndpoint(reference, api_key) as endpoint:
             kv_cache = endpoint.kv_cache()
             memory = Memory(
@@ -124,20 +153,59 @@ def open_side(reference: str, arguments: Sequence[str] = (), api_key: str | None
         return
     source = open_model(reference)
     weights_bytes = _weights_bytes(source.path)
+    cache_bytes = None if budget is None else kv_cache_bytes(budget, weights_bytes, reference)
+    options = [*arguments, *([] if cache_bytes is None else [KV_CACHE_OPTION, str(cache_bytes)])]
     with (
-        serve_model(source.path, arguments) as server,
+        _serving(source.path, options, masks=masks) as server,
         ScoringEndpoint(server.url) as endpoint,
         ResidentMemory(server.pid) as resident,
     ):
         kv_cache = endpoint.kv_cache()
         memory = Memory(
             weights_bytes=weights_bytes,
+            kv_cache_bytes=cache_bytes,
             kv_cache_tokens=kv_cache.tokens,
             kv_cache_max_concurrency=kv_cache.sequences,
+            weights_resident_bytes=server.weights_resident_bytes,
             start_seconds=server.start_seconds,
             resident_bytes=resident.first_bytes,
         )
         yield Side(endpoint, memory, None, resident)
+
+
+def experts_of(reference: str) -> int | None:
+    """Routed experts of a model's layers, the largest count; None for an endpoint or a family without any."""
+    if is_url(reference):
+        return None
+    config = open_model(reference).config
+    try:
+        return resolve(config).limits(config).num_experts
+    except ArchitectureError:
+        return None
+
+
+def _serving(model: Path, options: Sequence[str], *, masks: bool) -> AbstractContextManager[RunningServer]:
+    if not masks:
+        return serve_model(model, options)
+    # It observes; comparing checkpoints must work without that stage.
+    from reap_serve.serve.masked import serve_with_masks
+
+    return serve_with_masks(model, options)
+
+
+def kv_cache_bytes(budget: MemoryBudget, weights_bytes: int, reference: str) -> int:
+    """What a budget leaves a model for its KV cache.
+
+    Raises:
+        RequestError: Nothing.
+    """
+    left = budget.size_bytes - (weights_bytes if budget.same == "memory" else 0)
+    if left <= 0:
+        raise RequestError(
+            f"the weights of {reference} take {weights_bytes} bytes of a budget of {budget.size_bytes}",
+            "raise --same-memory",
+        )
+    return left
 
 
 def _weights_bytes(model: Path) -> int:

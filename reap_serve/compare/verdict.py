@@ -6,7 +6,7 @@ interval: `beyond` when the whole interval exceeds the limit, `within` when none
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,7 +133,12 @@ def judge_slice(quality: Quality) -> SliceVerdict:
     deciding = [
         judgement.level for judgement in judgements if judgement.level == "beyond" or not _is_share(judgement.limit)
     ]
-    return SliceVerdict(min(deciding, key=_ORDER.index, default="unclear"), tuple(judgements))
+    return SliceVerdict(worst_level(deciding), tuple(judgements))
+
+
+def worst_level(levels: Iterable[Level]) -> Level:
+    """The worst of some readings; `unclear` of none."""
+    return min(levels, key=_ORDER.index, default="unclear")
 
 
 def _is_share(limit: Limit) -> bool:

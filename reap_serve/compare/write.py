@@ -42,7 +42,7 @@ def write_report(
             for run in runs:
                 path = directory / f"latency-{side}-{run.schedule.requests}.json"
                 benchmark_report.write_report(
-                    run.result, run.requests, run.settings, run.schedule, path, overwrite=False
+                    run.result, run.requests, run.settings, run.schedule, path, overwrite=False, tool=run.tool
                 )
                 written.append(path)
     return [output / path.relative_to(directory) for path in written]

@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reap_serve.compare.quality import perplexity
+from reap_serve.compare.assemble import Candidate, report
+from reap_serve.compare.measure import CompareSettings, Measured, measure, prepare
 from reap_serve.compare.record import Report
-from reap_serve.compare.run import Cases, CompareSettings, Measured, measure, prepare, report
-from reap_serve.compare.side import Side, open_side
+from reap_serve.compare.side import Side, experts_of, open_side
 from reap_serve.compare.write import fill_directory
 from reap_serve.errors import EngineError, InputFileError
 from reap_serve.plan.record import read_plan
@@ -41,7 +41,6 @@ SERVER_ARGUMENTS = (
 SETTINGS = CompareSettings(
     server_arguments=SERVER_ARGUMENTS, max_answer_tokens=64, answers_per_slice=8, latency_requests=20
 )
-SCORES_ONLY = CompareSettings(server_arguments=SERVER_ARGUMENTS, answers_per_slice=0, latency_requests=0)
 
 
 class DomainRow(Record):
@@ -152,10 +151,14 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
                 answer = _ask(side, question)
                 measured[criterion] = measure(side, cases, SETTINGS, lambda: None)
             else:
-                measured[criterion] = measure(side, cases, SCORES_ONLY, lambda: None)
+                measured[criterion] = measure(side, cases.without_load(), SETTINGS, lambda: None)
         say(f"    {criterion}: {side.memory.start_seconds:.0f} s to start")
     say("5/5 compare")
-    comparison = report("the embedded model", models["reap"].name, cases, base, measured["reap"])
+    candidates = [
+        Candidate(models[criterion].name, False, experts_of(str(models[criterion])), found.memory.weights_bytes, found)
+        for criterion, found in measured.items()
+    ]
+    comparison = report("the embedded model", models["reap"].name, cases, base, measured["reap"], SETTINGS, candidates)
     written = fill_directory(comparison, output, plan=read_plan(plans["reap"]))
     say(f"    report: {written[-1]}")
     artifacts = {
@@ -167,7 +170,7 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     }
     return DemoResult(
         artifacts=artifacts,
-        table=_table(cases, base, measured),
+        table=_table(comparison),
         question=str(question.body["messages"][-1]["content"]),  # type: ignore[index,call-overload]
         answer=answer,
         compare=comparison,
@@ -200,22 +203,20 @@ def _ask(side: Side, request: Request) -> str:
     return str(completion.choices[0].message.content or "").strip()
 
 
-def _table(cases: Cases, base: Measured, measured: Mapping[str, Measured]) -> tuple[DomainRow, ...]:
-    rows = []
-    for domain in DOMAINS:
-        members = [index for index, case in enumerate(cases.forced) if case.slice == domain]
-        rows.append(
-            DomainRow(
-                domain=domain,
-                observed=domain == OBSERVED_DOMAIN,
-                base=perplexity([base.scores[index] for index in members]),
-                pruned={
-                    criterion: perplexity([side.scores[index] for index in members])
-                    for criterion, side in measured.items()
-                },
-            )
+def _table(comparison: Report) -> tuple[DomainRow, ...]:
+    """One line a domain, from the report: its candidates are the three plans, in the order of the criteria."""
+    return tuple(
+        DomainRow(
+            domain=domain,
+            observed=domain == OBSERVED_DOMAIN,
+            base=comparison.slices[domain].quality.perplexity_base,
+            pruned={
+                criterion: candidate.slices[domain].perplexity_candidate
+                for criterion, candidate in zip(CRITERIA, comparison.candidates, strict=True)
+            },
         )
-    return tuple(rows)
+        for domain in DOMAINS
+    )
 
 
 def _command(say: Callable[[str], None], *arguments: object) -> Mapping[str, JsonValue]:

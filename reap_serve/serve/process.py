@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,9 @@ START_SECONDS = 900.0
 STOP_SECONDS = 30.0
 LOG_TAIL_BYTES = 65536
 PR_SET_PDEATHSIG = 1
+# From vLLM's GPU model runner; which ranks of several say so is theirs to decide.
+_LOADED = re.compile(rb"Model loading took ([\d.]+) GiB")
+KV_CACHE_OPTION = "--kv-cache-memory-bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,14 @@ class RunningServer:
         url: `http://127.0.0.1:<port>`.
         start_seconds: From the start of the process until it answered.
         pid: Of the process, which leads its own process group.
+        weights_resident_bytes: What loading the weights took on a device, the largest that the log tells, to 0.01 GiB;
+            None where it tells none, as on a CPU.
     """
 
     url: str
     start_seconds: float
     pid: int
+    weights_resident_bytes: int | None
 
 
 @contextlib.contextmanager
@@ -55,28 +62,54 @@ def serve_model(model: Path, arguments: Sequence[str] = ()) -> Iterator[RunningS
     Raises:
         EngineError: It did not come up; carries its last error line.
     """
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *arguments]
     # An empty list of plugins: what is measured is stock vLLM.
-    environment = {"VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", **cpu_environment(), **os.environ}
+    with run_server(command, {"VLLM_PLUGINS": "", **engine_environment(arguments)}, port) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def run_server(command: Sequence[str], environment: Mapping[str, str], port: int) -> Iterator[RunningServer]:
+    """A process that runs vLLM's OpenAI server, until the block ends.
+
+    Args:
+        command: Its command line, without host and port.
+        environment: All of its variables.
+        port: Where it shall listen, on this host alone.
+
+    Raises:
+        EngineError: It did not come up; carries its last error line.
+    """
+    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile(prefix="reap-serve-vllm-") as log:
         started = time.monotonic()
         process = subprocess.Popen(
-            command,
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=dict(environment),
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
         try:
             _wait_until_healthy(process, url, log)
-            yield RunningServer(url, time.monotonic() - started, process.pid)
+            yield RunningServer(url, time.monotonic() - started, process.pid, _weights_resident_bytes(log))
         finally:
             _stop(process)
+
+
+def engine_environment(arguments: Sequence[str]) -> dict[str, str]:
+    """The present variables with the defaults that a served model needs.
+
+    Args:
+        arguments: Options of `vllm serve`. On a CPU a variable would override their size of the KV cache.
+    """
+    environment = {"VLLM_NO_USAGE_STATS": "1", **cpu_environment(), **os.environ}
+    if any(argument.partition("=")[0] == KV_CACHE_OPTION for argument in arguments):
+        environment["VLLM_CPU_KVCACHE_SPACE"] = ""
+    return environment
 
 
 def _end_with_parent() -> None:
@@ -85,7 +118,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -105,6 +139,12 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: IO[byte
     raise EngineError(
         f"vLLM did not answer within {START_SECONDS:.0f} s: {_last_error(log)}", "is the model too large?"
     )
+
+
+def _weights_resident_bytes(log: IO[bytes]) -> int | None:
+    log.seek(0)
+    sizes = [float(size) for size in _LOADED.findall(log.read())]
+    return round(max(sizes) * 2**30) if sizes else None
 
 
 def _last_error(log: IO[bytes]) -> str:

@@ -22,6 +22,7 @@ from reap_serve.traffic.replay import ReplayResult
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.schedule import Concurrency, Rate, Schedule, Timed
 
+REPLAY_TOOL = ("reap-serve replay", __version__)
 _PERCENTILES = {"p1": 1, "p5": 5, "p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90, "p95": 95, "p99": 99}
 
 
@@ -33,6 +34,7 @@ def write_report(
     path: Path,
     *,
     overwrite: bool,
+    tool: tuple[str, str] = REPLAY_TOOL,
 ) -> None:
     """Writes the report of a replay as JSON; it holds no text of the traffic, and no key.
 
@@ -40,14 +42,18 @@ def write_report(
         OutputExistsError: `path` exists and `overwrite` is false.
         StorageError: The disk refused.
     """
-    document = benchmark_report(result, requests, settings, schedule)
+    document = benchmark_report(result, requests, settings, schedule, tool)
     write_file(path, json.dumps(document, indent=2, allow_nan=False).encode() + b"\n", overwrite=overwrite)
 
 
 def benchmark_report(
-    result: ReplayResult, requests: Sequence[Request], settings: ClientSettings, schedule: Schedule
+    result: ReplayResult,
+    requests: Sequence[Request],
+    settings: ClientSettings,
+    schedule: Schedule,
+    tool: tuple[str, str] = REPLAY_TOOL,
 ) -> dict[str, JsonValue]:
-    """The report of a replay, as a JSON object."""
+    """The report of a replay, as a JSON object; `tool` is the name and version of what sent the requests."""
     end = result.began + timedelta(seconds=result.seconds)
     return {
         "version": "0.2.1",
@@ -59,19 +65,23 @@ def benchmark_report(
                 "duration": f"PT{result.seconds:.6f}S",
             },
         },
-        "scenario": {"load": _load(result, requests, settings, schedule)},
+        "scenario": {"load": _load(result, requests, settings, schedule, tool)},
         "results": {"request_performance": {"aggregate": _aggregate(result)}},
     }
 
 
 def _load(
-    result: ReplayResult, requests: Sequence[Request], settings: ClientSettings, schedule: Schedule
+    result: ReplayResult,
+    requests: Sequence[Request],
+    settings: ClientSettings,
+    schedule: Schedule,
+    tool: tuple[str, str],
 ) -> dict[str, JsonValue]:
     lengths = [outcome.prompt_tokens for outcome in result.outcomes if outcome.prompt_tokens is not None]
     has_text = all(request.has_text for request in requests)
     standardized: dict[str, JsonValue] = {
-        "tool": "reap-serve replay",
-        "tool_version": __version__,
+        "tool": tool[0],
+        "tool_version": tool[1],
         "source": "sampled" if has_text else "random",
         "input_seq_len": {
             "distribution": "other",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from headless_chromium import chromium_page, chromium_path
-from small_report import small_report
+from small_report import full_report
 
 from reap_serve.compare.page import report_page
 from reap_serve.plan.record import Plan, PlanLayer, Unbound
@@ -40,7 +40,7 @@ DRAWN = """
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    page = report_page(small_report(("code", "prose & <b>more</b>", "tools")), PLAN)
+    page = report_page(full_report(("code", "prose & <b>more</b>", "tools")), PLAN)
     assert page is not None
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -60,7 +60,8 @@ def test_page(page_file: Path, width: int) -> None:
     assert page.requests == []
     assert page.problems == []
     assert [name for name, _, _ in drawn] == expected
-    assert len(expected) == 12
+    # Quality 3, percentiles 4, their curves 4, throughput, goodput, memory 8, candidates, recovery.
+    assert len(expected) == 23
     for name, marks, right in drawn:
         assert marks > 0, name
         assert right <= width, name

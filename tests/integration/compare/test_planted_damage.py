@@ -25,8 +25,9 @@ from damaged_models import (
     zero_expert,
 )
 
+from reap_serve.compare.assemble import report
 from reap_serve.compare.divergence import kl_divergence
-from reap_serve.compare.run import Cases, CompareSettings, Measured, measure, prepare, report
+from reap_serve.compare.measure import Cases, CompareSettings, Measured, measure, prepare
 from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores
 from reap_serve.compare.side import open_side
 from reap_serve.compare.verdict import judge_slice

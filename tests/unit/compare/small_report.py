@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from reap_serve.compare.record import (
+    CandidateReport,
     ConcurrencyLevel,
     LatencyReport,
     LatencySides,
     Memory,
+    MemoryBudget,
     MemorySides,
     Quality,
     Report,
     SliceReport,
+    TaskReport,
 )
 from reap_serve.records import provenance
 from reap_serve.traffic.latency import Distribution, Latency
@@ -91,4 +94,58 @@ def small_report(names: tuple[str, ...] = ("code", "prose"), levels: tuple[int, 
             base=Memory(weights_bytes=2000, kv_cache_tokens=100, start_seconds=2.0, resident_bytes=5 << 30),
             candidate=Memory(weights_bytes=1000, kv_cache_tokens=200, start_seconds=1.0),
         ),
+    )
+
+
+def full_report(names: tuple[str, ...] = ("code", "prose")) -> Report:
+    """The same with everything that a report may hold."""
+    report = small_report(names)
+    sides = (report.memory.base, report.memory.candidate)
+    base, candidate = (
+        side.model_copy(
+            update={
+                "weights_resident_bytes": side.weights_bytes,
+                "kv_cache_bytes": 5000 - (side.weights_bytes or 0),
+                "kv_cache_max_concurrency": 2.5,
+                "resident_bytes": 5 << 30,
+                "peak_resident_bytes": 6 << 30,
+            }
+        )
+        for side in sides
+    )
+    budget = MemoryBudget(same="memory", size_bytes=5000)
+    return report.model_copy(
+        update={
+            "memory": MemorySides(base=base, candidate=candidate, budget=budget),
+            "latency": report.latency.model_copy(update={"driver": "vllm-bench", "objectives": {"ttft": 0.5}}),
+            "candidates": tuple(
+                CandidateReport(
+                    name=f"keep-{experts}",
+                    virtual=True,
+                    experts_kept=experts,
+                    weights_bytes=60 * experts,
+                    slices={name: small_quality(10.0**-number * 16.0 / experts) for number, name in enumerate(names)},
+                )
+                for experts in (16, 24, 8)
+            ),
+            "tasks": (
+                small_task("gsm8k", "exact_match,strict-match", 0.8, (90.0, 105.0)),
+                small_task("wikitext", "word_perplexity,none", None, None),
+            ),
+        }
+    )
+
+
+def small_task(name: str, metric: str, candidate: float | None, interval: tuple[float, float] | None) -> TaskReport:
+    """A metric of 0.82 on the base; None gives one without recovery."""
+    return TaskReport(
+        tool="lm-eval",
+        task=name,
+        metric=metric,
+        items=200,
+        base=0.82,
+        candidate=candidate or 12.0,
+        recovery_percent=None if candidate is None else 100.0 * candidate / 0.82,
+        recovery_interval=interval,
+        method=None if interval is None else "pairs",
     )

@@ -39,6 +39,8 @@ class StubEndpoint:
         tool_calls: What the parser finds.
         fail_paths: Paths that answer with HTTP 500 and quote the request, as vLLM may.
         replies: Documents given by path in place of the true ones.
+        masks: [previous, next] under each plan that may be loaded; None for an endpoint that takes none.
+        loaded: Names of the plans, by the experts that their first layer keeps.
         seen: Bodies of all requests, with their paths.
     """
 
@@ -50,6 +52,8 @@ class StubEndpoint:
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     fail_paths: tuple[str, ...] = ()
     replies: dict[str, Any] = field(default_factory=dict)
+    masks: dict[tuple[int, ...], npt.NDArray[np.float64]] | None = None
+    loaded: dict[str, tuple[int, ...]] = field(default_factory=dict)
     seen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     url: str = ""
 
@@ -65,6 +69,9 @@ class StubEndpoint:
 
             def do_POST(self) -> None:
                 self._reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            do_PUT = do_POST
+            do_DELETE = do_GET
 
             def _reply(self, body: dict[str, Any]) -> None:
                 stub.seen.append((self.path, body))
@@ -93,6 +100,8 @@ class StubEndpoint:
         if path == "/metrics":
             labels = 'engine="0",kv_cache_size_tokens="2048",kv_cache_max_concurrency="2.5"'
             return 200, f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{labels}}} 1.0\n".encode()
+        if path.startswith("/v1/reap/mask"):
+            return self.mask(path, body)
         if path == "/v1/models":
             return 200, json.dumps({"data": [{"id": "stub", "max_model_len": self.max_model_len}]}).encode()
         if path == "/tokenize":
@@ -100,6 +109,23 @@ class StubEndpoint:
         if path == "/v1/chat/completions":
             return self.chat(body)
         return 200, json.dumps({"choices": [self.complete(body)]}).encode()
+
+    def mask(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        if self.masks is None:
+            return 404, b'{"detail": "Not Found"}'
+        if not body:
+            del self.loaded[path.rpartition("/")[2]]
+            return 200, b"{}"
+        kept = tuple(body["plan"]["layers"][0]["kept"])
+        if kept not in self.masks:
+            return 400, b'{"error": {"message": "the plan keeps too few experts", "code": 400}}'
+        assert body["activate"] is False
+        self.loaded[body["name"]] = kept
+        return 200, b"{}"
+
+    def model_of(self, body: dict[str, Any]) -> npt.NDArray[np.float64]:
+        plan = body.get("vllm_xargs", {}).get("reap_plan", "base")
+        return self.logprobs if plan == "base" or self.masks is None else self.masks[self.loaded[plan]]
 
     def tokenize(self, body: dict[str, Any]) -> list[int]:
         if "prompt" in body:
@@ -116,12 +142,15 @@ class StubEndpoint:
         if "return_token_ids" in body:
             choice["token_ids"] = [ord(character) for character in text]
         if "prompt_logprobs" in body:
-            rows = [self.row(*pair, body["prompt_logprobs"]) for pair in pairwise(tokens)]
+            model = self.model_of(body)
+            rows = [self.row(model, *pair, body["prompt_logprobs"]) for pair in pairwise(tokens)]
             choice["prompt_logprobs"] = [None, *rows]
         return choice
 
-    def row(self, previous: int, token: int, k: int) -> dict[str, dict[str, float | int]]:
-        logprobs = self.logprobs[previous].astype(np.float32)
+    def row(
+        self, model: npt.NDArray[np.float64], previous: int, token: int, k: int
+    ) -> dict[str, dict[str, float | int]]:
+        logprobs = model[previous].astype(np.float32)
         order = np.argsort(-logprobs, kind="stable")
         ranks = {int(other): rank for rank, other in enumerate(order, start=1)}
         wanted = {*order[:k].tolist(), token}

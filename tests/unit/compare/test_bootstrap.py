@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reap_serve.compare.bootstrap import Bootstrap, share_interval
+from reap_serve.compare.bootstrap import Bootstrap, lower_end, share_interval
 
 
 def test_share_interval_is_wilsons() -> None:
@@ -28,11 +28,13 @@ def test_ratio_agrees_with_scipys_bca() -> None:
     weight = generator.integers(20, 200, size=60).astype(np.float64)
     total = weight * generator.gamma(2.0, 0.1, size=60)
     ours = Bootstrap(60, resamples=20000).ratio(total, weight)
+    confidence = 1.0 - 2.0 * float(stats.norm.cdf(lower_end(60)))
     theirs = stats.bootstrap(
         (total, weight),
         lambda sums, weights, axis: sums.sum(axis=axis) / weights.sum(axis=axis),
         paired=True,
         n_resamples=20000,
+        confidence_level=confidence,
         method="BCa",
         rng=np.random.default_rng(1),
     ).confidence_interval
@@ -74,7 +76,14 @@ def test_quantiles_are_those_of_resamples_written_out() -> None:
                     method="lower")
         for row in times
     ]  # fmt: skip
-    assert bootstrap.quantiles(values, (0.9,)) == [pytest.approx(tuple(np.quantile(found, (0.025, 0.975))))]
+    tail = float(stats.norm.cdf(lower_end(6)))
+    assert bootstrap.quantiles(values, (0.9,)) == [pytest.approx(tuple(np.quantile(found, (tail, 1.0 - tail))))]
+
+
+def test_the_ends_are_those_of_t_expanded() -> None:
+    for clusters in (8, 20, 60, 1000):
+        theirs = -np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(0.975, clusters - 1)
+        assert lower_end(clusters) == pytest.approx(theirs, abs=0.02)
 
 
 def test_tokens_of_one_request_do_not_count_as_many() -> None:

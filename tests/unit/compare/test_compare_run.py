@@ -12,8 +12,9 @@ from stub_endpoint import StubEndpoint, bigram_model
 
 from reap_serve.compare.gate import failures, parse_gates
 from reap_serve.compare.latency import meets, parse_objectives
+from reap_serve.compare.measure import CompareSettings
 from reap_serve.compare.record import Report
-from reap_serve.compare.run import CompareSettings, compare
+from reap_serve.compare.run import compare
 from reap_serve.compare.write import write_report
 from reap_serve.errors import EngineError, MismatchError, OutputExistsError, RequestError
 from reap_serve.traffic.latency import Outcome

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from small_report import small_quality, small_report
+from small_report import full_report, small_quality, small_report
 
 from reap_serve.compare import page as page_module
 from reap_serve.compare.page import report_page
@@ -44,6 +44,32 @@ def test_it_says_what_the_report_says() -> None:
     assert "Left out as too long: 1 requests." in text
 
 
+def test_the_noise_floor_stands_beside_the_figures() -> None:
+    text = words(page_of(small_report()))
+    # 0.4 * 0.005, 1 + 0.005, 1 - 0.2 * 0.005
+    for figure in ("base twice 0.0020", "base twice 1.005", "base twice 99.9%", "base twice 50%"):
+        assert figure in text
+
+
+def test_llama_cpps_names() -> None:
+    text = words(page_of(small_report()))
+    for name in ("Mean PPL(Q)", "Mean PPL(base)", "Mean ln(PPL(Q)/PPL(base))", "Mean KLD", "Maximum KLD", "99.9% KLD",
+                 "99.0% KLD", "Median KLD", "Mean Δp", "RMS Δp", "Same top p"):  # fmt: skip
+        assert name in text
+    # ln 2; half of ln(2.5 / 1.5)
+    assert "0.6931 ± 0.2554" in text
+
+
+def test_tasks_candidates_and_budget() -> None:
+    text = words(page_of(full_report()))
+    assert "gsm8k lm-eval exact_match,strict-match 0.8200 0.8000 97.6 % [90.0 %, 105.0 %] 200 pairs" in text
+    assert "wikitext lm-eval word_perplexity,none 0.8200 12.0000 – 200" in text
+    assert "▲ beyond 16 0.0 MB on the front ▲ 0.400" in text
+    assert "weights + KV cache = 5,000 bytes" in text
+    assert "Sent by `vllm bench serve`" in text
+    assert "A good request meets ttft ≤ 500 ms." in text
+
+
 def test_it_refers_to_nothing_outside_itself() -> None:
     markup = re.sub(r"<script\b.*?</script>", "", page_of(small_report()), flags=re.DOTALL)
     references = re.findall(r"""\b(?:src|href|action|url)\s*[=(]\s*["']?([^"')\s>]+)""", markup)
@@ -75,7 +101,8 @@ def test_without_latency_answers_noise_and_memory() -> None:
     text = words(page_of(bare))
     assert "Latency" not in text
     assert "Greedy answers" not in text
-    assert "not measured" in text
+    assert "The base was not measured a second time" in text
+    assert "base twice" not in text
 
 
 def test_without_plotly_there_is_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from small_traffic import CALLED, WEATHER, chat
 
 from reap_serve.compare.answers import Answer
 from reap_serve.compare.bootstrap import share_interval
-from reap_serve.compare.quality import AnswerPair, perplexity, quality
+from reap_serve.compare.quality import AnswerPair, quality
 from reap_serve.compare.record import Quality
 from reap_serve.compare.scores import TokenScores
 
@@ -48,7 +48,7 @@ def test_figures_of_tokens() -> None:
 
 
 def test_perplexity_is_over_tokens_not_requests() -> None:
-    assert perplexity(BASE) == pytest.approx((0.5 * 0.5 * 0.25) ** (-1 / 3))
+    assert quality(BASE, BASE).perplexity_base == pytest.approx((0.5 * 0.5 * 0.25) ** (-1 / 3))
 
 
 def test_a_model_against_itself() -> None:

@@ -17,6 +17,8 @@ from reap_serve.serve.process import serve_model
 
 STUB = """
 import http.server, sys
+for size in ("13.25", "13.5"):
+    print(f"INFO [gpu_model_runner.py:5150] Model loading took {size} GiB memory and 4.2 seconds", flush=True)
 port = int(sys.argv[sys.argv.index("--port") + 1])
 if "--refuse" in sys.argv:
     print("ValueError: no such quantisation")
@@ -55,6 +57,7 @@ def test_a_server_answers_inside_the_block_and_is_gone_after_it(tmp_path: Path) 
     with serve_model(tmp_path) as server:
         assert urllib.request.urlopen(f"{server.url}/health", timeout=5).status == 200
         assert alive(server.pid)
+        assert server.weights_resident_bytes == 13.5 * 2**30
     assert not alive(server.pid)
 
 
