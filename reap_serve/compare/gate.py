@@ -3,7 +3,8 @@
     PATH COMPARISON NUMBER,  PATH = keys of report.json with dots between,  COMPARISON = > >= < <=
 
 `slices.*` stands for every slice, and `.low` or `.high` behind a figure's name in `intervals` for an end of its
-interval. A figure that was not measured fails the gate: a gate that cannot judge must not pass.
+interval. `tasks.gsm8k.recovery_percent<95` is about every metric of that task, `tasks.*` about every task. A figure
+that was not measured fails the gate: a gate that cannot judge must not pass.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union, get_args, get_origin
 
-from reap_serve.compare.record import Report
+from reap_serve.compare.record import Report, TaskReport
 from reap_serve.errors import GateError, RequestError
 from reap_serve.records import JsonValue, Record
 
@@ -37,13 +38,15 @@ class Gate:
     Attributes:
         text: As the user wrote it.
         slice: Name of the slice, `*` for each of them; None where the figure is of no slice.
-        keys: Path to the figure, without `slices` and the slice's name.
+        task: Name of the task, likewise.
+        keys: Path to the figure, without `slices` or `tasks` and the name.
         sign: A key of the comparisons.
         limit: What the figure is compared with.
     """
 
     text: str
     slice: str | None
+    task: str | None
     keys: tuple[str, ...]
     sign: str
     limit: float
@@ -71,6 +74,14 @@ def _parse(text: str, slices: Collection[str]) -> Gate:
     except ValueError:
         raise RequestError(f"--fail-if {text!r}: {match['limit']} is no number", "give a number") from None
     name, rest = None, match["path"]
+    if rest.startswith("tasks."):
+        # Which tasks there are is known when the tools have run.
+        fields = re.fullmatch(r"tasks\.(.+?)\.(\w+)(\.low|\.high)?", rest)
+        if fields is None:
+            raise RequestError(f"--fail-if {text!r} names no figure of a task", "such as tasks.*.recovery_percent<95")
+        keys = (fields[2], *((fields[3][1:],) if fields[3] else ()))
+        _require_figure(text, keys, TaskReport)
+        return Gate(text, None, fields[1], keys, match["sign"], limit)
     if rest.startswith("slices."):
         rest = rest.removeprefix("slices.")
         # A slice's name may hold dots: the longest that fits.
@@ -83,17 +94,17 @@ def _parse(text: str, slices: Collection[str]) -> Gate:
         rest = rest.removeprefix(f"{name}.")
     keys = tuple(_WORDS.findall(rest))
     _require_figure(text, ("slices", "*", *keys) if name is not None else keys)
-    return Gate(text, name, keys, match["sign"], limit)
+    return Gate(text, name, None, keys, match["sign"], limit)
 
 
-def _require_figure(text: str, keys: Sequence[str]) -> None:
-    """Walks the report's types, so that a wrong name is found before anything is started."""
-    kind: object = Report
+def _require_figure(text: str, keys: Sequence[str], root: type[Record] = Report) -> None:
+    """Walks a record's types, so that a wrong name is found before anything is started."""
+    kind: object = root
     for position, key in enumerate(keys):
         if isinstance(kind, type) and issubclass(kind, Record):
             field = kind.model_fields.get(key)
             if field is None:
-                place = ".".join(keys[:position]) or "the report"
+                place = ".".join(keys[:position]) or ("the report" if root is Report else "a task")
                 raise RequestError(
                     f"--fail-if {text!r}: {place} has no {key}", f"it has {', '.join(sorted(kind.model_fields))}"
                 )
@@ -142,6 +153,9 @@ def require_passed(gates: Sequence[Gate], report: Report) -> None:
 
 def _figures(gate: Gate, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
     path = ".".join(gate.keys)
+    if gate.task is not None:
+        yield from _task_figures(gate, document)
+        return
     if gate.slice is None:
         yield path, _figure(document, gate.keys)
         return
@@ -149,6 +163,17 @@ def _figures(gate: Gate, document: Mapping[str, JsonValue]) -> Iterator[tuple[st
     assert isinstance(slices, Mapping)
     for name in sorted(slices) if gate.slice == "*" else [gate.slice]:
         yield f"slices.{name}.{path}", _figure(slices.get(name), gate.keys)
+
+
+def _task_figures(gate: Gate, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
+    tasks = document["tasks"]
+    assert isinstance(tasks, list)
+    found = [task for task in tasks if isinstance(task, Mapping) and gate.task in ("*", task["task"])]
+    path = ".".join(gate.keys)
+    for task in found:
+        yield f"tasks.{task['task']} ({task['metric']}) {path}", _figure(task, gate.keys)
+    if not found:
+        yield f"tasks.{gate.task}.{path}", None
 
 
 def _figure(value: JsonValue, keys: Sequence[str]) -> float | None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_report import small_report
+from small_report import full_report, small_report
 from stub_endpoint import StubEndpoint, bigram_model
 from typer.testing import CliRunner
 
@@ -66,6 +66,25 @@ def test_gates(text: str, expected: list[str]) -> None:
     for line, part in zip(found, expected, strict=True):
         assert part in line
         assert f"({text})" in line
+
+
+def test_gates_on_tasks() -> None:
+    report = full_report()
+    texts = ["tasks.gsm8k.recovery_percent<98", "tasks.gsm8k.recovery_interval.low<91", "tasks.*.candidate<0.9"]
+    found = failures(parse_gates(texts, report.slices), report)
+    assert [line.partition(" is ")[0] for line in found] == [
+        "tasks.gsm8k (exact_match,strict-match) recovery_percent",
+        "tasks.gsm8k (exact_match,strict-match) recovery_interval.low",
+        "tasks.gsm8k (exact_match,strict-match) candidate",
+    ]
+    missing = failures(parse_gates(["tasks.mmlu.recovery_percent<98", "tasks.wikitext.recovery_percent<1"], ()), report)
+    assert [line.partition(" (tasks")[0] for line in missing] == [
+        "tasks.mmlu.recovery_percent was not measured",
+        "tasks.wikitext (word_perplexity,none) recovery_percent was not measured",
+    ]
+    for text in ("tasks.gsm8k<1", "tasks.gsm8k.speed<1", "tasks.gsm8k.method<1"):
+        with pytest.raises(RequestError, match="--fail-if"):
+            parse_gates([text], ())
 
 
 def test_a_slice_whose_name_holds_a_dot() -> None:
