@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.paper.network import Network, Routed
+from bench.paper.network import Experts, Network, Routed
 from bench.paper.traffic import Request, batches
 from reap_serve.model import Fingerprint
 from reap_serve.records import provenance
@@ -37,13 +37,21 @@ class Collected:
 
 
 @torch.no_grad()
-def collect(network: Network, sequences: Sequence[Request]) -> Collected:
-    """Runs a sample through the unchanged model."""
-    shape = (1, 2, network.num_layers, network.num_experts)
+def collect(network: Network, sequences: Sequence[Request], layers: Sequence[Experts] | None = None) -> Collected:
+    """Runs a sample through the model.
+
+    Args:
+        network: The model.
+        sequences: The sample.
+        layers: Experts of each layer, each with a router row of its own; None is the unchanged model.
+    """
+    layers = layers or network.layers
+    num_experts = layers[0].router_RH.shape[0]
+    shape = (1, 2, network.num_layers, num_experts)
     hidden = network.embedding.shape[1]
     sums = {name: np.zeros(shape) for name in _COLUMNS}
     output_sum = np.zeros((*shape, hidden))
-    gram = np.zeros((*shape, network.num_experts))
+    gram = np.zeros((*shape, num_experts))
     maxima = {name: np.zeros(shape) for name in ("norm_max", "activation_max")}
     num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
     seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(network.num_layers)]
@@ -63,7 +71,7 @@ def collect(network: Network, sequences: Sequence[Request]) -> Collected:
         seen[call.layer].append((call.x_NH, call.logits_NR))
 
     for batch in batches(sequences):
-        network.hidden(batch.tokens_BT, batch.real_BT, network.layers, watch)
+        network.hidden(batch.tokens_BT, batch.real_BT, layers, watch)
     counts = sums.pop("token_count").astype(np.int64)
     expert_sums = ExpertSums(
         counts,
@@ -76,7 +84,7 @@ def collect(network: Network, sequences: Sequence[Request]) -> Collected:
     layer_tokens = np.zeros((1, 2, network.num_layers), np.int64)
     layer_tokens[0, 0] = num_tokens
     return Collected(
-        Statistics(_header(network, len(sequences)), expert_sums, layer_tokens),
+        Statistics(_header(network, num_experts, len(sequences)), expert_sums, layer_tokens),
         tuple(LayerTokens(*(torch.cat(parts) for parts in zip(*calls, strict=True))) for calls in seen),
     )
 
@@ -84,13 +92,13 @@ def collect(network: Network, sequences: Sequence[Request]) -> Collected:
 _COLUMNS = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
 
 
-def _header(network: Network, requests: int) -> Header:
+def _header(network: Network, num_experts: int, requests: int) -> Header:
     return Header(
         schema_version=SCHEMA_VERSION,
         model=Fingerprint(
             architecture="qwen3_moe",
             num_layers=network.num_layers,
-            num_experts=network.num_experts,
+            num_experts=num_experts,
             top_k=network.top_k,
             dtype="float32",
             quantization=None,

@@ -60,6 +60,7 @@ def compare(
     ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds the API key of the URLs.")] = None,
     plan: Annotated[Path | None, typer.Option(help="The candidate's plan, to draw in report.html.")] = None,
+    subspace: Annotated[Path | None, typer.Option(help="What `stats subspace` wrote, to show in report.html.")] = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,6 +127,7 @@ def compare(
     from reap_serve.compare.latency import parse_objectives
     from reap_serve.compare.measure import CompareSettings
     from reap_serve.compare.side import check_reference
+    from reap_serve.compare.subspace import read_subspace
     from reap_serve.compare.task_tools import parse_task_runs
     from reap_serve.compare.vllm_bench import require_vllm_bench
     from reap_serve.compare.write import write_report
@@ -153,6 +155,7 @@ def compare(
         imported=_task_results(task_results or []),
     )
     read = None if plan is None else read_plan(plan)
+    analysis = None if subspace is None else read_subspace(subspace)
     requests = list(
         read_traffic(files, format=format, slices=parse_slices(slices or []), skip_malformed=skip_malformed)
     )
@@ -172,18 +175,19 @@ def compare(
 
             assert candidate is not None
             comparison = run(base, candidate, requests, settings, on_progress, also or ())
-    written = write_report(comparison.report, output, overwrite=overwrite, plan=read, replays=comparison.replays)
+    report = comparison.report.model_copy(update={"subspace": analysis})
+    written = write_report(report, output, overwrite=overwrite, plan=read, replays=comparison.replays)
     if as_json:
-        print_json(comparison.report)
+        print_json(report)
     else:
         from reap_serve.cli.compare_table import print_comparison
 
-        print_comparison(comparison.report)
+        print_comparison(report)
     for path in written:
         note(f"written: {path}")
     if output / "report.html" not in written:
         note("no report.html: pip install 'reap-serve[report]'")
-    require_passed(gates, comparison.report)
+    require_passed(gates, report)
 
 
 def _sweep(

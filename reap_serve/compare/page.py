@@ -13,6 +13,7 @@ from reap_serve.compare.quality_figures import quality_plots
 from reap_serve.compare.record import Report
 from reap_serve.compare.section import SIGNS, Section
 from reap_serve.compare.slice_tables import answer_rows, llama_cpp_section, token_rows
+from reap_serve.compare.subspace_figures import subspace_section
 from reap_serve.compare.task_figures import tasks_section
 from reap_serve.compare.verdict import LIMITS, judge_slice, verdict_line
 from reap_serve.errors import PlanError
@@ -21,7 +22,12 @@ from reap_serve.plan.record import Plan
 from reap_serve.plan.summary import summary_of
 
 # Sections behind those that every report has, in the order of the page; each gives None where it has nothing to show.
-SECTIONS: tuple[Callable[[Report], Section | None], ...] = (candidates_section, tasks_section, llama_cpp_section)
+SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
+    candidates_section,
+    tasks_section,
+    subspace_section,
+    llama_cpp_section,
+)
 
 
 def report_page(report: Report, plan: Plan | None = None) -> str | None:

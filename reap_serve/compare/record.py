@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from reap_serve.compare.subspace import Subspace
 from reap_serve.records import Provenance, Record
 from reap_serve.traffic.latency import Latency
 
@@ -261,6 +262,7 @@ class Report(Record):
         memory: Of both.
         candidates: Every candidate with its size, the one above first, where there are several; none otherwise.
         tasks: What evaluation tools measured.
+        subspace: Where the experts' outputs lie; None where no analysis was given.
     """
 
     schema_version: int
@@ -273,3 +275,4 @@ class Report(Record):
     memory: MemorySides
     candidates: tuple[CandidateReport, ...] = ()
     tasks: tuple[TaskReport, ...] = ()
+    subspace: Subspace | None = None
