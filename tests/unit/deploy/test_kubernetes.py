@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,25 @@ def test_custom_objects_are_valid(kind: str) -> None:
 def test_the_charts_values_are_valid() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = _closed(json.loads((schema_folder() / "ps.schema.json").read_text()))
-    jsonschema.validate(yaml.safe_load((FOLDER / "production-stack-values.yaml").read_text()), schema)
+    values = yaml.safe_load((FOLDER / "production-stack-values.yaml").read_text())
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert [error.message for error in validator.iter_errors(values)] == []
+    assert not validator.is_valid({**values, "servingEngineSpecs": {}}), "a misspelt key must show"
+
+
+@pytest.mark.parametrize("overlay", ["base", "canary"])
+def test_kubectl_builds_the_overlay(overlay: str) -> None:
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("kubectl is not installed")
+    command = [program, "kustomize", str(FOLDER / overlay)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    built = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(run.stdout)}
+    assert all(each["metadata"]["namespace"] == "inference" for each in built.values())
+    weights = [each["weight"] for each in built["HTTPRoute", "llm"]["spec"]["rules"][0]["backendRefs"]]
+    assert weights == {"base": [100], "canary": [90, 10]}[overlay]
+    assert (("Deployment", "vllm-candidate") in built) == (overlay == "canary")
 
 
 def _closed(schema: Any) -> Any:

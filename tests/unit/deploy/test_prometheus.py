@@ -12,22 +12,25 @@ from known_metrics import DEPLOY, exposed, read_by, recorded, rules
 FOLDER = DEPLOY / "prometheus"
 
 
-def promtool(*arguments: str) -> None:
-    """Runs promtool in the folder of the rules."""
+def promtool(*arguments: str) -> str:
+    """What promtool prints, run in the folder of the rules; it must succeed."""
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("promtool is not installed (Debian's package prometheus has it)")
     run = subprocess.run([program, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
 
 
 def test_promtool_accepts_the_configuration() -> None:
-    promtool("check", "config", "prometheus.yml")
-    promtool("check", "rules", "rules.yml", "alerts.yml")
+    assert "prometheus.yml is valid prometheus config file" in promtool("check", "config", "prometheus.yml")
+    checked = promtool("check", "rules", "rules.yml", "alerts.yml")
+    for file in ("rules.yml", "alerts.yml"):
+        assert f"{len(rules(file))} rules found" in checked
 
 
 def test_promtool_passes_the_rules_own_tests() -> None:
-    promtool("test", "rules", "rules.test.yml")
+    assert "SUCCESS" in promtool("test", "rules", "rules.test.yml")
 
 
 def test_every_alert_is_shown_to_fire_and_not_to_fire() -> None:
