@@ -1,22 +1,26 @@
 """Throughput and inter-token latency of an observed engine against a plain one on the same requests, in turn.
 
-Theory: `inline` runs the fused kernel over K times as many rows of one expert each; the matrix products stay the same
-2 * 3 * H * I flops a routed slot, the rows written grow K-fold, and one pass over them measures them. `deferred` copies
-the sampled rows and runs the same kernel over its buffer: at a fraction p of the tokens it adds p of the MoE time, and
-the governor chooses p so that its own time is at most its budget, 2 % by default.
+Theory: vLLM's CPU kernel leaves the rows f_j(x) in memory, so that what recording adds is one reading of N*H*4 bytes
+(N routed slots) beside 2*3*N*H*I flops: 0.06 of a layer's time at 1 TFLOP/s and 18 GB/s for I = 768, and a fixed tenth
+of a millisecond a layer of operations on N numbers, which only small models notice. With --recompute nothing is read:
+`inline` runs the fused kernel over K times as many rows, `deferred` copies the sampled inputs and runs the kernel over
+them again, as other kernels need. The governor chooses the fraction of `deferred` such that its own time is at most its
+budget, 2 % by default.
 
-Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder inline|deferred] [--turns 5]
+Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder inline|deferred] [--compiled]
+         [--recompute] [--turns N] [--requests N]
      `embedded` is a random Qwen3-MoE of the shape of the model that ships with the project, `large` one with hidden
      2048, moe intermediate 768, 64 experts, top-8, 2 layers (2.6 GB of memory an engine). `inline` is measured on
      prefill, which is what `observe` runs; `deferred` on a server's mix, 16 requests in flight of 128 prompt and 48
      answer tokens. VLLM_CPU_OMP_THREADS_BIND=0 runs both on one core, where CPU time holds no waiting for threads.
      Both engines stay up, one process each, and run the requests alternately, so that the machine's load hits both.
+     One to four minutes.
 
-Output: one JSON document: model, recorder, kernel, turns, tokens_per_second of plain and observed (medians),
-throughput_ratio (observed / plain: median of the turns' ratios), throughput_ratio_spread (smallest, largest),
-best_throughput_ratio (of each engine's best turn: what counts on a machine that others use),
-cpu_ratio (plain / observed CPU seconds), itl_p99_ratio with its spread (observed / plain; deferred only),
-sample_fraction. Wanted: inline throughput_ratio >= 0.88; deferred throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
+Output: one JSON document: model, recorder, workload, compiled, recorder_class, turns, tokens_per_second of plain and
+observed (medians), throughput_ratio (observed / plain: median of the turns' ratios), throughput_ratio_spread (quartiles
+of the turns), best_throughput_ratio (of each engine's best turn: what counts on a machine that others use), cpu_ratio
+(plain / observed CPU seconds), itl_p99_ratio with its spread (observed / plain; deferred only), sample_fraction (of the
+last turn). Wanted: inline throughput_ratio >= 0.88; deferred throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ SHAPES = {
 VOCABULARY = 4096
 IN_FLIGHT, PROMPT_TOKENS, ANSWER_TOKENS = 16, 128, 48
 PREFILL_TOKENS = 256
-OBSERVED = {
+OBSERVED: dict[str, dict[str, Any]] = {
     "inline": {"recorder": "inline"},
     "deferred": {"recorder": "deferred", "overhead_budget": 0.02},
 }
@@ -80,7 +84,7 @@ def build(shape: dict[str, object], directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-def serve(model: str, recorder: str, requests: int) -> None:
+def serve(options: argparse.Namespace) -> None:
     """The child: an engine that runs the requests once for every line it reads."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -90,28 +94,36 @@ def serve(model: str, recorder: str, requests: int) -> None:
     from vllm import LLM, SamplingParams
 
     observing: dict[str, Any] = {}
-    if recorder in OBSERVED:
+    if options.recorder in OBSERVED:
+        settings = OBSERVED[options.recorder] | {"read_kernel_rows": not options.recompute}
         observing = {
-            "additional_config": {"reap_serve": OBSERVED[recorder]},
+            "additional_config": {"reap_serve": settings},
             "worker_extension_cls": "reap_serve.observe.worker.ReapWorkerExtension",
         }
     llm = LLM(
-        model,
+        options.serve,
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=not options.compiled,
         max_model_len=1024,
         enable_prefix_caching=False,
         **observing,
     )
-    kind = sys.argv[sys.argv.index("--workload") + 1]
     random = np.random.default_rng(0)
-    prompt_tokens, answer_tokens = (PREFILL_TOKENS, 1) if kind == "prefill" else (PROMPT_TOKENS, ANSWER_TOKENS)
-    prompts = [random.integers(0, VOCABULARY, size=prompt_tokens).tolist() for _ in range(requests)]
+    prefill = options.workload == "prefill"
+    prompt_tokens, answer_tokens = (PREFILL_TOKENS, 1) if prefill else (PROMPT_TOKENS, ANSWER_TOKENS)
+    prompts = [random.integers(0, VOCABULARY, size=prompt_tokens).tolist() for _ in range(options.requests)]
     parameters = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-    in_flight = len(prompts) if kind == "prefill" else IN_FLIGHT
+    in_flight = len(prompts) if prefill else IN_FLIGHT
+    observer = None
+    if observing:
+        observer = llm.llm_engine.model_executor.driver_worker.worker.model_runner.reap_observer
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        print(json.dumps(run(llm.llm_engine, prompts, parameters, in_flight)), file=answers, flush=True)
+        result: dict[str, Any] = dict(run(llm.llm_engine, prompts, parameters, in_flight))
+        if observer is not None:
+            result["sample_fraction"] = observer.sample_fraction
+            result["recorder_class"] = type(observer._recorders[0]).__name__
+        print(json.dumps(result), file=answers, flush=True)
 
 
 def run(engine: Any, prompts: list[list[int]], parameters: Any, in_flight: int) -> dict[str, float]:
@@ -149,15 +161,16 @@ def run(engine: Any, prompts: list[list[int]], parameters: Any, in_flight: int) 
 class Engine:
     """A child process with an engine."""
 
-    def __init__(self, model: str, recorder: str, workload: str, requests: int) -> None:
-        command = [sys.executable, __file__, "--serve", model, "--recorder", recorder, "--workload", workload]
+    def __init__(self, model: str, recorder: str, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--serve", model, "--recorder", recorder, "--workload", options.workload]
+        command += [f"--{name}" for name in ("compiled", "recompute") if getattr(options, name)]
         self.process = subprocess.Popen(
-            [*command, "--requests", str(requests)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, "--requests", str(options.requests)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip() == "ready", "the engine did not start"
 
-    def turn(self) -> dict[str, float]:
+    def turn(self) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")
@@ -171,27 +184,31 @@ class Engine:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--recorder", default="inline")
+    parser.add_argument("--recorder", choices=["plain", *OBSERVED], default="inline")
     parser.add_argument("--workload", choices=["prefill", "serve"])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--turns", type=int)
+    parser.add_argument("--requests", type=int)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.recorder, options.requests)
+        serve(options)
         return
-    workload = options.workload or ("prefill" if options.recorder == "inline" else "serve")
+    options.workload = options.workload or ("prefill" if options.recorder == "inline" else "serve")
+    # Turns of a third of a second to ten seconds.
+    options.turns = options.turns or (8 if options.model == "large" else 30)
+    options.requests = options.requests or (32 if options.model == "large" else 64)
     with tempfile.TemporaryDirectory() as directory:
         model = options.model
         if model in SHAPES:
             build(SHAPES[model], Path(directory))
             model = directory
-        print(json.dumps(compare(model, options, workload)))
+        print(json.dumps(compare(model, options)))
 
 
-def compare(model: str, options: argparse.Namespace, workload: str) -> dict[str, object]:
-    plain = Engine(model, "plain", workload, options.requests)
-    observed = Engine(model, options.recorder, workload, options.requests)
+def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
+    plain, observed = Engine(model, "plain", options), Engine(model, options.recorder, options)
     for engine in (plain, observed):
         engine.turn()  # warm-up
     turns = []
@@ -206,22 +223,30 @@ def compare(model: str, options: argparse.Namespace, workload: str) -> dict[str,
     report: dict[str, object] = {
         "model": options.model,
         "recorder": options.recorder,
-        "workload": workload,
+        "workload": options.workload,
+        "compiled": options.compiled,
+        "recorder_class": turns[-1][1]["recorder_class"],
         "turns": options.turns,
         "plain_tokens_per_second": round(statistics.median(a["tokens_per_second"] for a, _ in turns), 1),
         "observed_tokens_per_second": round(statistics.median(b["tokens_per_second"] for _, b in turns), 1),
         "throughput_ratio": round(statistics.median(throughput), 4),
-        "throughput_ratio_spread": [round(min(throughput), 4), round(max(throughput), 4)],
+        "throughput_ratio_spread": quartiles(throughput),
         "best_throughput_ratio": round(
             max(b["tokens_per_second"] for _, b in turns) / max(a["tokens_per_second"] for a, _ in turns), 4
         ),
         "cpu_ratio": round(statistics.median(a["cpu_seconds"] / b["cpu_seconds"] for a, b in turns), 4),
+        "sample_fraction": round(turns[-1][1]["sample_fraction"], 4),
     }
-    if workload == "serve":
+    if options.workload == "serve":
         latency = [b["itl_p99"] / a["itl_p99"] for a, b in turns]
         report["itl_p99_ratio"] = round(statistics.median(latency), 4)
-        report["itl_p99_ratio_spread"] = [round(min(latency), 4), round(max(latency), 4)]
+        report["itl_p99_ratio_spread"] = quartiles(latency)
     return report
+
+
+def quartiles(values: list[float]) -> list[float]:
+    first, _, third = statistics.quantiles(values, n=4)
+    return [round(first, 4), round(third, 4)]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reap_serve import __version__
 from reap_serve.errors import ReapServeError
 from reap_serve.monitor.metrics import Exporter, Reading
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.live_status import RankStatus
 from reap_serve.prune.manifest import MANIFEST_NAME, read_manifest
 from reap_serve.serve.link import EngineLink
@@ -38,14 +38,14 @@ class ReapMetrics:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Listens to the engine's readings; of several API servers only the first one does."""
         link = getattr(state, "reap_link", None)
-        if not isinstance(link, EngineLink) or seams.api_server_rank(engine_client.vllm_config) > 0:
+        if not isinstance(link, EngineLink) or engine_view.api_server_rank(engine_client.vllm_config) > 0:
             return
         exporter = Exporter()
         planned = _served_plan(getattr(state, "reap_model", None))
         build = (__version__, seams.vllm_version() or "", str(engine_client.vllm_config.model_config.model))
 
         def export(ranks: Sequence[RankStatus]) -> None:
-            tokens = seams.kv_cache_tokens(engine_client.vllm_config)
+            tokens = engine_view.kv_cache_tokens(engine_client.vllm_config)
             exporter.export(Reading(ranks, link.layers, tokens, planned, build))
 
         link.listeners.append(export)

@@ -57,14 +57,17 @@ class LayerSums:
             expert_ids_TK: Chosen experts; -1 for a slot that vLLM padded, which goes to the trash.
             rows: The measures.
         """
-        padded_TK = expert_ids_TK < 0
-        slot_TK = torch.where(padded_TK, self.num_slots, slot_T.unsqueeze(1))
-        index_N = (slot_TK * self.num_experts + torch.where(padded_TK, 0, expert_ids_TK)).reshape(-1)
-        gate, norm, weighted = rows.gate_TK.double(), rows.norm_TK.double(), rows.weighted_norm_TK.double()
-        columns = (torch.ones_like(gate), gate, norm, norm * norm, weighted, weighted * weighted)
-        self.sums.index_add_(0, index_N, torch.stack(columns, dim=-1).view(-1, len(SUM_COLUMNS)))
-        maxima = torch.stack((rows.norm_TK, rows.activation_TK), dim=-1).view(-1, len(MAX_COLUMNS))
-        self.maxima.scatter_reduce_(0, index_N.unsqueeze(1).expand_as(maxima), maxima, reduce="amax")
+        index_TK = slot_T.unsqueeze(1) * self.num_experts + expert_ids_TK
+        index_N = torch.where(expert_ids_TK < 0, self.num_slots * self.num_experts, index_TK).reshape(-1)
+        gate_N, norm_N, weighted_N = (
+            measure.reshape(-1).double() for measure in (rows.gate_TK, rows.norm_TK, rows.weighted_norm_TK)
+        )
+        columns = (torch.ones_like(gate_N), gate_N, norm_N, norm_N * norm_N, weighted_N, weighted_N * weighted_N)
+        for number, column_N in enumerate(columns):
+            # Column by column: PyTorch adds whole rows one by one, a hundred times as slow.
+            self.sums[:, number].index_add_(0, index_N, column_N)
+        for number, measure in enumerate((rows.norm_TK, rows.activation_TK)):
+            self.maxima[:, number].scatter_reduce_(0, index_N, measure.reshape(-1), reduce="amax")
         self.tokens_S.index_add_(0, slot_T, torch.ones_like(slot_T))
 
     def expert_counts(self) -> npt.NDArray[np.int64]:

@@ -131,7 +131,7 @@ def present_defects() -> tuple[Defect, ...]:
 
 def is_present(defect: Defect) -> bool:
     """Whether the installed vLLM has a defect on this machine's device."""
-    from reap_serve.observe.seams import device_type
+    from reap_serve.observe.engine_view import device_type
 
     if defect.cpu_only and device_type() != "cpu":
         return False

@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 
 from reap_serve import __version__
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.defects import Defect, present_defects
 from reap_serve.observe.self_test import SelfTest, self_test
 from reap_serve.observe.settings import RecorderName
@@ -63,7 +63,7 @@ def examine() -> Examination:
         except metadata.PackageNotFoundError:
             continue
     problems = tuple(seams.seam_problems())
-    device = seams.device_type() if seams.vllm_version() is not None else None
+    device = engine_view.device_type() if seams.vllm_version() is not None else None
     tests: tuple[SelfTest, ...] = ()
     if not problems and device is not None:
         # The moe_sum recorder wants Triton or Marlin experts, which only a GPU has.

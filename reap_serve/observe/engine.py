@@ -13,24 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.accumulate import LayerSums
-from reap_serve.observe.deferred import DeferredRecorder
 from reap_serve.observe.extra_sums import ExtraSums, LogitHook
 from reap_serve.observe.governor import OverheadGovernor
-from reap_serve.observe.inline import InlineRecorder
 from reap_serve.observe.live import LiveEngine
 from reap_serve.observe.live_build import build_live, build_masks
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.mask_router import add_routing_hook
-from reap_serve.observe.moe_sum import MoeSumRecorder, PersistentSlots, tap_reduction
-from reap_serve.observe.recorder import LayerFacts, Recorder
+from reap_serve.observe.moe_sum import PersistentSlots
 from reap_serve.observe.refusals import refuse_unsound
 from reap_serve.observe.sampling import RowSampler
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, layer_arrays
 from reap_serve.observe.steps import StepRows
 from reap_serve.observe.tap import add_tap
+from reap_serve.observe.wiring import make_recorder, wire
 from reap_serve.statistics.record import PHASES, Layer, Window
 
 if TYPE_CHECKING:
@@ -40,49 +38,6 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 logger = logging.getLogger("reap_serve")
-
-
-def _make_recorder(
-    settings: ObserveSettings, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, extra: ExtraSums | None
-) -> Recorder:
-    if settings.recorder == "inline":
-        return InlineRecorder(layer, sums, sampler, extra)
-    if isinstance(sampler, PersistentSlots):
-        return MoeSumRecorder(layer, sums, sampler)
-    return DeferredRecorder(layer, sums, sampler, settings.buffer_tokens, extra)
-
-
-class _Tap:
-    """One layer's recorder behind the boundary."""
-
-    def __init__(self, observer: Observer, recorder: Recorder) -> None:
-        self._observer = observer
-        self._recorder = recorder
-
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
-        return self._observer.guarded(lambda: self._recorder.observe(x_TH, gate_TK, expert_ids_TK))
-
-
-class _ReductionTap:
-    """One layer's `moe_sum` recorder behind the boundary.
-
-    It acts whether or not the engine records: a graph that is captured now is replayed later. What counts is in the
-    labels.
-    """
-
-    def __init__(self, observer: Observer, recorder: MoeSumRecorder) -> None:
-        self._observer = observer
-        self._recorder = recorder
-
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
-        self._recorder.observe(x_TH, gate_TK, expert_ids_TK)
-
-    def rows_written(self, rows_TKH: torch.Tensor) -> None:
-        if self._observer.failures == 0:
-            try:
-                self._recorder.rows_written(rows_TKH)
-            except Exception as error:  # noqa: BLE001 - the hook boundary
-                self._observer.fail(error)
 
 
 class Observer:
@@ -125,7 +80,7 @@ class Observer:
         # Ranks that measured their own time would sample different tokens and wait for each other for ever.
         budget = settings.overhead_budget if tensor_parallel_size == 1 else None
         self._governor = OverheadGovernor(budget, settings.sample_fraction) if budget is not None else None
-        self._facts = [seams.layer_facts(layer) for layer in layers]
+        self._facts = [engine_view.layer_facts(layer) for layer in layers]
         num_slots = self._rows.trash_slot
         self._sums = [LayerSums(num_slots, facts.num_experts, device) for facts in self._facts]
         self._extra = [
@@ -133,18 +88,13 @@ class Observer:
             for facts in self._facts
         ]
         self._recorders = [
-            _make_recorder(settings, facts, sums, self._sampler, extra)
-            for facts, sums, extra in zip(self._facts, self._sums, self._extra, strict=True)
+            make_recorder(settings, layer, facts, sums, self._sampler, extra)
+            for layer, facts, sums, extra in zip(layers, self._facts, self._sums, self._extra, strict=True)
         ]
         if "logit_gram" in settings.extra_sums:
             self._watch_logits(layers)
         for layer, recorder in zip(layers, self._recorders, strict=True):
-            if isinstance(recorder, MoeSumRecorder):
-                reduction = _ReductionTap(self, recorder)
-                tap_reduction(seams.reducing_kernel(layer), reduction.rows_written)
-                layer.routed_experts.reap_tap = reduction
-            else:
-                layer.routed_experts.reap_tap = _Tap(self, recorder)
+            wire(layer, recorder, self)
         self._step_started = 0.0
         self._begin_window()
 
@@ -181,7 +131,7 @@ class Observer:
         """Notes requests that come and go."""
         self._step_started = time.perf_counter()
         self._rows.finish_requests(scheduler_output.finished_req_ids)
-        for request_id, prompt_tokens, arguments in seams.new_requests(scheduler_output):
+        for request_id, prompt_tokens, arguments in engine_view.new_requests(scheduler_output):
             if not self._masks.admit(request_id, prompt_tokens, arguments):
                 self._rows.add_request(request_id, prompt_tokens, arguments)
 
@@ -251,8 +201,10 @@ class Observer:
 
     def flush(self) -> None:
         """Measures what the recorders hold back."""
-        for recorder in self._recorders:
-            self.guarded(recorder.flush)
+        # As in a step, whose tensors cannot be written to otherwise.
+        with torch.inference_mode():
+            for recorder in self._recorders:
+                self.guarded(recorder.flush)
 
     def reset(self) -> None:
         """Starts a new window with sums of nothing."""
@@ -307,13 +259,13 @@ class _Hooks:
     def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
         settings = seams.settings_of(vllm_config)
         assert settings is not None
-        add_tap(layer, replaces_output=settings.recorder == "inline")
+        add_tap(layer)
         add_routing_hook(layer)
 
     def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
         settings = seams.settings_of(vllm_config)
         assert settings is not None
-        layers = seams.moe_layers(vllm_config)
+        layers = engine_view.moe_layers(vllm_config)
         refuse_unsound(settings, vllm_config, layers)
         masks = build_masks(settings, layers, model_runner.device)
         observer = Observer(
@@ -322,7 +274,7 @@ class _Hooks:
             model_runner.device,
             vllm_config.parallel_config.tensor_parallel_size,
             masks,
-            seams.max_rows(vllm_config),
+            engine_view.max_rows(vllm_config),
         )
         model_runner.reap_observer = observer
         model_runner.reap_live = build_live(settings, layers, model_runner, observer, masks)

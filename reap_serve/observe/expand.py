@@ -12,10 +12,7 @@ import torch
 
 from reap_serve.observe.accumulate import RowMeasures
 from reap_serve.observe.recorder import LayerFacts
-
-# Rows are widened to float32 first: PyTorch's reductions of bfloat16 with a float32 result take up to nine times as
-# long as those of float32. A block bounds the memory; it is no smaller, since each operation makes all threads meet.
-BLOCK_ELEMENTS = 2**20
+from reap_serve.observe.row_sizes import row_sizes
 
 
 def expert_rows(
@@ -55,7 +52,8 @@ def measure_rows(layer: LayerFacts, rows_TKH: torch.Tensor, gate_TK: torch.Tenso
     """
     if layer.complete_rows is not None:
         rows_TKH = layer.complete_rows(rows_TKH)
-    size_TK, largest_TK = _sizes(rows_TKH)
+    size_N, largest_N = row_sizes(rows_TKH.reshape(-1, rows_TKH.shape[-1]))
+    size_TK, largest_TK = size_N.view(rows_TKH.shape[:2]), largest_N.view(rows_TKH.shape[:2])
     gate_TK = gate_TK.float()
     applied_TK = gate_TK * layer.gate_scale
     if layer.weight_on_input:
@@ -73,19 +71,3 @@ def add_rows(rows_TKH: torch.Tensor) -> torch.Tensor:
         # One addition is rounded once as it is, and runs over contiguous rows.
         return rows_TKH[:, 0] + rows_TKH[:, 1]
     return rows_TKH.sum(dim=1)
-
-
-def _sizes(rows_TKH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """2-norm and largest absolute component of each row [T, K], float32."""
-    rows_NH = rows_TKH.reshape(-1, rows_TKH.shape[-1])
-    num_rows, hidden = rows_NH.shape
-    size_N = torch.empty(num_rows, dtype=torch.float32, device=rows_NH.device)
-    largest_N = torch.empty_like(size_N)
-    block = num_rows if rows_NH.is_cuda else max(1, min(num_rows, BLOCK_ELEMENTS // hidden))
-    wide = torch.empty(block, hidden, dtype=torch.float32, device=rows_NH.device)
-    for start in range(0, num_rows, block):
-        stop = min(start + block, num_rows)
-        wide_NH = wide[: stop - start].copy_(rows_NH[start:stop])
-        torch.linalg.vector_norm(wide_NH, dim=-1, out=size_N[start:stop])
-        torch.amax(wide_NH.abs_(), dim=-1, out=largest_N[start:stop])
-    return size_N.view(rows_TKH.shape[:2]), largest_N.view(rows_TKH.shape[:2])

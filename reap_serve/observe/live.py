@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reap_serve.model import Fingerprint
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.live_status import (
     GateMassReport,
     MaskReport,
@@ -121,7 +121,7 @@ class LiveEngine:
         self.observer.step_begins(scheduler_output)
         if self.shadow is not None:
             self.shadow.rows.finish_requests(scheduler_output.finished_req_ids)
-            for request_id, prompt_tokens, arguments in seams.new_requests(scheduler_output):
+            for request_id, prompt_tokens, arguments in engine_view.new_requests(scheduler_output):
                 self.shadow.rows.add_request(request_id, prompt_tokens, arguments)
 
     def rows_ordered(self, batch: seams.BatchRows) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.model import fingerprint, open_model
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view
 from reap_serve.observe.live import LiveEngine, LiveSetup, RankFacts
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.settings import ObserveSettings
@@ -69,11 +69,11 @@ def _setup(settings: ObserveSettings, config: VllmConfig, layers: list[MoERunner
             "serve without --enable-expert-parallel, or without a directory for statistics",
         )
     # Tensor-parallel ranks measure the same complete rows: one of them writes.
-    if seams.tensor_parallel_rank() > 0:
+    if engine_view.tensor_parallel_rank() > 0:
         return None
     return LiveSetup(
-        model=fingerprint(open_model(seams.model_reference(config))),
-        engine=seams.engine_header(config),
+        model=fingerprint(open_model(engine_view.model_reference(config))),
+        engine=engine_view.engine_header(config),
         directory=settings.directory,
         flush_seconds=settings.flush_seconds,
         minimum_tokens=settings.minimum_tokens,
@@ -85,7 +85,7 @@ def _build_shadow(
 ) -> tuple[EngineShadow | None, str | None]:
     """The shadow routers, or None and why there are none; serving goes on without them."""
     try:
-        full = read_sidecar(Path(open_model(seams.model_reference(model_runner.vllm_config)).path))
+        full = read_sidecar(Path(open_model(engine_view.model_reference(model_runner.vllm_config)).path))
         if full is None:
             return None, None
         shadow = EngineShadow(layers, full, model_runner.device, settings.max_slices, settings.drift_fraction)
@@ -95,13 +95,13 @@ def _build_shadow(
 
 
 def _graph_refusal(config: VllmConfig) -> str | None:
-    if seams.replays_graphs(config):
+    if engine_view.replays_graphs(config):
         return "CUDA graphs replay the routing without its Python; start vLLM with --enforce-eager"
     return None
 
 
 def _transformers_refusal(layers: list[MoERunner]) -> str | None:
-    if any(seams.routes_in_model(layer) for layer in layers):
+    if any(engine_view.routes_in_model(layer) for layer in layers):
         return "the Transformers backend routes inside the model, before a mask could act"
     return None
 

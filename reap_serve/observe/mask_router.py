@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view
+from reap_serve.observe.operators import define
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -29,8 +30,7 @@ class RoutingHook(Protocol):
         """Sees one call of the router; writes other weights and ids in place where rows are masked."""
 
 
-@torch.library.custom_op("reap_serve::mask_routing", mutates_args=("weights_TK", "expert_ids_TK"))
-def mask_routing_op(
+def _mask_routing_op(
     weights_TK: torch.Tensor,
     expert_ids_TK: torch.Tensor,
     x_TH: torch.Tensor,
@@ -38,9 +38,15 @@ def mask_routing_op(
     layer_name: str,
 ) -> None:
     """Shows a router's choice to the layer's hook, which may overwrite it."""
-    hook = seams.current_layer(layer_name).router.reap_routing
+    hook = engine_view.current_layer(layer_name).router.reap_routing
     if hook is not None:
         hook.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+
+
+define(
+    "mask_routing(Tensor(a!) weights, Tensor(b!) expert_ids, Tensor x, Tensor logits, str layer_name) -> ()",
+    _mask_routing_op,
+)
 
 
 def add_routing_hook(layer: MoERunner) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.defects import refuse_misrouted_family
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, join_ranks
@@ -89,7 +89,7 @@ def observe_traffic(
         llm.collective_rpc("reap_reset")
         started, done, too_long, unanswered = time.monotonic(), 0, 0, 0
         statistics: Statistics | None = None
-        forcing = TeacherForcing(seams.EngineRenderer(llm))
+        forcing = TeacherForcing(engine_view.EngineRenderer(llm))
         longest = llm.model_config.max_model_len - 1
         for batch in _batches(requests):
             rendered = [forcing.tokens(request) for request in batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reap_serve.errors import EngineError
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view
 from reap_serve.observe.defects import refuse_misrouted_layers
 from reap_serve.observe.settings import ObserveSettings
 
@@ -32,12 +32,12 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"data parallel size {parallel.data_parallel_size} mixes the rows of all ranks in a layer",
             "observe one replica, or run replicas of their own and merge their statistics",
         )
-    if parallel.pipeline_parallel_size > 1 and seams.device_type() == "cpu":
+    if parallel.pipeline_parallel_size > 1 and engine_view.device_type() == "cpu":
         raise EngineError(
             f"pipeline parallel size {parallel.pipeline_parallel_size}: vLLM's CPU model runner fails at a request",
             "start vLLM without pipeline parallelism",
         )
-    if settings.recorder != "moe_sum" and seams.captures_graphs(vllm_config):
+    if settings.recorder != "moe_sum" and engine_view.captures_graphs(vllm_config):
         raise EngineError(
             f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",
             "start vLLM with --enforce-eager, or choose the moe_sum recorder",
@@ -59,7 +59,7 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
     from vllm.platforms import current_platform
 
     name, experts, router = layer.layer_name, layer.routed_experts, layer.router
-    if "logit_gram" in settings.extra_sums and seams.routes_in_model(layer):
+    if "logit_gram" in settings.extra_sums and engine_view.routes_in_model(layer):
         raise EngineError(f"{name} routes inside the model, which shows no logits", "leave logit_gram out")
     if experts.quant_method.is_monolithic:
         raise EngineError(
@@ -81,7 +81,7 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
     if settings.recorder == "moe_sum":
         if current_platform.is_cpu():
             raise EngineError("the moe_sum recorder reads GPU kernels", "choose deferred or inline on a CPU")
-        if seams.reducing_kernel(layer) is None:
+        if engine_view.reducing_kernel(layer) is None:
             raise EngineError(
                 f"{name}: its kernel shows no rows before it adds them",
                 "start vLLM with --moe-backend triton (or marlin for AWQ and GPTQ)",

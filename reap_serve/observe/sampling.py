@@ -9,6 +9,9 @@ import torch
 
 from reap_serve.observe.steps import Slots
 
+# Fewer tokens than these are not worth a step's fixed cost.
+STEP_TOKENS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class RowSample:
@@ -21,8 +24,10 @@ class RowSample:
 class RowSampler:
     """Holds the labels of the current step.
 
-    Each real token is taken with probability `fraction`, independently: every sum is an unbiased estimate, up to that
-    factor, of the sum over all tokens.
+    Each real token is taken with probability `fraction`, so that every sum is an unbiased estimate, up to that factor,
+    of the sum over all tokens. A step that has few tokens is taken as a whole or not at all, since what recording costs
+    hardly depends on how few of them it takes; in decode its tokens belong to as many requests. Of n tokens, with the
+    fraction p, a step is taken with probability q = min(1, max(p, n p / STEP_TOKENS)), each of its tokens with p / q.
 
     Args:
         fraction: Probability with which a token is recorded.
@@ -44,9 +49,17 @@ class RowSampler:
     def begin(self, slots: Slots) -> None:
         """A step with real tokens begins."""
         real = slots != self._trash_slot
-        chosen = real if self.fraction >= 1.0 else real & (self._random.random(slots.shape[0]) < self.fraction)
+        num_real = int(np.count_nonzero(real))
+        self.real_tokens += num_real
+        if self.fraction < 1.0:
+            step_fraction = min(1.0, max(self.fraction, num_real * self.fraction / STEP_TOKENS))
+            if self._random.random() >= step_fraction:
+                self.end()
+                return
+            chosen = real & (self._random.random(slots.shape[0]) < self.fraction / step_fraction)
+        else:
+            chosen = real
         rows = np.flatnonzero(chosen)
-        self.real_tokens += int(np.count_nonzero(real))
         self.sampled_tokens += rows.shape[0]
         if rows.shape[0] == 0:
             self.end()

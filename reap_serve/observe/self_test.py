@@ -20,7 +20,7 @@ import torch
 
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view
 from reap_serve.observe.accumulate import SUM_COLUMNS
 from reap_serve.observe.offline import start_engine, stdout_to_stderr
 from reap_serve.observe.settings import ObserveSettings, RecorderName
@@ -139,14 +139,14 @@ def _observe(directory: Path, recorder: RecorderName) -> tuple[str, RankSums, li
     llm = start_engine(open_model(str(directory)), settings, arguments)
     try:
         llm.collective_rpc("reap_reset")
-        layer = seams.moe_layers(llm.llm_engine.vllm_config)[0]
+        layer = engine_view.moe_layers(llm.llm_engine.vllm_config)[0]
         spy = _Spy(layer.routed_experts.reap_tap)
         layer.routed_experts.reap_tap = spy
         random = np.random.default_rng(0)
         prompts = [{"prompt_token_ids": random.integers(0, VOCABULARY, NUM_TOKENS // 4).tolist()} for _ in range(4)]
         llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False)
         observed = RankSums.from_bytes(llm.collective_rpc("reap_snapshot")[0])
-        return seams.kernel_name(layer), observed, spy.calls
+        return engine_view.kernel_name(layer), observed, spy.calls
     finally:
         llm.llm_engine.engine_core.shutdown()
         cleanup_dist_env_and_memory()

@@ -40,9 +40,11 @@ class ObserveSettings(Record):
     Attributes:
         recorder: `inline` replaces the layer's computation by one whose rows it can measure; `deferred` leaves it alone
             and measures a copy of the routed inputs later; `moe_sum` reads the rows where a GPU kernel has them.
+        read_kernel_rows: Where vLLM's CPU kernel leaves its rows in memory, `inline` and `deferred` read them there
+            (see `kernel_rows`) and leave the computation alone; False never does.
         recording: Record from the first request on; False waits for `start`.
         sample_fraction: Probability with which a token is recorded.
-        overhead_budget: Fraction of the engine's time that `deferred` may take; it lowers the sampled fraction to hold
+        overhead_budget: Fraction of the engine's time that recording may take; it lowers the sampled fraction to hold
             it. None keeps `sample_fraction`.
         extra_sums: Optional sums to collect, which merging needs (see `extra_sums.ExtraSums`); none costs nothing.
         buffer_tokens: Tokens that `deferred` holds per layer before it measures them.
@@ -57,6 +59,7 @@ class ObserveSettings(Record):
     """
 
     recorder: RecorderName = "deferred"
+    read_kernel_rows: bool = True
     recording: bool = True
     sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     overhead_budget: float | None = Field(default=None, gt=0.0, lt=1.0)

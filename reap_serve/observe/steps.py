@@ -88,24 +88,31 @@ class StepRows:
             num_scheduled: Rows of each in this step.
             num_computed: Tokens of each computed before this step: the position of its first row.
         """
-        slots = np.full(int(sum(num_scheduled)), self.trash_slot, np.int64)
-        row = 0
+        # Runs of equal slots, repeated once at the end: this runs at every step, in decode for single rows.
+        slots: list[int] = []
+        lengths: list[int] = []
         for request_id, rows, first in zip(request_ids, num_scheduled, num_computed, strict=True):
             state = self._requests.get(request_id)
-            if state is not None:
-                start, end = int(first), int(first) + int(rows)
-                new = max(start, state.counted)
-                if new < end:
-                    self.requests += not state.in_window
-                    state.in_window = True
-                    boundary = min(max(state.decode_from, new), end)
-                    slot = state.slice_index * len(PHASES)
-                    slots[row + new - start : row + boundary - start] = slot
-                    slots[row + boundary - start : row + end - start] = slot + 1
-                    self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
-                    state.counted = end
-            row += int(rows)
-        return slots
+            start, end = int(first), int(first) + int(rows)
+            new = end if state is None else min(max(start, state.counted), end)
+            if new > start:
+                slots.append(self.trash_slot)
+                lengths.append(new - start)
+            if state is None or new == end:
+                continue
+            self.requests += not state.in_window
+            state.in_window = True
+            state.counted = end
+            slot = state.slice_index * len(PHASES)
+            boundary = min(max(state.decode_from, new), end)
+            if boundary > new:
+                slots.append(slot)
+                lengths.append(boundary - new)
+            if end > boundary:
+                slots.append(slot + 1)
+                lengths.append(end - boundary)
+            self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
+        return np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
 
     def reset(self) -> None:
         """Forgets what was counted; requests in flight are followed on."""

@@ -1,4 +1,4 @@
-"""Where a recorder meets a layer: between the router and the fused kernel.
+"""Where a recorder meets a layer: before its fused kernel, in its place, or behind it.
 
 In eager mode Python runs at every step. In vLLM's compiled mode on the CPU, Dynamo traces through the layer and Python
 runs once, so the tap is a custom operator: opaque, with a declared mutation that keeps it in the graph.
@@ -6,15 +6,26 @@ runs once, so the tap is a custom operator: opaque, with a declared mutation tha
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view
+from reap_serve.observe.operators import define
+from reap_serve.observe.tap_kernel import tap_cpu_kernel
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+
+class Moment(enum.Enum):
+    """When a layer's tap sees a call: before its kernel, instead of it, or when it is just over."""
+
+    BEFORE = enum.auto()
+    INSTEAD = enum.auto()
+    AFTER = enum.auto()
 
 
 class LayerTap(Protocol):
@@ -24,8 +35,7 @@ class LayerTap(Protocol):
         """Sees the routed tokens; returns the layer's output if it computed it. Never raises."""
 
 
-@torch.library.custom_op("reap_serve::tap", mutates_args=("anchor",))
-def tap_op(
+def _tap_op(
     anchor: torch.Tensor, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor, layer_name: str
 ) -> None:
     """Shows a layer's routed tokens to its tap.
@@ -37,9 +47,12 @@ def tap_op(
         expert_ids_TK: Chosen experts.
         layer_name: Finds the layer in the running forward pass.
     """
-    tap = seams.current_layer(layer_name).routed_experts.reap_tap
+    tap = engine_view.current_layer(layer_name).routed_experts.reap_tap
     if tap is not None:
         tap.observe(x_TH, gate_TK, expert_ids_TK)
+
+
+define("tap(Tensor(a!) anchor, Tensor x, Tensor gate, Tensor expert_ids, str layer_name) -> ()", _tap_op)
 
 
 def show(experts: RoutedExperts, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
@@ -50,25 +63,29 @@ def show(experts: RoutedExperts, x_TH: torch.Tensor, gate_TK: torch.Tensor, expe
         experts.reap_tap.observe(x_TH, gate_TK, expert_ids_TK)
 
 
-def add_tap(layer: MoERunner, *, replaces_output: bool) -> None:
-    """Makes room for a tap in a layer; it does nothing until `routed_experts.reap_tap` is set.
-
-    Args:
-        layer: The layer, just built.
-        replaces_output: The tap computes the layer's output, so that the layer's Python has to run at every step: the
-            layer is called through vLLM's opaque `moe_forward` operator, as on GPUs.
-    """
+def add_tap(layer: MoERunner) -> None:
+    """Makes room for a tap in a layer that was just built; it does nothing until `connect` sets one."""
     experts = layer.routed_experts
-    experts.__class__ = _tapped_class(type(experts), replaces_output)
+    experts.__class__ = _tapped_class(type(experts))
     experts.reap_tap = None
+    experts.reap_moment = Moment.BEFORE
     experts.reap_layer_name = layer.layer_name
     experts.register_buffer("reap_anchor", torch.zeros(1, dtype=torch.float32), persistent=False)
-    if replaces_output:
-        entries = torch.ops.vllm
-        layer._forward_entry = entries.moe_forward if layer._shared_experts is None else entries.moe_forward_shared
 
 
-def _tapped_class(plain: Any, replaces_output: bool) -> type:
+def connect(layer: MoERunner, tap: LayerTap, moment: Moment) -> None:
+    """Sets the tap of a layer whose weights are in place, and which nothing has compiled yet."""
+    experts = layer.routed_experts
+    experts.reap_tap = tap
+    experts.reap_moment = moment
+    if moment is Moment.INSTEAD:
+        # The layer's Python has to run at every step: through vLLM's opaque operator, as on GPUs.
+        layer._forward_entry = engine_view.opaque_forward(layer)
+    elif moment is Moment.AFTER:
+        tap_cpu_kernel(layer)
+
+
+def _tapped_class(plain: Any) -> type:
     def forward_modular(
         self: Any,
         x: torch.Tensor,
@@ -77,13 +94,13 @@ def _tapped_class(plain: Any, replaces_output: bool) -> type:
         shared_experts: Any = None,
         shared_experts_input: torch.Tensor | None = None,
     ) -> Any:
-        if replaces_output:
+        if self.reap_moment is Moment.INSTEAD:
             tap = self.reap_tap
             output = None if tap is None else tap.observe(x, topk_weights, topk_ids)
             if output is not None:
-                seams.run_overlapped_shared_experts(shared_experts, shared_experts_input)
+                engine_view.run_overlapped_shared_experts(shared_experts, shared_experts_input)
                 return output
-        else:
+        elif self.reap_moment is Moment.BEFORE:
             show(self, x, topk_weights, topk_ids)
         return plain.forward_modular(self, x, topk_weights, topk_ids, shared_experts, shared_experts_input)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reap_serve.errors import EngineError, ReapServeError
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.mask_admission import install_gate
 from reap_serve.plan.record import read_plan
 from reap_serve.serve.last_flush import flush_before_shutdown
@@ -43,7 +43,7 @@ class ReapEndpoints:
         if settings is None:
             return
         link = EngineLink(engine_client, settings)
-        model = _served_model(seams.model_reference(engine_client.vllm_config))
+        model = _served_model(engine_view.model_reference(engine_client.vllm_config))
         await link.refresh()
         for name, path in settings.plans.items():
             if not isinstance(model, ServedModel):

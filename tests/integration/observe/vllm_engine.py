@@ -14,7 +14,7 @@ import torch
 
 from reap_serve.observe.deferred import DeferredRecorder
 from reap_serve.observe.engine import Observer
-from reap_serve.observe.seams import moe_layers
+from reap_serve.observe.engine_view import moe_layers
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums
 from reap_serve.observe.worker import WORKER_EXTENSION

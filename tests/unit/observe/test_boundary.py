@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_layer import FakeExperts, facts
 
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view, seams
 from reap_serve.observe.engine import Observer
 from reap_serve.observe.settings import ObserveSettings
 
@@ -38,8 +38,9 @@ class BrokenExperts(FakeExperts):
 def observer(monkeypatch: pytest.MonkeyPatch, recorder: str, experts: FakeExperts) -> tuple[Observer, Any]:
     """An observer of one layer, and the layer."""
     layer = SimpleNamespace(routed_experts=SimpleNamespace(reap_tap=None))
-    monkeypatch.setattr(seams, "layer_facts", lambda layer: facts(experts))
-    settings = ObserveSettings(recorder=recorder, buffer_tokens=2)
+    monkeypatch.setattr(engine_view, "layer_facts", lambda layer: facts(experts))
+    monkeypatch.setattr(engine_view, "opaque_forward", lambda layer: None)
+    settings = ObserveSettings(recorder=recorder, buffer_tokens=2, read_kernel_rows=False)
     masks: Any = NoMasks()
     return Observer(settings, [layer], torch.device("cpu"), 1, masks, max_rows=8), layer
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reap_serve.errors import EngineError
-from reap_serve.observe import seams
+from reap_serve.observe import engine_view
 from reap_serve.observe.refusals import refuse_unsound
 from reap_serve.observe.settings import ObserveSettings
 
@@ -33,7 +33,7 @@ def config(speculative: object = None, **parallel: object) -> Any:
     ],
 )
 def test_layouts_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch, vllm_config: Any, reason: str) -> None:
-    monkeypatch.setattr(seams, "device_type", lambda: "cpu")
+    monkeypatch.setattr(engine_view, "device_type", lambda: "cpu")
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
         refuse_unsound(ObserveSettings(), vllm_config, layers)
@@ -49,7 +49,7 @@ def test_layouts_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch, vllm_c
 def test_optional_sums_that_would_be_partial(
     monkeypatch: pytest.MonkeyPatch, settings: ObserveSettings, ranks: int, reason: str
 ) -> None:
-    monkeypatch.setattr(seams, "captures_graphs", lambda vllm_config: False)
+    monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: False)
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
         refuse_unsound(settings, config(tensor_parallel_size=ranks), layers)
@@ -62,7 +62,7 @@ def test_a_dense_model() -> None:
 
 @pytest.mark.parametrize("recorder", ["inline", "deferred"])
 def test_python_recorders_under_graphs(monkeypatch: pytest.MonkeyPatch, recorder: str) -> None:
-    monkeypatch.setattr(seams, "captures_graphs", lambda vllm_config: True)
+    monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: True)
     layers: Any = [object()]
     with pytest.raises(EngineError, match=f"the {recorder} recorder sees nothing; .*--enforce-eager.*moe_sum"):
         refuse_unsound(ObserveSettings(recorder=recorder), config(), layers)
