@@ -155,9 +155,7 @@ def refuse_misrouted_family(config: Mapping[str, JsonValue]) -> None:
         EngineError: Names the family, the defect and the patch.
     """
     family = _family(config)
-    for defect in DEFECTS:
-        if family in defect.families and is_present(defect):
-            raise _refusal(family, defect)
+    _refuse(family, [defect for defect in DEFECTS if family in defect.families])
 
 
 def refuse_misrouted_layers(vllm_config: VllmConfig, layers: Sequence[MoERunner]) -> None:
@@ -170,9 +168,7 @@ def refuse_misrouted_layers(vllm_config: VllmConfig, layers: Sequence[MoERunner]
     concerned = [defect for defect in DEFECTS if family in defect.families]
     concerned += [defect for layer in layers for defect in _defects_of_router(layer)]
     concerned += [ROTARY] if family in ROTARY_FAMILIES and _runs_rotary_operator(vllm_config) else []
-    for defect in dict.fromkeys(concerned):
-        if is_present(defect):
-            raise _refusal(family, defect)
+    _refuse(family, list(dict.fromkeys(concerned)))
 
 
 def _defects_of_router(layer: MoERunner) -> list[Defect]:
@@ -198,6 +194,15 @@ def _family(config: Mapping[str, JsonValue]) -> str:
         return str(config.get("model_type"))
 
 
-def _refusal(family: str, defect: Defect) -> EngineError:
-    patch = "" if defect.patch is None else f"apply {defect.patch_file} (patches/README.md), or "
-    return EngineError(f"{family} cannot be observed: the installed vLLM {defect.what}", patch + defect.remedy)
+def _refuse(family: str, concerned: Sequence[Defect]) -> None:
+    """Refuses a family when the installed vLLM has a defect that concerns it; all of these are named at once."""
+    present = [defect for defect in concerned if is_present(defect)]
+    if not present:
+        return
+    patches = [defect.patch_file for defect in present if defect.patch_file is not None]
+    # What helps against one defect helps little where there are two.
+    otherwise = f", or {present[0].remedy}" if len(present) == 1 else ""
+    raise EngineError(
+        f"{family} cannot be observed: the installed vLLM {' and '.join(defect.what for defect in present)}",
+        f"apply {' and '.join(patches)} (patches/README.md){otherwise}",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,16 @@ def test_a_misrouted_family_is_refused_by_name_with_its_patch(
         defects.refuse_misrouted_family({"model_type": family})
     found()
     defects.refuse_misrouted_family({"model_type": family})
+
+
+def test_a_family_with_two_defects_is_told_of_both_patches(found: Callable[..., None]) -> None:
+    found("cpu-router-sigmoid", "laguna-correction-bias")
+    with pytest.raises(EngineError) as refused:
+        defects.refuse_misrouted_family({"model_type": "laguna"})
+    assert re.findall(r"\d{4}-[a-z-]+\.patch", str(refused.value)) == [
+        "0001-cpu-router-scores.patch",
+        "0005-laguna-correction-bias.patch",
+    ]
 
 
 def test_other_families_are_not_even_examined(monkeypatch: pytest.MonkeyPatch) -> None:
