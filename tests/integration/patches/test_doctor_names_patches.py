@@ -1,4 +1,4 @@
-"""`reap-serve doctor` names the defects of the installed vLLM with their patches, and none of these with all applied."""
+"""`reap-serve doctor` names the defects of the installed vLLM with their patches, and none of those once applied."""
 
 from __future__ import annotations
 
