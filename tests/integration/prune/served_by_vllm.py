@@ -28,6 +28,7 @@ class Job:
         dtype: vLLM's dtype.
         attention: vLLM's attention backend, None for its choice.
         masks: Dropped experts by layer, one mapping an answer.
+        ranks: Tensor-parallel ranks.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Job:
     dtype: str
     attention: str | None = None
     masks: tuple[Mapping[int, Sequence[int]], ...] = (NO_MASK,)
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,11 @@ class Answer:
     generated: tuple[int, ...]
 
 
-def run(jobs: Iterable[Job]) -> dict[str, tuple[Answer, ...] | str]:
-    """Answers by job, one a mask, or why there is none."""
+def run(jobs: Iterable[Job], **settings: str) -> dict[str, tuple[Answer, ...] | str]:
+    """Answers by job, one a mask, or why there is none; `settings` are further environment variables."""
     worker = Path(__file__).with_name("serve_in_vllm.py")
     text = json.dumps([asdict(job) for job in jobs])
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", **settings}
     process = subprocess.run(
         [sys.executable, str(worker), text], capture_output=True, text=True, env=environment, check=False
     )

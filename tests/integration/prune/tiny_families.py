@@ -55,6 +55,7 @@ class Family:
         settings: What differs from `SMALL`.
         auto_class: transformers' class that builds and loads it.
         text: Settings of the nested text configuration, None when there is none.
+        servable: Settings in place of these in checkpoints that vLLM is to serve.
         hub_config: Keys that hub checkpoints have and transformers leaves out.
     """
 
@@ -62,6 +63,7 @@ class Family:
     settings: Mapping[str, object] = field(default_factory=dict)
     auto_class: str = "AutoModelForCausalLM"
     text: Mapping[str, object] | None = None
+    servable: Mapping[str, object] = field(default_factory=dict)
     hub_config: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -178,13 +180,30 @@ FAMILIES: Mapping[str, Family] = {
     "cohere2_moe": Family("cohere2_moe", {**EIGHT, "first_k_dense_replace": 1, "layer_types": ["full_attention"] * 3}),
     "mellum": Family("mellum", {**EIGHT, "layer_types": ["full_attention"] * 3}),
     "solar_open": Family("solar_open", EIGHT_ROUTED),
-    "axk1": Family("axk1", {**EIGHT_ROUTED, **MLA, **GROUPS, "first_k_dense_replace": 1}, hub_config=NOAUX),
+    "axk1": Family(
+        "axk1",
+        {**EIGHT_ROUTED, **MLA, **GROUPS, "first_k_dense_replace": 1},
+        # vLLM wants a norm in dense layers that the layout of transformers lacks.
+        servable={"first_k_dense_replace": 0},
+        hub_config=NOAUX,
+    ),
     "jamba": Family(
         "jamba",
         {**EIGHT, "attn_layer_period": 1, "attn_layer_offset": 0, "expert_layer_period": 2, "expert_layer_offset": 1},
     ),
     "laguna": Family("laguna", {**EIGHT, "layer_types": ["full_attention"] * 3}),
-    "mimo_v2_flash": Family("mimo_v2_flash", {**EIGHT_ROUTED, "layer_types": ["full_attention"] * 3}),
+    "mimo_v2_flash": Family(
+        "mimo_v2_flash",
+        {**EIGHT_ROUTED, "layer_types": ["full_attention"] * 3},
+        servable={"v_head_dim": 32},
+        hub_config={
+            "hybrid_layer_pattern": [0, 0, 0],
+            "moe_layer_freq": [0, 1, 1],
+            "layernorm_epsilon": 1e-5,
+            "partial_rotary_factor": 0.334,
+            "rope_theta": 5000000,
+        },
+    ),
     "minimax": Family("minimax", {**EIGHT_LOCAL, "layer_types": ["full_attention"] * 3}),
     "kimi_linear": Family(
         "kimi_linear",
@@ -280,6 +299,7 @@ def build(
     if servable:
         sizes = {**SERVABLE, **(SERVABLE_MLA if "kv_lora_rank" in settings else {})}
         settings.update({key: value for key, value in sizes.items() if key in settings})
+        settings.update(family.servable)
     if family.text is not None:
         settings = {**family.settings, "text_config": {**SMALL, **family.text}}
     settings.update(further or {})

@@ -13,6 +13,7 @@ import quantizers
 import torch
 from quantizers import Tensors
 from safetensors.torch import load_file, save_file
+from tiny_families import SMALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,14 @@ class WeightFormat:
 
 # Modules outside the experts, as each format's configuration leaves them out.
 OTHERS = ("lm_head", "re:.*self_attn.*", "re:.*mlp.gate$")
-OTHERS_BY_NAME = ("lm_head", "self_attn", "mlp.gate.")
+OTHERS_BY_NAME = (
+    "lm_head",
+    *(
+        f"model.layers.{layer}.{module}"
+        for layer in range(SMALL["num_hidden_layers"])
+        for module in ("mlp.gate", *(f"self_attn.{name}_proj" for name in "qkvo"))
+    ),
+)
 DYNAMIC_INT8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
 
 
