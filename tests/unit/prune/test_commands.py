@@ -38,6 +38,9 @@ def test_prune_and_verify_speak_json(tmp_path: Path) -> None:
     ]
     sound = reap_serve("verify", tmp_path / "out", "--source", source, "--plan", plan, "--json")
     assert (sound.returncode, json.loads(sound.stdout)) == (0, {"sound": True, "findings": []})
+    shared = reap_serve("verify", tmp_path / "out", "--tensor-parallel-size", 4, "--json")
+    assert shared.returncode == 1
+    assert {finding["check"] for finding in json.loads(shared.stdout)["findings"]} == {"parallel"}
     file = tmp_path / "out" / "model-00002-of-00002.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
