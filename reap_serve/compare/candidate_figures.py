@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,10 @@ def _plots(report: Report, front: set[str]) -> list[Plot]:
         )
     )
     limit = next(limit.limit for limit in LIMITS if limit.name == "kl_divergence_mean")
-    plot.add_hline(y=limit, line={"dash": "dash", "color": "#b00000"}, annotation_text=f"limit {limit:g}")
+    plot.add_hline(y=limit, line={"dash": "dash", "color": "#b00000"})
+    # On a logarithmic axis an annotation is placed by the exponent, a line by the value.
+    place = {"x": 0, "xref": "paper", "xanchor": "left", "y": math.log10(limit), "yanchor": "bottom"}
+    plot.add_annotation(text=f"limit {limit:g}", showarrow=False, **place)
     if report.memory.base.weights_bytes is not None:
         base = report.memory.base.weights_bytes / 1e6
         plot.add_vline(x=base, line={"dash": "dot", "color": "#595959"}, annotation_text="base")

@@ -204,4 +204,4 @@ def _curve(name: str, title: str, levels: Sequence[int], curves: Mapping[str, Se
     plot.update_layout(title=title)
     plot.update_xaxes(title="requests under way at once", tickvals=list(levels))
     plot.update_yaxes(rangemode="tozero")
-    return piece(plot, f"curve-{name}", 340)
+    return piece(plot, f"curve-{name}", 320 if len(curves) == 2 else 390)

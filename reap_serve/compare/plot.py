@@ -61,8 +61,8 @@ def piece(plot: go.Figure, name: str, height: int) -> str:
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#1a1a1a"},
     }
     if plot.layout.title.text:
-        # The title above the legend: side by side they do not fit a phone.
-        layout["margin"]["t"] = 70
+        # The title above the legend: side by side they do not fit a phone. Two entries fit a line, more have one each.
+        layout["margin"]["t"] = 70 if len(plot.data) <= 2 else 60 + 18 * len(plot.data)
         layout["title"] = {"text": plot.layout.title.text, "font": {"size": 15}, "x": 0, "y": 0.97, "yanchor": "top"}
     plot.update_layout(**layout)
     plot.update_yaxes(automargin=True)
