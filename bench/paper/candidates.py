@@ -41,7 +41,7 @@ CANDIDATES = (
     "greedy global",
 )
 MAX_TOKENS = 4096
-SWAPS, SWAP_REACH, SEARCH_TOKENS = 100, 8, 1500
+SWAPS, SWAP_REACH, SEARCH_TOKENS = 60, 8, 1500
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.paper.__main__ import HELD_OUT, NUM_SAMPLES, REQUESTS_PER_SAMPLE, SEED
 from bench.paper.bounds import merge_bounds
 from bench.paper.collect import collect
 from bench.paper.methods import changed_layers
 from bench.paper.network import Network
+from bench.paper.run import HELD_OUT, NUM_SAMPLES, REQUESTS_PER_SAMPLE, SEED
 from bench.paper.traffic import MIXTURE, calibration_samples, read_sequences
 from reap_serve.compare.subspace import MergeBound, Subspace, analyse_subspace
 
