@@ -69,7 +69,7 @@ class LiveServer:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment | dict(variables or {}),
+                env=environment,
                 start_new_session=True,
             )
 
