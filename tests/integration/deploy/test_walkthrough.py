@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 from gateway import Gateway
-from service import SMALL, SMALL_ENVIRONMENT, Service, free_port
+from service import SMALL, SMALL_ENVIRONMENT, Service, eventually, free_port
 
 from reap_serve.compare.record import Report
 from reap_serve.demo.run import demo_files
@@ -71,7 +72,6 @@ class Walk:
             "MODEL": str(demo_files().model),
             "S": str(self.statistics),
             "KEY": KEY,
-            "VLLM_API_KEY": KEY,
             "OBSERVER": self.url(8003),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -82,14 +82,14 @@ class Walk:
         """Where the server that the runbook puts on a port answers."""
         return f"http://127.0.0.1:{self.ports[port]}"
 
-    def run(self, line: str) -> str:
+    def run(self, line: str, exit_codes: tuple[int, ...] = (0,)) -> str:
         """A line of the runbook; a server is started and waited for. Gives what it printed."""
         words = shlex.split(line)
         if words[0] == "kubectl":
             self._change_route(words)
             return ""
         if words[:2] == ["reap-serve", "serve"]:
-            self.serve(shlex.split(os.path.expandvars(self._expanded(line)))[2:])
+            self.serve(shlex.split(self._expanded(line))[2:])
             return ""
         for port, free in self.ports.items():
             line = line.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free}")
@@ -104,7 +104,7 @@ class Walk:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode in exit_codes, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
     def _expanded(self, line: str) -> str:
@@ -120,8 +120,9 @@ class Walk:
         command = [sys.executable, "-m", "reap_serve", "serve", *arguments, *SMALL]
         # A served name as in compose.yaml and the manifests: requests need no rewriting.
         command += ["--served-model-name", "model", "--host", "127.0.0.1", "--port", str(self.ports[port])]
-        service = self._start(f"port-{port}", ["env", "-C", str(self.folder), *command], self.url(port), self.variables)
-        service.wait()
+        # Not among the variables of the runbook: servers that `compare` starts for itself would ask it for the key.
+        variables = {**self.variables, "VLLM_API_KEY": KEY}
+        self._start(f"port-{port}", ["env", "-C", str(self.folder), *command], self.url(port), variables).wait()
 
     def start_workload(self, file: str, port: int) -> None:
         """The server of a manifest's Deployment."""
@@ -219,8 +220,11 @@ def test_steps_4_and_5_try_the_plan_and_prune(walk: Walk) -> None:
     assert json.loads(walk.run(switch_off))["default"] is None
     trial = Report.model_validate_json((walk.folder / "trial/report.json").read_text())
     assert set(trial.slices) == set(DOMAINS)
-    for line in lines_of(5):
-        walk.run(line)
+    prune, verify, gate = lines_of(5)
+    walk.run(prune)
+    walk.run(verify)
+    # What this model loses decides whether the gate stops here; the next test goes on as one who accepts it.
+    walk.run(gate, exit_codes=(0, 1))
     report = Report.model_validate_json((walk.folder / "report/report.json").read_text())
     for name in DOMAINS:
         masked, pruned = trial.slices[name].quality, report.slices[name].quality
@@ -235,15 +239,16 @@ def test_steps_6_to_8_shift_the_traffic_and_take_it_back(walk: Walk) -> None:
     walk.gateway.served.clear()
     assert walk.send(40, tokens=4)["failed"] == 0
     assert walk.gateway.served == {"vllm-base": 36, "vllm-candidate": 4}
-    exposed = _metrics(walk.url(8001))
-    assert "reap_serve_dropped_gate_mass_fraction" in exposed
-    assert "vllm:time_to_first_token_seconds_bucket" in exposed
 
     (switch,) = lines_of(7)
     walk.run(switch)
     walk.gateway.served.clear()
     assert walk.send(40, tokens=4)["failed"] == 0
     assert walk.gateway.served == {"vllm-base": 20, "vllm-candidate": 20}
+
+    # What step 6 says to look at; a tenth of the steps measure the dropped gate mass.
+    series = {"reap_serve_dropped_gate_mass_fraction", "vllm:time_to_first_token_seconds_bucket"}
+    eventually(lambda: series <= _metrics(walk.url(8001)), "the candidate's series")
 
     (roll_back,) = lines_of(8)
     walk.run(roll_back)
@@ -254,8 +259,6 @@ def test_steps_6_to_8_shift_the_traffic_and_take_it_back(walk: Walk) -> None:
 
 
 def _metrics(url: str) -> set[str]:
-    import urllib.request
-
     text = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
     return {re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
 
