@@ -36,8 +36,8 @@ def subspace_section(report: Report) -> Section | None:
         f"traffic and projected on the first two principal components of the {ORIGINAL}'s. Spread is the mean squared "
         f"distance of the mean outputs from their middle, over all dimensions and relative to the {ORIGINAL}. "
         "Directions is the participation ratio of their covariance, (sum of eigenvalues)² / sum of squared "
-        "eigenvalues. A spread below 1 is a set that has shrunk: no router can lead a token outside of it "
-        "(arXiv 2510.13999)."
+        "eigenvalues. A spread below 1: the mean outputs have drawn together (arXiv 2510.13999). Some of that comes "
+        "with pruning, too, since the experts that stay get the tokens of the others; what merging adds stands beside."
     ]
     plots = [_points(subspace)]
     if subspace.bounds:
@@ -66,7 +66,7 @@ def _row(layer: LayerSubspace, names: list[str]) -> Row:
                 f"{model.participation:.1f} directions, {len(model.points)} experts",
             )
         )
-    return Row(f"layer {layer.index}", None, tuple(cells), group="Layer")
+    return Row(str(layer.index), None, tuple(cells), group="Layer")
 
 
 def drawn_layers(num_layers: int) -> list[int]:
@@ -82,8 +82,7 @@ def _points(subspace: Subspace) -> Plot:
     drawn = [subspace.layers[position] for position in drawn_layers(len(subspace.layers))]
     columns = min(len(drawn), 2)
     rows = math.ceil(len(drawn) / columns)
-    titles = [f"layer {layer.index} ({sum(layer.explained):.0%} of the variance)" for layer in drawn]
-    figure: go.Figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.12)
+    figure: go.Figure = make_subplots(rows, columns, vertical_spacing=0.12)
     for position, layer in enumerate(drawn):
         for number, model in enumerate(layer.models):
             colour, symbol = _STYLES[number % len(_STYLES)]
@@ -100,6 +99,8 @@ def _points(subspace: Subspace) -> Plot:
                 row=position // columns + 1,
                 col=position % columns + 1,
             )
+        title = f"layer {layer.index}: {sum(layer.explained):.0%} of the variance"
+        figure.update_xaxes(title=title, row=position // columns + 1, col=position % columns + 1)
     return Plot(
         piece(figure, "subspace-points", 320 * rows + 60),
         "Experts on the original's first (across) and second principal component, layers spread over the depth.",
@@ -131,8 +132,8 @@ def _bounds(subspace: Subspace) -> Plot:
     figure.add_trace(
         go.Scatter(x=ends, y=ends, mode="lines", name="equal", line={"color": "#000000", "dash": "dot", "width": 1})
     )
-    figure.update_xaxes(type="log", title="estimated bound", exponentformat="power")
-    figure.update_yaxes(type="log", title="measured error", exponentformat="power")
+    figure.update_xaxes(type="log", title="estimated bound", dtick="D2")
+    figure.update_yaxes(type="log", title="measured error", dtick="D2")
     return Plot(
         piece(figure, "subspace-bounds", 420),
         "Mean squared error of a layer's output for merged pairs of experts, against the estimated bound.",

@@ -125,7 +125,7 @@ def test_the_section_says_what_it_draws() -> None:
     assert subspace_section(plain) is None
     section = subspace_section(plain.model_copy(update={"subspace": made.model_copy(update={"bounds": (bound,)})}))
     assert section is not None
-    assert [row.name for row in section.rows] == ["layer 0", "layer 1"]
+    assert [row.name for row in section.rows] == ["0", "1"]
     assert [cell.text for cell in section.rows[0].cells] == ["1.2", "1.80"]
     assert len(section.plots) == 2
     assert "mer&lt;ged" in section.plots[0].html
