@@ -99,6 +99,11 @@ def test_the_report_has_every_domain_and_both_sides(demo: tuple[Path, dict[str, 
         )
         assert 0.0 <= quality["kl_divergence_mean"] <= quality["kl_divergence_p99"]
         assert 0.0 < quality["same_top_token_fraction"] <= 1.0
+    for row in result["table"]:
+        quality = compare["slices"][row["domain"]]["quality"]
+        assert (row["base"], row["pruned"]["reap"]) == (quality["perplexity_base"], quality["perplexity_candidate"])
+    assert [entry["name"] for entry in compare["candidates"]] == ["model-reap", "model-frequency", "model-random"]
+    assert {entry["experts_kept"] for entry in compare["candidates"]} == {16}
     for side in ("base", "candidate"):
         assert compare["latency"][side]["failed"] == 0
         assert compare["memory"][side]["kv_cache_tokens"] > 0
