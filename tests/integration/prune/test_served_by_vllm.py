@@ -29,8 +29,10 @@ from reap_serve.prune.verify import verify  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
 FRACTIONS = (0.25, 0.5)
-# Sums of other orders differ by float32's rounding; relative to log-probabilities near -log(256).
+# Relative to log-probabilities near -log(256): in float32 sums of other orders differ by so little.
 RELATIVE_TOLERANCE = 1e-5
+# Of what the mask changes on average: bfloat16 rounds as much as that in every layer.
+BFLOAT16_TOLERANCE = 0.25
 
 
 def served_here() -> Mapping[str, Served]:
@@ -88,8 +90,12 @@ def test_pruned_is_the_masked_base(
     else:
         base = answers[name]
         assert not isinstance(base, str), base
-        expected, unmasked = base[FRACTIONS.index(fraction)].logprobs, base[-1].logprobs
-        assert (expected - unmasked).abs().max() > 1e-3
+        expected = base[FRACTIONS.index(fraction)].logprobs
+        effect = (expected - base[-1].logprobs).abs()
+        assert effect.max() > 1e-3
+        if SERVED[name].dtype == "bfloat16":
+            assert (pruned.logprobs - expected).abs().mean() < BFLOAT16_TOLERANCE * effect.mean()
+            return
     torch.testing.assert_close(pruned.logprobs, expected, rtol=RELATIVE_TOLERANCE, atol=0)
 
 
