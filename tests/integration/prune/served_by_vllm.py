@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -70,12 +71,14 @@ def run(jobs: Iterable[Job], **settings: str) -> dict[str, tuple[Answer, ...] | 
     return answers
 
 
-def masked_logprobs(
-    base: Path, dropped: Mapping[int, Sequence[int]], num_experts: int, auto_class: str = "AutoModelForCausalLM"
-) -> torch.Tensor:
+def masked_logprobs(base: Path, dropped: Mapping[int, Sequence[int]], num_experts: int) -> torch.Tensor:
     """Log-probabilities of the prompt's tokens but the first: the base in transformers, in float32, under a mask."""
-    loader = getattr(transformers, auto_class)
-    model = loader.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model = _float32_model(base)
     with torch.no_grad(), masked(model, dropped, num_experts):
         logits = model(torch.tensor([PROMPT])).logits[0]
     return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(PROMPT[1:])[:, None])[:, 0]
+
+
+@functools.lru_cache(maxsize=1)
+def _float32_model(base: Path) -> torch.nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
