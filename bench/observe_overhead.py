@@ -7,12 +7,13 @@ of a millisecond a layer of operations on N numbers, which only small models not
 them again, as other kernels need. The governor chooses the fraction of `deferred` such that its own time is at most its
 budget, 2 % by default.
 
-Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder inline|deferred] [--compiled]
+Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder inline|deferred|plain] [--compiled]
          [--recompute] [--turns N] [--requests N]
      `embedded` is a random Qwen3-MoE of the shape of the model that ships with the project, `large` one with hidden
      2048, moe intermediate 768, 64 experts, top-8, 2 layers (2.6 GB of memory an engine). `inline` is measured on
      prefill, which is what `observe` runs; `deferred` on a server's mix, 16 requests in flight of 128 prompt and 48
      answer tokens. VLLM_CPU_OMP_THREADS_BIND=0 runs both on one core, where CPU time holds no waiting for threads.
+     `plain` compares the plain engine with itself: what the machine adds.
      Both engines stay up, one process each, and run the requests alternately, so that the machine's load hits both.
      One to four minutes.
 
@@ -225,7 +226,7 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         "recorder": options.recorder,
         "workload": options.workload,
         "compiled": options.compiled,
-        "recorder_class": turns[-1][1]["recorder_class"],
+        "recorder_class": turns[-1][1].get("recorder_class"),
         "turns": options.turns,
         "plain_tokens_per_second": round(statistics.median(a["tokens_per_second"] for a, _ in turns), 1),
         "observed_tokens_per_second": round(statistics.median(b["tokens_per_second"] for _, b in turns), 1),
@@ -235,7 +236,7 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
             max(b["tokens_per_second"] for _, b in turns) / max(a["tokens_per_second"] for a, _ in turns), 4
         ),
         "cpu_ratio": round(statistics.median(a["cpu_seconds"] / b["cpu_seconds"] for a, b in turns), 4),
-        "sample_fraction": round(turns[-1][1]["sample_fraction"], 4),
+        "sample_fraction": turns[-1][1].get("sample_fraction"),
     }
     if options.workload == "serve":
         latency = [b["itl_p99"] / a["itl_p99"] for a, b in turns]

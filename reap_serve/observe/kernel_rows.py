@@ -17,6 +17,7 @@ Axes: T tokens, K experts per token, N = T*K rows, H hidden, I intermediate, E e
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import torch
 
@@ -25,6 +26,8 @@ from reap_serve.observe.recorder import LayerFacts
 
 PROBE_TOKENS = 33
 INT32_BYTES = FLOAT32_BYTES = 4
+HUGE_PAGE_BYTES = 2**21
+MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 
 
 class Scratchpad:
@@ -47,6 +50,7 @@ class Scratchpad:
             size_bytes, pointer = now
             if pointer == 0:
                 return self._words
+            _ask_for_huge_pages(pointer, size_bytes)
             memory = (ctypes.c_char * size_bytes).from_address(pointer)
             self._words = torch.frombuffer(memory, dtype=torch.int32)
             self._seen = now
@@ -75,7 +79,7 @@ class KernelRows:
     def read(self, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows [N, H], float32, sorted by expert, and the row of each slot [N], int32, in the order of the ids.
 
-        Both are views of the scratch memory: they may be overwritten, and hold until the next kernel call.
+        Both are views of the scratch memory and hold until the next kernel call; they may be overwritten.
 
         Raises:
             ValueError: The memory is smaller than a call with so many slots leaves it.
@@ -113,6 +117,16 @@ def can_read(rows: KernelRows, layer: LayerFacts, hidden: int, dtype: torch.dtyp
     # The kernel rounds what it returns to the layer's dtype.
     tolerance = 2 * torch.finfo(dtype).eps
     return bool(torch.allclose(found_NH, expected_NH, rtol=tolerance, atol=tolerance * float(expected_NH.abs().max())))
+
+
+def _ask_for_huge_pages(pointer: int, size_bytes: int) -> None:
+    """Lets Linux back the memory by pages of 2 MB, if it will: reading through pages of 4 KB takes twice as long."""
+    start = -(-pointer // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    length = (pointer + size_bytes - start) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+    if length > 0 and sys.platform == "linux":
+        madvise = ctypes.CDLL(None).madvise
+        for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def _whole_lines(size_bytes: int) -> int:

@@ -47,8 +47,7 @@ class ReadRecorder:
         rows_NH, row_of_slot_N = self._rows.read(expert_ids_TK.numel())
         if sample.rows.shape[0] == x_TH.shape[0]:
             size_N, largest_N = self._measure(rows_NH)
-            order_N = row_of_slot_N.long()
-            size_N, largest_N = size_N[order_N], largest_N[order_N]
+            size_N, largest_N = size_N.index_select(0, row_of_slot_N), largest_N.index_select(0, row_of_slot_N)
         else:
             gate_TK, expert_ids_TK = gate_TK[sample.rows], expert_ids_TK[sample.rows]
             row_N = row_of_slot_N.view(x_TH.shape[0], -1)[sample.rows].reshape(-1)
@@ -65,4 +64,4 @@ class ReadRecorder:
     def _measure(self, rows_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self._layer.complete_rows is not None:
             rows_NH = self._layer.complete_rows(rows_NH)
-        return row_sizes(rows_NH, overwrite=True)
+        return row_sizes(rows_NH)

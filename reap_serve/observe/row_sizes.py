@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import torch
 
-# Several passes over a block that stays in the cores' second-level caches cost little more than one over memory. A
-# smaller block costs more than it spares, since each operation makes all threads meet.
-BLOCK_ELEMENTS = 2**19
+# Two passes over a block that stays in the cores' second-level caches cost little more than one over memory. A smaller
+# block costs more than it spares, since each operation makes all threads meet.
+BLOCK_ELEMENTS = 2**18
 
 
-def row_sizes(rows_NH: torch.Tensor, *, overwrite: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """2-norm and largest absolute component of each row [N], float32.
-
-    Args:
-        rows_NH: The rows, contiguous.
-        overwrite: They may be changed: rows in float32 are then measured where they are.
-    """
+def row_sizes(rows_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """2-norm and largest absolute component of each row [N], float32."""
     num_rows, hidden = rows_NH.shape
     size_N = torch.empty(num_rows, dtype=torch.float32, device=rows_NH.device)
     largest_N = torch.empty_like(size_N)
     block = num_rows if rows_NH.is_cuda else max(1, min(num_rows, BLOCK_ELEMENTS // hidden))
-    in_place = overwrite and rows_NH.dtype == torch.float32
-    # PyTorch's reductions of bfloat16 with a float32 result take up to nine times as long as those of float32.
-    wide = None if in_place else torch.empty(block, hidden, dtype=torch.float32, device=rows_NH.device)
+    scratch = torch.empty(block, hidden, dtype=torch.float32, device=rows_NH.device)
     for start in range(0, num_rows, block):
         stop = min(start + block, num_rows)
-        wide_NH = rows_NH[start:stop] if wide is None else wide[: stop - start].copy_(rows_NH[start:stop])
-        torch.linalg.vector_norm(wide_NH, dim=-1, out=size_N[start:stop])
-        torch.amax(wide_NH.abs_(), dim=-1, out=largest_N[start:stop])
+        block_NH, wide_NH = rows_NH[start:stop], scratch[: stop - start]
+        if block_NH.dtype != torch.float32:
+            # PyTorch's reductions of bfloat16 with a float32 result take up to nine times as long as those of float32.
+            block_NH = wide_NH.copy_(block_NH)
+        torch.linalg.vector_norm(block_NH, dim=-1, out=size_N[start:stop])
+        torch.amax(torch.abs(block_NH, out=wide_NH), dim=-1, out=largest_N[start:stop])
     return size_N, largest_N

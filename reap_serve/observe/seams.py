@@ -251,7 +251,7 @@ def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: Schedu
     return BatchRows(
         request_ids,
         [scheduled[request_id] for request_id in request_ids],
-        batch.num_computed_tokens_cpu[: len(request_ids)],
+        batch.num_computed_tokens_cpu[: len(request_ids)].tolist(),
     )
 
 

@@ -25,6 +25,7 @@ from reap_serve.observe.accumulate import SUM_COLUMNS
 from reap_serve.observe.offline import start_engine, stdout_to_stderr
 from reap_serve.observe.settings import ObserveSettings, RecorderName
 from reap_serve.observe.snapshot import RankSums
+from reap_serve.observe.tap import Moment
 from reap_serve.records import JsonValue, Record
 
 if TYPE_CHECKING:
@@ -68,13 +69,13 @@ class _Spy:
         return self._tap.observe(x_TH, gate_TK, expert_ids_TK)
 
 
-def self_test(recorder: RecorderName) -> SelfTest:
-    """Runs one recorder on this machine."""
+def self_test(recorder: RecorderName, *, read_kernel_rows: bool) -> SelfTest:
+    """Runs one recorder on this machine, with leave to read the kernel's rows or without."""
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as directory, stdout_to_stderr():
             weights = _write_model(Path(directory))
-            kernel, observed, calls = _observe(Path(directory), recorder)
+            kernel, how, observed, calls = _observe(Path(directory), recorder, read_kernel_rows)
     except ReapServeError as failure:
         return SelfTest(
             recorder=recorder,
@@ -91,7 +92,7 @@ def self_test(recorder: RecorderName) -> SelfTest:
     return SelfTest(
         recorder=recorder,
         passed=counts_equal and error <= TOLERANCE and observed.window.complete,
-        detail=f"{int(found[:, 0].sum())} routed tokens of {NUM_EXPERTS} experts, "
+        detail=f"{how}, {int(found[:, 0].sum())} routed tokens of {NUM_EXPERTS} experts, "
         f"counts {'equal' if counts_equal else 'differ'}, sums differ by at most {error:.2%}",
         kernel=kernel,
         largest_relative_error=error,
@@ -125,11 +126,11 @@ def _write_model(directory: Path) -> Mapping[str, torch.Tensor]:
     return {"gate_up": experts.gate_up_proj.detach().float(), "down": experts.down_proj.detach().float()}
 
 
-def _observe(directory: Path, recorder: RecorderName) -> tuple[str, RankSums, list[Call]]:
+def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) -> tuple[str, str, RankSums, list[Call]]:
     from vllm import SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    settings = ObserveSettings(recorder=recorder, buffer_tokens=64)
+    settings = ObserveSettings(recorder=recorder, buffer_tokens=64, read_kernel_rows=read_kernel_rows)
     arguments: dict[str, JsonValue] = {
         "skip_tokenizer_init": True,
         "max_model_len": 256,
@@ -146,7 +147,10 @@ def _observe(directory: Path, recorder: RecorderName) -> tuple[str, RankSums, li
         prompts = [{"prompt_token_ids": random.integers(0, VOCABULARY, NUM_TOKENS // 4).tolist()} for _ in range(4)]
         llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False)
         observed = RankSums.from_bytes(llm.collective_rpc("reap_snapshot")[0])
-        return engine_view.kernel_name(layer), observed, spy.calls
+        how = (
+            "rows read in the kernel's memory" if layer.routed_experts.reap_moment is Moment.AFTER else "rows computed"
+        )
+        return engine_view.kernel_name(layer), how, observed, spy.calls
     finally:
         llm.llm_engine.engine_core.shutdown()
         cleanup_dist_env_and_memory()

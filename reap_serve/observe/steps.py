@@ -29,6 +29,8 @@ class _RequestState:
     prompt_tokens: int
     counted: int = 0
     in_window: bool = False
+    # From this position on, a row is an answer's token that was not counted yet.
+    plain_from: int = 0
 
 
 class StepRows:
@@ -93,6 +95,12 @@ class StepRows:
         lengths: list[int] = []
         for request_id, rows, first in zip(request_ids, num_scheduled, num_computed, strict=True):
             state = self._requests.get(request_id)
+            if rows == 1 and state is not None and state.in_window and first >= state.plain_from:
+                # A decode step, of which there are most.
+                slots.append(state.slice_index * len(PHASES) + 1)
+                lengths.append(1)
+                state.counted = state.plain_from = first + 1
+                continue
             start, end = int(first), int(first) + int(rows)
             new = end if state is None else min(max(start, state.counted), end)
             if new > start:
@@ -103,6 +111,7 @@ class StepRows:
             self.requests += not state.in_window
             state.in_window = True
             state.counted = end
+            state.plain_from = max(end, state.decode_from, state.prompt_tokens)
             slot = state.slice_index * len(PHASES)
             boundary = min(max(state.decode_from, new), end)
             if boundary > new:

@@ -82,6 +82,8 @@ def connect(layer: MoERunner, tap: LayerTap, moment: Moment) -> None:
         # The layer's Python has to run at every step: through vLLM's opaque operator, as on GPUs.
         layer._forward_entry = engine_view.opaque_forward(layer)
     elif moment is Moment.AFTER:
+        # The kernel is tapped itself; a frame of Python less in each call.
+        experts.__class__ = type(experts).reap_plain_class
         tap_cpu_kernel(layer)
 
 
@@ -100,8 +102,9 @@ def _tapped_class(plain: Any) -> type:
             if output is not None:
                 engine_view.run_overlapped_shared_experts(shared_experts, shared_experts_input)
                 return output
-        elif self.reap_moment is Moment.BEFORE:
+        else:
             show(self, x, topk_weights, topk_ids)
         return plain.forward_modular(self, x, topk_weights, topk_ids, shared_experts, shared_experts_input)
 
-    return type(f"Tapped{plain.__name__}", (plain,), {"forward_modular": forward_modular})
+    members = {"forward_modular": forward_modular, "reap_plain_class": plain}
+    return type(f"Tapped{plain.__name__}", (plain,), members)

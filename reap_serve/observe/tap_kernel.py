@@ -62,9 +62,8 @@ def _kept(weights_TK: torch.Tensor, on_input: bool) -> torch.Tensor:
 
 def _tapped_class(plain: Any) -> type:
     def apply(self: Any, **arguments: Any) -> None:
-        weights, ids, on_input = (
-            arguments[name] for name in ("topk_weights", "topk_ids", "apply_router_weight_on_input")
-        )
+        weights, ids = arguments["topk_weights"], arguments["topk_ids"]
+        on_input = arguments["apply_router_weight_on_input"]
         if torch.compiler.is_compiling():
             torch.ops.reap_serve.cpu_fused_moe(
                 *(arguments[name] for name in ("output", "hidden_states", "w1", "w2")),

@@ -14,6 +14,15 @@ from vllm_engine import COMPILED, EAGER, Answer, Prompt, ask, engine, observer, 
 from reap_serve.observe.settings import ObserveSettings
 
 SLICES = ("code", "prose", "tools")
+RECORDERS = pytest.mark.parametrize(
+    "settings",
+    [
+        ObserveSettings(recorder="inline", read_kernel_rows=False),
+        ObserveSettings(recorder="deferred", read_kernel_rows=False),
+        ObserveSettings(),
+    ],
+    ids=["inline", "deferred", "reading"],
+)
 
 
 def mixed(count: int, seed: int = 3, answer_tokens: int = 4) -> list[Prompt]:
@@ -29,10 +38,12 @@ def mixed(count: int, seed: int = 3, answer_tokens: int = 4) -> list[Prompt]:
     ]
 
 
-@pytest.mark.parametrize("recorder", ["inline", "deferred"])
-def test_64_concurrent_requests_give_each_slice_what_it_gives_alone(embedded_model: Path, recorder: str) -> None:
+@RECORDERS
+def test_64_concurrent_requests_give_each_slice_what_it_gives_alone(
+    embedded_model: Path, settings: ObserveSettings
+) -> None:
     prompts = mixed(64)
-    with engine(embedded_model, ObserveSettings(recorder=recorder), max_num_batched_tokens=256) as llm:
+    with engine(embedded_model, settings, max_num_batched_tokens=256) as llm:
         ask(llm, prompts)
         together = snapshot(llm)
         alone = {}
@@ -90,19 +101,21 @@ def test_deferred_leaves_tokens_and_logprobs_as_they_are_to_the_bit(
 ) -> None:
     prompts = mixed(count, answer_tokens=6)
     plain = answers(embedded_model, None, prompts, **mode)
-    assert answers(embedded_model, ObserveSettings(recorder="deferred", buffer_tokens=64), prompts, **mode) == plain
+    copying = ObserveSettings(recorder="deferred", buffer_tokens=64, read_kernel_rows=False)
+    assert answers(embedded_model, copying, prompts, **mode) == plain
+    assert answers(embedded_model, ObserveSettings(recorder="deferred"), prompts, **mode) == plain
     if count > 24:
         assert answers(embedded_model, ObserveSettings(overhead_budget=0.02), prompts, **mode) == plain
 
 
-@pytest.mark.parametrize("recorder", ["inline", "deferred"])
+@RECORDERS
 def test_a_recorder_that_raises_loses_no_request(
-    embedded_model: Path, recorder: str, caplog: pytest.LogCaptureFixture
+    embedded_model: Path, settings: ObserveSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     prompts = mixed(9)
     with engine(embedded_model, None) as llm:
         plain = ask(llm, prompts)
-    with engine(embedded_model, ObserveSettings(recorder=recorder)) as llm:
+    with engine(embedded_model, settings) as llm:
         broken = observer(llm)._recorders[2]
         broken._sums = None  # the third layer of the first step raises
         with caplog.at_level(logging.ERROR, "reap_serve"):

@@ -15,8 +15,10 @@ import torch
 from reap_serve.observe.deferred import DeferredRecorder
 from reap_serve.observe.engine import Observer
 from reap_serve.observe.engine_view import moe_layers
+from reap_serve.observe.read import ReadRecorder
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums
+from reap_serve.observe.wiring import make_recorder, wire
 from reap_serve.observe.worker import WORKER_EXTENSION
 
 ENVIRONMENT = {
@@ -119,6 +121,20 @@ def record_deferred(llm: Any, buffer_tokens: int) -> None:
         recorder = DeferredRecorder(running._facts[number], running._sums[number], running._sampler, buffer_tokens)
         running._recorders[number] = recorder
         layer.routed_experts.reap_tap._recorder = recorder
+
+
+def record_by_reading(llm: Any) -> None:
+    """Puts recorders that read the kernel's rows in the place of an engine's others, with sums of nothing."""
+    llm.collective_rpc("reap_reset")
+    running = observer(llm)
+    settings = running.settings.model_copy(update={"read_kernel_rows": True})
+    for number, layer in enumerate(moe_layers(llm.llm_engine.vllm_config)):
+        recorder = make_recorder(
+            settings, layer, running._facts[number], running._sums[number], running._sampler, running._extra[number]
+        )
+        assert isinstance(recorder, ReadRecorder)
+        running._recorders[number] = recorder
+        wire(layer, recorder, running)
 
 
 def snapshot(llm: Any) -> RankSums:
