@@ -40,8 +40,8 @@ CANDIDATES = (
     "reap global",
     "greedy global",
 )
-MAX_TOKENS = 4096
-SWAPS, SWAP_REACH, SEARCH_TOKENS = 60, 8, 1500
+MAX_TOKENS = 3072
+SWAPS, SWAP_REACH, SEARCH_TOKENS = 60, 8, 1000
 
 
 @dataclass(frozen=True, slots=True)

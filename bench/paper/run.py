@@ -28,7 +28,7 @@ from bench.paper.traffic import calibration_samples, read_sequences
 SEED = 20261122
 NUM_SAMPLES, REQUESTS_PER_SAMPLE = 3, 40
 # Requests of the held-out traffic by domain: text has many tokens, structured answers are scored by the request.
-HELD_OUT = {"code": 20, "prose": 20, "german": 20, "tools": 80, "arithmetic": 80}
+HELD_OUT = {"code": 14, "prose": 14, "german": 14, "tools": 50, "arithmetic": 50}
 TOLERANCE = 1e-3
 SPARSITIES = (0.25, 0.5)
 
