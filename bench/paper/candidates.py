@@ -7,8 +7,11 @@ of a token is |y - y_j|^2. The candidates:
 - `reroute`: the sum of |y - y_j|^2 over the tokens routed to j; `reroute mean`: its mean.
 - `greedy`: the same sum, but experts leave one after the other, and each time the sum of |y - y_S|^2 over all tokens is
   computed anew for the set S that is left. `greedy relative` divides each token's error by its |y|^2.
-- `swaps`: from the best of reap, greedy and greedy relative, exchanges of a kept for a dropped expert that lower the
+- `swaps`: from the best of reap, greedy and greedy by domain, exchanges of a kept for a dropped expert that lower the
   divergence (KL) of the whole model from the base on part of the calibration sample, through masks.
+- `reap by domain`: the largest of the domains' REAP scores, each over the domain's highest score of the layer.
+- `weighted ean by domain`: the sum over the domains of the expert's share of the domain's sum of g|f|.
+- `greedy by domain`: `greedy` with each domain's errors over its mean |y|^2.
 - `reap global`, `greedy global`: budgets that differ by layer, by one threshold over all; stock vLLM does
   not serve them.
 
@@ -18,6 +21,7 @@ Axes: E experts, N tokens, H hidden.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,12 +40,15 @@ CANDIDATES = (
     "reroute mean",
     "greedy",
     "greedy relative",
+    "reap by domain",
+    "weighted ean by domain",
+    "greedy by domain",
     "swaps",
     "reap global",
     "greedy global",
 )
 MAX_TOKENS = 3072
-SWAPS, SWAP_REACH, SEARCH_TOKENS = 60, 8, 1000
+SWAPS, SWAP_REACH, SEARCH_TOKENS = 60, 8, 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +92,40 @@ class Candidates:
             reap_LE = saliency(mix_slices(self._collected.statistics), "reap")
             return _global(reap_LE, keep, self._network.top_k)
         if name == "greedy global":
-            return _greedy_global(self._eliminations, self._network, keep)
+            return _greedy_global(self._eliminations["none"], self._network, keep)
         if name == "swaps":
             return self._swapped(keep)
         if name == "reroute":
-            return [each.first_E.topk(keep).indices.tolist() for each in self._eliminations]
+            return [each.first_E.topk(keep).indices.tolist() for each in self._eliminations["none"]]
         if name == "reroute mean":
-            means = [each.first_E / each.routed_E.clamp_min(1) for each in self._eliminations]
+            means = [each.first_E / each.routed_E.clamp_min(1) for each in self._eliminations["none"]]
             return [mean_E.topk(keep).indices.tolist() for mean_E in means]
+        if name in ("reap", "reap by domain", "weighted ean by domain"):
+            return [np.argsort(-score_E, kind="stable")[:keep].tolist() for score_E in self._scores(name)]
+        weighting = {"greedy": "none", "greedy relative": "token", "greedy by domain": "domain"}[name]
+        return [_left(each, len(self._everyone), keep) for each in self._eliminations[weighting]]
+
+    def _scores(self, name: str) -> np.ndarray:
+        statistics = self._collected.statistics
         if name == "reap":
-            reap_LE = saliency(mix_slices(self._collected.statistics), "reap")
-            return [np.argsort(-reap_E, kind="stable")[:keep].tolist() for reap_E in reap_LE]
-        eliminations = {"greedy": self._eliminations, "greedy relative": self._relative_eliminations}[name]
-        return [_left(each, len(self._everyone), keep) for each in eliminations]
+            return saliency(mix_slices(statistics), "reap")
+        criterion = "reap" if name == "reap by domain" else "weighted_ean_sum"
+        scores_DLE = np.array(
+            [saliency(mix_slices(statistics, {domain: 1.0}), criterion) for domain in statistics.header.slices]
+        )
+        if criterion == "reap":
+            return (scores_DLE / scores_DLE.max(axis=2, keepdims=True)).max(axis=0)
+        return (scores_DLE / scores_DLE.sum(axis=2, keepdims=True)).sum(axis=0)
 
     @functools.cached_property
-    def _eliminations(self) -> list[Elimination]:
-        return self._eliminate(relative=False)
-
-    @functools.cached_property
-    def _relative_eliminations(self) -> list[Elimination]:
-        return self._eliminate(relative=True)
-
-    def _eliminate(self, *, relative: bool) -> list[Elimination]:
-        pairs = zip(self._network.layers, self._collected.tokens, strict=True)
-        return [eliminate(layer, tokens, self._network.top_k, relative=relative) for layer, tokens in pairs]
+    def _eliminations(self) -> dict[str, list[Elimination]]:
+        return {
+            weighting: [
+                eliminate(layer, tokens, self._network.top_k, weighting)
+                for layer, tokens in zip(self._network.layers, self._collected.tokens, strict=True)
+            ]
+            for weighting in ("none", "token", "domain")
+        }
 
     @functools.cached_property
     def _search(self) -> HeldOut:
@@ -124,12 +140,12 @@ class Candidates:
         """Hill climbing over exchanges of experts that were close to staying or going."""
         random = np.random.default_rng(0)
         cut = len(self._everyone) - keep
-        starts = [self._kept(name, keep) for name in ("reap", "greedy", "greedy relative")]
+        starts = [self._kept(name, keep) for name in ("reap", "greedy", "greedy by domain")]
         divergences = [self._divergence(each) for each in starts]
         kept, best = starts[int(np.argmin(divergences))], min(divergences)
         for _ in range(SWAPS):
             number = int(random.integers(len(kept)))
-            near = self._relative_eliminations[number].order[max(0, cut - SWAP_REACH) : cut + SWAP_REACH]
+            near = self._eliminations["domain"][number].order[max(0, cut - SWAP_REACH) : cut + SWAP_REACH]
             leave = [expert for expert in near if expert in kept[number]]
             enter = [expert for expert in near if expert not in kept[number]]
             if not leave or not enter:
@@ -143,14 +159,15 @@ class Candidates:
 
 
 @torch.no_grad()
-def eliminate(layer: Experts, tokens: LayerTokens, top_k: int, *, relative: bool) -> Elimination:
+def eliminate(layer: Experts, tokens: LayerTokens, top_k: int, weighting: str) -> Elimination:
     """Removes the expert whose absence adds least, until `top_k` are left; for top-2 routers.
 
     Args:
         layer: The layer.
         tokens: Its tokens; every n-th is taken where they are more than `MAX_TOKENS`.
         top_k: Experts per token.
-        relative: Whether each token's squared error is divided by its |y|^2.
+        weighting: What a token's squared error is divided by: `none`, its own |y|^2 (`token`), or the mean of its
+            domain (`domain`).
     """
     if top_k != 2:
         raise ValueError(f"written for top-2 routers, this one chooses {top_k}")
@@ -165,7 +182,14 @@ def eliminate(layer: Experts, tokens: LayerTokens, top_k: int, *, relative: bool
         return sum(gate[:, k, None] * output_ENH[ids[:, k], position_N] for k in range(2))  # type: ignore[return-value]
 
     wanted_NH = mix(*logits_NE.topk(2, dim=-1))
-    weight_N = 1 / wanted_NH.square().sum(-1).clamp_min(1e-12) if relative else torch.ones(x_NH.shape[0])
+    size_N = wanted_NH.square().sum(-1).clamp_min(1e-12)
+    weight_N = torch.ones_like(size_N)
+    if weighting == "token":
+        weight_N = 1 / size_N
+    elif weighting == "domain":
+        slice_N = tokens.slice_N[::step]
+        total_S = torch.zeros(int(slice_N.max()) + 1).index_add_(0, slice_N, size_N)
+        weight_N = 1 / total_S[slice_N]
     scale = float((weight_N * wanted_NH.square().sum(-1)).sum())
     routed_E = torch.bincount(logits_NE.topk(2, dim=-1).indices.reshape(-1), minlength=num_experts)
     order: list[int] = []
@@ -218,8 +242,11 @@ def _global(saliency_LE: np.ndarray, keep: int, top_k: int) -> list[list[int]]:
 
 
 def _part(sample: Sequence[Request]) -> list[Request]:
-    """Requests of a sample, spread over it, of about `SEARCH_TOKENS` tokens."""
-    order = np.random.default_rng(0).permutation(len(sample))
+    """Requests of a sample of about `SEARCH_TOKENS` tokens, the domains in turn."""
+    by_domain: dict[str, list[int]] = {}
+    for index in np.random.default_rng(0).permutation(len(sample)):
+        by_domain.setdefault(sample[index].domain, []).append(int(index))
+    order = [index for turn in itertools.zip_longest(*by_domain.values()) for index in turn if index is not None]
     part: list[Request] = []
     for index in order:
         if sum(len(each.token_ids) for each in part) < SEARCH_TOKENS:

@@ -22,10 +22,11 @@ from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Lay
 
 @dataclass(frozen=True, slots=True)
 class LayerTokens:
-    """One layer's tokens of a sample: inputs [N, H] and router logits [N, E]."""
+    """One layer's tokens of a sample: inputs [N, H], router logits [N, E], and the slice (domain) of each."""
 
     x_NH: Tensor
     logits_NE: Tensor
+    slice_N: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,20 @@ def collect(network: Network, sequences: Sequence[Request], layers: Sequence[Exp
     """
     layers = layers or network.layers
     num_experts = layers[0].router_RH.shape[0]
-    shape = (1, 2, network.num_layers, num_experts)
+    domains = tuple(sorted({sequence.domain for sequence in sequences}))
+    shape = (len(domains), 2, network.num_layers, num_experts)
     hidden = network.embedding.shape[1]
     sums = {name: np.zeros(shape) for name in _COLUMNS}
     output_sum = np.zeros((*shape, hidden))
     gram = np.zeros((*shape, num_experts))
     maxima = {name: np.zeros(shape) for name in ("norm_max", "activation_max")}
-    num_tokens = sum(len(sequence.token_ids) for sequence in sequences)
-    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(network.num_layers)]
+    layer_tokens = np.zeros((len(domains), 2, network.num_layers), np.int64)
+    seen: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(network.num_layers)]
+    number = 0
 
     def watch(call: Routed) -> None:
-        place = (0, 0, call.layer)
+        place = (number, 0, call.layer)
+        layer_tokens[place] += call.x_NH.shape[0]
         ids = call.rows_NK.reshape(-1).numpy()
         norm, gate = call.output_NKH.double().norm(dim=-1).reshape(-1), call.gate_NK.double().reshape(-1)
         values = (torch.ones_like(gate), gate, norm, norm**2, gate * norm, (gate * norm) ** 2)
@@ -68,10 +72,11 @@ def collect(network: Network, sequences: Sequence[Request], layers: Sequence[Exp
         np.maximum.at(maxima["activation_max"][place], ids, call.output_NKH.abs().amax(-1).reshape(-1).numpy())
         logits = call.logits_NR.double()
         gram[place] += (logits.T @ logits).numpy()
-        seen[call.layer].append((call.x_NH, call.logits_NR))
+        seen[call.layer].append((call.x_NH, call.logits_NR, torch.full((call.x_NH.shape[0],), number)))
 
-    for batch in batches(sequences):
-        network.hidden(batch.tokens_BT, batch.real_BT, layers, watch)
+    for number, domain in enumerate(domains):  # noqa: B007 - `watch` reads it
+        for batch in batches([sequence for sequence in sequences if sequence.domain == domain]):
+            network.hidden(batch.tokens_BT, batch.real_BT, layers, watch)
     counts = sums.pop("token_count").astype(np.int64)
     expert_sums = ExpertSums(
         counts,
@@ -81,10 +86,8 @@ def collect(network: Network, sequences: Sequence[Request], layers: Sequence[Exp
         output_sum_SPLEH=output_sum,
         logit_gram_SPLEE=gram,
     )
-    layer_tokens = np.zeros((1, 2, network.num_layers), np.int64)
-    layer_tokens[0, 0] = num_tokens
     return Collected(
-        Statistics(_header(network, num_experts, len(sequences)), expert_sums, layer_tokens),
+        Statistics(_header(network, num_experts, domains, len(sequences)), expert_sums, layer_tokens),
         tuple(LayerTokens(*(torch.cat(parts) for parts in zip(*calls, strict=True))) for calls in seen),
     )
 
@@ -92,7 +95,7 @@ def collect(network: Network, sequences: Sequence[Request], layers: Sequence[Exp
 _COLUMNS = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
 
 
-def _header(network: Network, num_experts: int, requests: int) -> Header:
+def _header(network: Network, num_experts: int, slices: tuple[str, ...], requests: int) -> Header:
     return Header(
         schema_version=SCHEMA_VERSION,
         model=Fingerprint(
@@ -106,7 +109,7 @@ def _header(network: Network, num_experts: int, requests: int) -> Header:
             weights_sha256="0" * 64,
         ),
         layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(network.num_layers)),
-        slices=("default",),
+        slices=slices,
         windows=(
             Window(
                 id="0",
