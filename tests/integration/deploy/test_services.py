@@ -183,12 +183,11 @@ def test_the_dashboards_and_the_analysis_queries_are_answered(scraped: Service) 
 
 
 def test_servers_expose_every_series_that_is_read(scraped: Service) -> None:
-    names = {
-        line.split("{")[0].split(" ")[0]
-        for address in ADDRESSES.values()
-        for line in urllib.request.urlopen(f"http://{address}:{PORT}/metrics").read().decode().splitlines()
-        if not line.startswith("#")
-    }
+    names = set[str]()
+    for address in ADDRESSES.values():
+        with urllib.request.urlopen(f"http://{address}:{PORT}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        names |= {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
     known_metrics = _known_metrics()
     rules = [*known_metrics.rules("rules.yml"), *known_metrics.rules("alerts.yml")]
     queries = [rule["expr"] for rule in rules] + dashboard_queries() + analysis_queries()

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +172,8 @@ def walk(start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
         ("traffic", files.calibration, OBSERVED_REQUESTS),
         ("heldout", files.heldout, HELDOUT_REQUESTS),
     ):
-        opened = [list(islice(file(domain).open(), count)) for domain in DOMAINS]
-        (folder / f"{name}.jsonl").write_text("".join(line for pair in zip(*opened, strict=True) for line in pair))
+        lines = [file(domain).read_text().splitlines(keepends=True)[:count] for domain in DOMAINS]
+        (folder / f"{name}.jsonl").write_text("".join(line for pair in zip(*lines, strict=True) for line in pair))
     walking = Walk(folder, start)
     try:
         yield walking
@@ -259,8 +258,9 @@ def test_steps_6_to_8_shift_the_traffic_and_take_it_back(walk: Walk) -> None:
 
 
 def _metrics(url: str) -> set[str]:
-    text = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
-    return {re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
 
 
 def test_the_walk_is_the_whole_runbook() -> None:
