@@ -134,6 +134,7 @@ class Observer:
         for request_id, prompt_tokens, arguments in engine_view.new_requests(scheduler_output):
             if not self._masks.admit(request_id, prompt_tokens, arguments):
                 self._rows.add_request(request_id, prompt_tokens, arguments)
+        self.own_seconds += time.perf_counter() - self._step_started
 
     def rows_ordered(self, batch: seams.BatchRows) -> None:
         """Labels the rows of the forward pass that follows."""
@@ -144,14 +145,16 @@ class Observer:
 
     def step_ends(self) -> None:
         """What runs until the next step is a dummy or warm-up run."""
+        ended = time.perf_counter()
         self._sampler.end()
         if self._governor is not None:
             self._sampler.fraction = self._governor.fraction_after(
-                busy_seconds=time.perf_counter() - self._step_started,
+                busy_seconds=ended - self._step_started,
                 own_seconds=self.own_seconds,
                 real_tokens=self._earlier_real_tokens + self._sampler.real_tokens,
                 sampled_tokens=self.tokens_recorded,
             )
+        self.own_seconds += time.perf_counter() - ended
 
     @property
     def tokens_in_window(self) -> int:

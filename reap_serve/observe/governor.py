@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 SETTLE_SECONDS = 1.0
-MINIMUM_FRACTION = 1e-4
+# A hundredth of the tokens costs at most about a hundredth of the experts' time, and statistics need tokens.
+MINIMUM_FRACTION = 0.01
+# The rest of the budget is left for what cannot be timed: frames of Python around each layer, caches found cold.
+AIM = 0.75
 
 
 class OverheadGovernor:
     """Chooses the fraction of tokens to sample.
 
     With r real tokens a busy second and c own seconds a sampled token, a fraction p costs p * r * c of the busy time;
-    p = budget / (r * c) holds the budget. r and c are measured since the start, so that one flush does not swing them.
+    p = AIM * budget / (r * c) holds the budget. r and c are measured since the start, so that one flush does not swing
+    them.
 
     Args:
         budget: Share of the engine's busy time that the recorder may take, such as 0.02.
@@ -39,5 +43,5 @@ class OverheadGovernor:
         if self._busy_seconds >= self._settled_at and sampled_tokens > 0 and own_seconds > 0:
             self._settled_at = self._busy_seconds + SETTLE_SECONDS
             rate, cost = real_tokens / self._busy_seconds, own_seconds / sampled_tokens
-            self.fraction = min(self._ceiling, max(MINIMUM_FRACTION, self._budget / (rate * cost)))
+            self.fraction = min(self._ceiling, max(MINIMUM_FRACTION, AIM * self._budget / (rate * cost)))
         return self.fraction
