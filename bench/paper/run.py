@@ -8,6 +8,7 @@ is made; a run that was stopped goes on from there. When all are there, ``bench/
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import time
@@ -100,8 +101,9 @@ def _work(artefacts: Path, results: Path, tasks: list[Task], deadline: float) ->
     done = {_key(line) for line in _lines(results)}
     if ("base", "", 0, 0.0) not in done and Task("mixture", 0) in tasks:
         _add(results, {"method": "base", "source": "", "sample": 0, "sparsity": 0.0}, held_out.measure(network.layers))
-    for task in tasks:
-        missing = [key for key in _wanted(task) if key not in done]
+    # The published methods first: what a stopped run has is of use.
+    for task, methods in itertools.chain(((each, METHODS) for each in tasks), ((each, CANDIDATES) for each in tasks)):
+        missing = [key for key in _wanted(task) if key[0] in methods and key not in done]
         if not missing:
             continue
         collected = collect(network, samples[task.source, task.sample])
