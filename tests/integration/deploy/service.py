@@ -20,6 +20,8 @@ START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 # A small machine: little memory for the KV cache, one thread for each of several servers, no compilation.
 SMALL = ("--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16")
+# The sources that the tests run from may stand on the path, before the wheel.
+FROM_WHEEL = {"PYTHONPATH": ""}
 SMALL_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 
 import pytest
 import yaml
-from service import SMALL, Service, call, eventually, free_port
+from service import FROM_WHEEL, SMALL, Service, call, eventually, free_port
 
 from reap_serve.demo.run import demo_files
 
@@ -58,7 +59,7 @@ def pruned(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = folder / "plan.json"
     plan.write_text(json.dumps({"schema_version": 1, "model": {}, "criterion": "by hand", "layers": layers}))
     command = [str(installed / "reap-serve"), "prune", str(demo_files().model), str(plan), str(folder / "model")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, env={**os.environ, **FROM_WHEEL}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     return folder / "model"
 
@@ -90,7 +91,7 @@ def prometheus(
         command += ["--host", address, "--port", str(PORT)]
         settings = {"reap_serve": {"minimum_tokens": 1, "metrics_seconds": 1.0, "drift_fraction": 1.0}}
         command += ["--additional-config", json.dumps(settings)]
-        servers.append(start(name, command, f"http://{address}:{PORT}"))
+        servers.append(start(name, command, f"http://{address}:{PORT}", FROM_WHEEL))
     for server in servers:
         server.wait()
     folder = tmp_path_factory.mktemp("prometheus")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from service import FROM_WHEEL
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "reap_serve"
@@ -48,13 +50,14 @@ def test_it_runs_from_a_clean_environment(wheel: Path, installed: Path, tmp_path
         "import reap_serve; from reap_serve.architectures.resolve import known_architectures;"
         "print(reap_serve.__file__, len(known_architectures()))"
     )
-    run = subprocess.run(
-        [str(installed / "python"), "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    file, count = run.stdout.split()
+    file, count = answer(str(installed / "python"), "-c", code, cwd=tmp_path).split()
     assert file.startswith(str(installed.parent))
     assert int(count) == len(list((PACKAGE / "architectures/definitions").glob("*.json")))
-    run = subprocess.run(
-        [str(installed / "reap-serve"), "--version"], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert run.stdout.strip().endswith(wheel.name.split("-")[1])
+    version = answer(str(installed / "reap-serve"), "--version", cwd=tmp_path)
+    assert version.strip().endswith(wheel.name.split("-")[1])
+
+
+def answer(*command: str, cwd: Path) -> str:
+    """What a program of the new environment prints."""
+    environment = {**os.environ, **FROM_WHEEL}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=cwd).stdout
