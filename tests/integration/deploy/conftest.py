@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from service import Service
+from service import FROM_WHEEL, Service
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +35,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False)
     python = str(folder / "bin/python")
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", str(wheel)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, env={**os.environ, **FROM_WHEEL}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     site = next((folder / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")))
