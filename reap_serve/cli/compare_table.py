@@ -42,7 +42,8 @@ def print_comparison(report: Report) -> None:
 def _print_candidates(report: Report) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("candidate", "experts", "weights MB", *(f"KL {name}" for name in report.slices), "verdict"):
-        table.add_column(heading, justify="left" if heading == "candidate" else "right")
+        # Names are not cut: where the terminal is narrow they take several lines.
+        table.add_column(heading, justify="left" if heading == "candidate" else "right", overflow="fold")
     for entry in report.candidates:
         levels = [judge_slice(quality).level for quality in entry.slices.values()]
         table.add_row(
