@@ -66,9 +66,9 @@ def observe(model: str, rows: list[list[int]]) -> dict[str, Any]:
     started = time.perf_counter()
     llm.generate(prompts, parameters, use_tqdm=False)
     seconds = time.perf_counter() - started
-    fields = collect(llm, fingerprint(source)).fields_by_name()
-    # [slice, phase, layer, expert]
-    count_LE, sum_LE = (fields[name].sum(axis=(0, 1)) for name in ("token_count", "weighted_norm_sum"))
+    sums = collect(llm, fingerprint(source)).sums
+    count_LE = sums.token_count_SPLE.sum(axis=(0, 1))
+    sum_LE = sums.weighted_norm_sum_SPLE.sum(axis=(0, 1))
     return {"seconds": seconds, "counts": count_LE.tolist(), "sums": sum_LE.tolist()}
 
 
