@@ -26,7 +26,7 @@ def masked(llm: LLM, dropped: Mapping[str, Sequence[int]]) -> Iterator[None]:
 
     Args:
         llm: The engine.
-        dropped: Dropped experts by layer, an integer as JSON writes it.
+        dropped: Dropped experts by layer, an integer as JSON writes it; empty masks nothing.
     """
     modules = llm.llm_engine.vllm_config.compilation_config.static_forward_context
     routers = {LAYER.search(name)[1]: each.router for name, each in modules.items() if isinstance(each, MoERunner)}

@@ -1,7 +1,7 @@
 """Loads checkpoints into stock vLLM one after the other and prints a line of JSON for each.
 
 Run as a process of its own: `python serve_in_vllm.py JOBS`, a JSON list of `{"name", "path", "dtype", "attention",
-"masks", "ranks"}`; each mask is the dropped experts by layer, `{}` for none. A line holds `name`, `seconds`, and either
+"masks"}`; each mask is the dropped experts by layer, `{}` for none. A line holds `name`, `seconds`, and either
 `answers`, one a mask, with the log-probabilities of the prompt's tokens and two generated tokens, or `error`.
 """
 
@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1"
@@ -30,13 +29,10 @@ def serve(job: Mapping[str, object]) -> list[dict[str, object]]:
     llm = LLM(
         model=job["path"],
         dtype=job["dtype"],
-        tensor_parallel_size=job["ranks"],
         enforce_eager=True,
         # A prompt under a second mask must pass the experts again.
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
-        # Of checkpoints made by these tests.
-        trust_remote_code=True,
         max_model_len=64,
         max_num_seqs=2,
         # vLLM 0.32's rotary kernel for the CPU reads 3-D queries wrongly; the PyTorch one does not.
@@ -46,7 +42,7 @@ def serve(job: Mapping[str, object]) -> list[dict[str, object]]:
     try:
         answers = []
         for dropped in job["masks"]:
-            with masked(llm, dropped) if dropped else nullcontext():
+            with masked(llm, dropped):
                 answers.append(answer(llm))
         return answers
     finally:

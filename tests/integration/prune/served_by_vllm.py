@@ -29,7 +29,6 @@ class Job:
         dtype: vLLM's dtype.
         attention: vLLM's attention backend, None for its choice.
         masks: Dropped experts by layer, one mapping an answer.
-        ranks: Tensor-parallel ranks.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Job:
     dtype: str
     attention: str | None = None
     masks: tuple[Mapping[int, Sequence[int]], ...] = (NO_MASK,)
-    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,11 @@ class Answer:
     generated: tuple[int, ...]
 
 
-def run(jobs: Iterable[Job], **settings: str) -> dict[str, tuple[Answer, ...] | str]:
-    """Answers by job, one a mask, or why there is none; `settings` are further environment variables."""
+def run(jobs: Iterable[Job]) -> dict[str, tuple[Answer, ...] | str]:
+    """Answers by job, one a mask, or why there is none."""
     worker = Path(__file__).with_name("serve_in_vllm.py")
     text = json.dumps([asdict(job) for job in jobs])
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", **settings}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     process = subprocess.run(
         [sys.executable, str(worker), text], capture_output=True, text=True, env=environment, check=False
     )

@@ -23,14 +23,12 @@ class Served:
             oracle is the base in vLLM itself, masked there.
         note: Why not, or what was left out.
         attention: vLLM's attention backend, None for its choice.
-        needs: A package that vLLM imports for the family and installs only where it fits the torch there.
     """
 
     dtype: str = "float32"
     as_transformers: bool = True
     note: str = ""
     attention: str | None = None
-    needs: str | None = None
 
 
 # The backend that vLLM prefers where the processor has AMX takes no float32.
@@ -40,7 +38,6 @@ SERVED: Mapping[str, Served] = {
     "qwen2_moe": Served(),
     "qwen3_moe": Served(),
     "qwen3_next": Served("bfloat16", False, "its linear attention takes nothing else"),
-    "qwen3_5_moe_text": Served("bfloat16", False, "its linear attention takes nothing else", needs="torchvision"),
     "mixtral": Served(),
     "olmoe": Served(),
     "flex_olmo": Served(),
@@ -89,6 +86,7 @@ NO_PROCESSOR = NotServed("not run: needs an image processor and a tokenizer", ""
 NO_SIGMOID = NotServed("has no sigmoid router without groups on a CPU", "AssertionError")
 
 NOT_SERVED: Mapping[str, NotServed] = {
+    "qwen3_5_moe_text": NotServed("not run: imports torchvision, which comes built for another torch", ""),
     "qwen3_5_moe": NO_PROCESSOR,
     "qwen3_vl_moe": NO_PROCESSOR,
     "llama4": NO_PROCESSOR,
@@ -101,10 +99,8 @@ NOT_SERVED: Mapping[str, NotServed] = {
     "kimi_linear": NotServed("has no linear attention for it on a CPU", "_lib_fn_wrapper"),
 }
 
-# Checkpoints written by hand, `handmade.py`.
-HANDMADE: Mapping[str, Served] = {"bailing_moe": Served(as_transformers=False)}
-
 LAYOUT_ONLY: Mapping[str, str] = {
+    "bailing_moe": "has no such model",
     "longcat_flash": "cannot load the published layout",
     "qwen3_omni_moe": "not built here",
     "step3p5": "has no such model",
@@ -118,13 +114,11 @@ def rows() -> Iterator[str]:
     yield "| family | layout | transformers | vLLM |"
     yield "|---|---|---|---|"
     refused = {**refused_model_types(), **HASH_ROUTED}
-    for name in sorted({*FAMILIES, *HANDMADE, *LAYOUT_ONLY, *refused}):
+    for name in sorted({*FAMILIES, *LAYOUT_ONLY, *refused}):
         if name in refused:
             yield f"| {name} | refused: {refused[name]} | - | - |"
         elif name in LAYOUT_ONLY:
             yield f"| {name} | names | {LAYOUT_ONLY[name]} | not run |"
-        elif name in HANDMADE:
-            yield f"| {name} | written by hand | has no such model | {_vllm(name)} |"
         else:
             yield f"| {name} | written | equal | {_vllm(name)} |"
 
@@ -132,10 +126,8 @@ def rows() -> Iterator[str]:
 def _vllm(name: str) -> str:
     if name in NOT_SERVED:
         return NOT_SERVED[name].reason
-    served = HANDMADE[name] if name in HANDMADE else SERVED[name]
+    served = SERVED[name]
     where = "equal" if served.as_transformers else "equal in vLLM"
-    if served.needs is not None:
-        where = f"{where} where {served.needs} is installed"
     details = [each for each in (served.dtype, served.note) if each and each != "float32"]
     return f"{where} ({'; '.join(details)})" if details else where
 

@@ -7,7 +7,6 @@ vLLM itself. One process loads one engine after the other. Families that vllm-cp
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +17,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("vllm")
 
-from handmade import build_bailing  # noqa: E402
 from pruned_pairs import Pair, make_pair  # noqa: E402
 from served_by_vllm import NO_MASK, Answer, Job, masked_logprobs, run  # noqa: E402
-from support import NOT_SERVED, SERVED, Served  # noqa: E402
+from support import NOT_SERVED, SERVED  # noqa: E402
 from tiny_families import FAMILIES, NUM_EXPERTS, build  # noqa: E402
 
 from reap_serve.prune.verify import verify  # noqa: E402
@@ -31,13 +29,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mar
 FRACTIONS = (0.25, 0.5)
 # Relative to log-probabilities near -log(256): in float32 sums of other orders differ by so little.
 RELATIVE_TOLERANCE = 1e-5
-# Of what the mask changes on average: bfloat16 rounds as much as that in every layer.
-BFLOAT16_TOLERANCE = 0.25
-
-
-def served_here() -> Mapping[str, Served]:
-    """Families whose further packages are installed."""
-    return {name: each for name, each in SERVED.items() if each.needs is None or importlib.util.find_spec(each.needs)}
 
 
 def _job(label: str, family: str, path: Path, *masks: Mapping[int, tuple[int, ...]]) -> Job:
@@ -51,7 +42,7 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     tested = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     folder = tmp_path_factory.mktemp("served")
     found = {}
-    for name in served_here().keys() & tested:
+    for name in SERVED.keys() & tested:
         base = folder / name / "base"
         base.parent.mkdir()
         build(FAMILIES[name], base, servable=True)
@@ -80,8 +71,6 @@ def test_pruned_is_the_masked_base(
     answers: Mapping[str, tuple[Answer, ...] | str],
 ) -> None:
     """Log-probabilities agree to 1e-5 of their size in float32."""
-    if name not in served_here():
-        pytest.skip(f"vLLM imports {SERVED[name].needs} for it")
     found = answers[f"{name} {fraction}"]
     assert not isinstance(found, str), found
     (pruned,) = found
@@ -91,11 +80,7 @@ def test_pruned_is_the_masked_base(
         base = answers[name]
         assert not isinstance(base, str), base
         expected = base[FRACTIONS.index(fraction)].logprobs
-        effect = (expected - base[-1].logprobs).abs()
-        assert effect.max() > 1e-3
-        if SERVED[name].dtype == "bfloat16":
-            assert (pruned.logprobs - expected).abs().mean() < BFLOAT16_TOLERANCE * effect.mean()
-            return
+        assert (expected - base[-1].logprobs).abs().max() > 1e-3
     torch.testing.assert_close(pruned.logprobs, expected, rtol=RELATIVE_TOLERANCE, atol=0)
 
 
@@ -118,39 +103,6 @@ def test_what_is_not_served_fails_before_pruning_as_the_table_says(
     said = failures[family]
     assert isinstance(said, str)
     assert re.search(NOT_SERVED[family].error, said), said
-
-
-def test_bailing_moe_written_by_hand(tmp_path: Path) -> None:
-    """Transformers has no such model: both sides are vLLM's, the base masked in its own router."""
-    build_bailing(tmp_path / "base")
-    pairs, jobs = {}, []
-    for fraction in FRACTIONS:
-        (tmp_path / str(fraction)).mkdir()
-        pairs[fraction] = make_pair(tmp_path / "base", tmp_path / str(fraction), fraction)
-        assert verify(pairs[fraction].pruned, str(tmp_path / "base"), None).findings == ()
-        jobs.append(Job(str(fraction), str(pairs[fraction].pruned), "float32"))
-    masks = tuple(pairs[fraction].dropped for fraction in FRACTIONS)
-    answers = run([*jobs, Job("base", str(tmp_path / "base"), "float32", masks=(*masks, NO_MASK))])
-    base = answers["base"]
-    assert not isinstance(base, str), base
-    for fraction, expected in zip(FRACTIONS, base, strict=False):
-        found = answers[str(fraction)]
-        assert not isinstance(found, str), found
-        assert (expected.logprobs - base[-1].logprobs).abs().max() > 1e-3
-        torch.testing.assert_close(found[0].logprobs, expected.logprobs, rtol=RELATIVE_TOLERANCE, atol=0)
-
-
-def test_two_tensor_parallel_ranks_share_what_verify_finds_sound(tmp_path: Path) -> None:
-    """6 experts 64 wide: each rank holds half of each."""
-    build(FAMILIES["qwen3_moe"], tmp_path / "base", servable=True)
-    pair = make_pair(tmp_path / "base", tmp_path, 0.25)
-    assert verify(pair.pruned, None, None, ranks=2).findings == ()
-    # By itself vLLM gives each rank a NUMA node of its own.
-    job = Job("ranks", str(pair.pruned), "float32", ranks=2)
-    found = run([job], VLLM_CPU_OMP_THREADS_BIND="0|1", OMP_NUM_THREADS="1")["ranks"]
-    assert not isinstance(found, str), found
-    expected = masked_logprobs(pair.base, pair.dropped, NUM_EXPERTS)
-    torch.testing.assert_close(found[0].logprobs, expected, rtol=RELATIVE_TOLERANCE, atol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support import HANDMADE, HASH_ROUTED, LAYOUT_ONLY, NOT_SERVED, SERVED, rows
+from support import HASH_ROUTED, LAYOUT_ONLY, NOT_SERVED, SERVED, rows
 from tiny_families import FAMILIES
 
 from reap_serve.architectures.resolve import known_architectures, refused_model_types, resolve
@@ -25,7 +25,7 @@ def test_every_checkpoint_is_either_served_or_said_why_not() -> None:
 def test_every_known_family_has_a_row() -> None:
     """By its own name, or by a checkpoint of one of its model types."""
     built = {resolve({"model_type": family.model_type}).model_type for family in FAMILIES.values()}
-    assert built | HANDMADE.keys() | LAYOUT_ONLY.keys() | HASH_ROUTED.keys() == known_architectures().keys()
+    assert built | LAYOUT_ONLY.keys() | HASH_ROUTED.keys() == known_architectures().keys()
     assert not refused_model_types().keys() & known_architectures().keys()
 
 
