@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reap_serve.compare.plot import COLOURS, DASHES, SYMBOLS, Plot, label, piece
 from reap_serve.compare.record import CandidateReport, Report
 from reap_serve.compare.section import Cell, Row, Section
-from reap_serve.compare.verdict import LIMITS, judge_slice, worst_level
+from reap_serve.compare.verdict import LIMITS, farthest, judge_slice, worst_level
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,8 +70,16 @@ def _row(candidate: CandidateReport, on_front: bool) -> Row:
         )
         low, high = quality.intervals.get("kl_divergence_mean", (quality.kl_divergence_mean,) * 2)
         cells.append(Cell(f"KL, {name}", f"{quality.kl_divergence_mean:.3f}", f"[{low:.3f}, {high:.3f}]", level))
-    levels = [judge_slice(quality).level for quality in candidate.slices.values()]
-    return Row(candidate.name, worst_level(levels), tuple(cells), "Candidate")
+    verdicts = {name: judge_slice(quality) for name, quality in candidate.slices.items()}
+    found = farthest(verdicts)
+    if found is not None:
+        name, worst = found
+        value = f"{worst.value:{worst.limit.unit}}, limit {worst.limit.limit:{worst.limit.unit}}"
+        cells.append(Cell("Farthest", f"{name}: {worst.limit.figure}", value))
+    else:
+        cells.append(Cell("Farthest", "none beyond"))
+    level = worst_level(verdict.level for verdict in verdicts.values())
+    return Row(candidate.name, level, tuple(cells), "Candidate")
 
 
 def _plots(report: Report, front: set[str]) -> list[Plot]:

@@ -78,7 +78,7 @@ def _time_curves(levels: Sequence[ConcurrencyLevel]) -> list[Plot]:
 def memory_note(report: Report) -> str:
     """What both models were given the same of."""
     budget = report.memory.budget
-    if report.candidates and report.candidates[0].virtual:
+    if budget is None and report.candidates and report.candidates[0].virtual:
         return "The candidate was a mask over the base: its bytes are reckoned, and it takes no memory of its own."
     if budget is None:
         return "Both models were served with the same options; neither a memory budget nor a KV cache was set for them."

@@ -107,8 +107,8 @@ def _llama_cpp_cells(quality: Quality) -> tuple[Cell, ...]:
     half = (math.log(high) - math.log(low)) / 2.0 if low > 0.0 else math.nan
     log_ratio = f"{math.log(quality.perplexity_ratio):.4f}"
     return (
-        _plus_minus(quality, "Mean PPL(Q)", "perplexity_candidate", ".4f"),
-        _plus_minus(quality, "Mean PPL(base)", "perplexity_base", ".4f"),
+        _plus_minus(quality, "Mean PPL(Q)", "perplexity_candidate", ".3f"),
+        _plus_minus(quality, "Mean PPL(base)", "perplexity_base", ".3f"),
         Cell("Mean ln(PPL(Q)/PPL(base))", log_ratio, "" if math.isnan(half) else f"± {half:.4f}"),
         _plus_minus(quality, "Mean KLD", "kl_divergence_mean", ".4f"),
         Cell("Maximum KLD", f"{quality.kl_divergence_max:.3f}"),

@@ -6,7 +6,7 @@ interval: `beyond` when the whole interval exceeds the limit, `within` when none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,10 +151,10 @@ def verdict_line(report: Report) -> str:
     beyond = [name for name, verdict in verdicts.items() if verdict.level == "beyond"]
     unclear = [name for name, verdict in verdicts.items() if verdict.level == "unclear"]
     total = f"{len(verdicts)} slice{'s' if len(verdicts) > 1 else ''}"
-    if beyond:
-        worst = {name: max(verdicts[name].judgements, key=_excess) for name in beyond}
-        name = max(beyond, key=lambda name: _excess(worst[name]))
-        return f"{len(beyond)} of {total} beyond the limits: {', '.join(beyond)}. Farthest: {name}, {worst[name]}."
+    found = farthest(verdicts)
+    if found is not None:
+        name, worst = found
+        return f"{len(beyond)} of {total} beyond the limits: {', '.join(beyond)}. Farthest: {name}, {worst}."
     if unclear:
         return (
             f"No slice is surely beyond the limits, but {len(unclear)} of {total} cannot be told from these requests: "
@@ -163,6 +163,17 @@ def verdict_line(report: Report) -> str:
     return f"No slice is beyond the limits: {len(verdicts)} of {total} within."
 
 
+def farthest(verdicts: Mapping[str, SliceVerdict]) -> tuple[str, Judgement] | None:
+    """The slice and the figure that exceed their limit by the largest factor; None where none is beyond."""
+    beyond = [
+        (name, judgement)
+        for name, verdict in verdicts.items()
+        for judgement in verdict.judgements
+        if judgement.level == "beyond"
+    ]
+    return max(beyond, key=lambda found: _excess(found[1]), default=None)
+
+
 def _excess(judgement: Judgement) -> float:
-    """How many times its limit a figure is, where that is sure."""
-    return judgement.value / judgement.limit.limit if judgement.level == "beyond" else 0.0
+    """How many times its limit a figure is."""
+    return judgement.value / judgement.limit.limit
