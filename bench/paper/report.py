@@ -68,7 +68,8 @@ def _tables(lines: Sequence[Line], base: Mapping[str, Mapping[str, float]]) -> l
     for sparsity in sorted({line["sparsity"] for line in lines}):
         for calibration in CALIBRATIONS:
             text += ["", f"## {sparsity:.0%} of the experts gone, calibration: {calibration}", ""]
-            text += ["| method | perplexity ratio | KL, nats | same top token | exact match |", "|---|---|---|---|---|"]
+            text += ["| method | perplexity ratio | KL, nats | same top token | exact match | samples |"]
+            text += ["|---|---|---|---|---|---|"]
             rows = _rows(lines, sparsity, calibration, base)
             text += [row for _, row in sorted(rows)]
     for sparsity in sorted({line["sparsity"] for line in lines}):
@@ -85,7 +86,7 @@ def _tables(lines: Sequence[Line], base: Mapping[str, Mapping[str, float]]) -> l
 def _samples(
     lines: Sequence[Line], method: str, sparsity: float, calibration: str
 ) -> list[dict[str, list[Mapping[str, float]]]]:
-    """By sample: the figures of each held-out domain under the sources of a calibration."""
+    """By sample: the figures of each held-out domain under the sources of a calibration; samples with all domains."""
     found: defaultdict[int, dict[str, list[Mapping[str, float]]]] = defaultdict(lambda: {each: [] for each in DOMAINS})
     for line in lines:
         if (line["method"], line["sparsity"]) != (method, sparsity):
@@ -99,7 +100,8 @@ def _samples(
             # Random choice looks at no traffic: it is the same under every calibration.
             if is_mine or method == "random":
                 found[line["sample"]][domain].append(line["domains"][domain])
-    return [found[sample] for sample in sorted(found)]
+    whole = (found[sample] for sample in sorted(found))
+    return [sample for sample in whole if all(sample.values())]
 
 
 def _summary(
@@ -127,12 +129,16 @@ def _rows(
 ) -> list[tuple[float, str]]:
     rows = []
     for method in dict.fromkeys(line["method"] for line in lines):
-        found = _summary(_samples(lines, method, sparsity, calibration), base)
+        samples = _samples(lines, method, sparsity, calibration)
+        if not samples:
+            continue
+        found = _summary(samples, base)
         cells = [
             _cell(found["ratio"], ".3f"),
             _cell(found["kl"], ".3f"),
             _cell(found["agreement"], ".1%"),
             _cell(found["exact"], ".1%"),
+            str(len(samples)),
         ]
         rows.append((float(np.mean(found["kl"])), f"| {method} | {' | '.join(cells)} |"))
     return rows
@@ -154,6 +160,9 @@ def _domain_rows(lines: Sequence[Line], sparsity: float) -> list[str]:
             parts = []
             for calibration in ("in-domain", "mixture"):
                 samples = _samples(lines, method, sparsity, calibration)
+                if not samples:
+                    parts.append("–")
+                    continue
                 kl = np.mean([np.mean([each["kl"] for each in sample[domain]]) for sample in samples])
                 exact = np.mean([np.mean([each["exact"] for each in sample[domain]]) for sample in samples])
                 parts.append(f"{kl:.3f}" + (f" ({exact:.0%})" if domain in SCORED else ""))

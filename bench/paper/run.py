@@ -1,8 +1,7 @@
 """Makes the table: methods x sparsity x calibration on the embedded model.
 
-Run: ``python -m bench.paper``. Every figure goes to ``build/paper/results.jsonl`` as it
-is made; a run that was stopped goes on from there. When all are there, ``bench/paper/results.json`` and
-``bench/paper/TABLE.md`` are written.
+Run: ``python -m bench.paper``. Every figure goes to ``build/paper/results.jsonl`` as it is made; a run that was stopped
+goes on from there. ``bench/paper/results.json`` and ``bench/paper/TABLE.md`` are written from those that are there.
 """
 
 from __future__ import annotations
@@ -72,7 +71,6 @@ def main() -> None:
     wanted = {key for task in tasks for key in _wanted(task)}
     if wanted - done:
         print(f"{len(wanted & done)} of {len(wanted)} figures are there; run again to go on")
-        return
     lines = [line for line in _lines(results) if _key(line) in wanted]
     write_report(lines, arguments.output, seed=SEED, held_out=HELD_OUT, requests=REQUESTS_PER_SAMPLE)
 
