@@ -108,7 +108,7 @@ def engine_environment(arguments: Sequence[str]) -> dict[str, str]:
     """
     environment = {"VLLM_NO_USAGE_STATS": "1", **cpu_environment(), **os.environ}
     if any(argument.partition("=")[0] == KV_CACHE_OPTION for argument in arguments):
-        environment["VLLM_CPU_KVCACHE_SPACE"] = ""
+        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
     return environment
 
 
