@@ -23,7 +23,7 @@ from bench.paper.measure import HeldOut
 from bench.paper.methods import METHODS, changed_layers
 from bench.paper.network import Network
 from bench.paper.report import write_report
-from bench.paper.traffic import calibration_samples, read_sequences
+from bench.paper.traffic import MIXTURE, calibration_samples, read_sequences
 
 SEED = 20261122
 NUM_SAMPLES, REQUESTS_PER_SAMPLE = 3, 40
@@ -54,7 +54,7 @@ def main() -> None:
     results = arguments.work / "results.jsonl"
     deadline = time.time() + arguments.seconds
     _require_same_as_transformers(arguments.artefacts)
-    sources = ("mixture", "tools", "arithmetic", "code", "prose", "german")
+    sources = (MIXTURE, "tools", "arithmetic", "code", "prose", "german")
     tasks = [Task(source, sample) for sample in range(NUM_SAMPLES) for source in sources]
     context = multiprocessing.get_context("spawn")
     workers = [
@@ -99,8 +99,10 @@ def _work(artefacts: Path, results: Path, tasks: list[Task], deadline: float) ->
     done = {_key(line) for line in _lines(results)}
     if ("base", "", 0, 0.0) not in done and Task("mixture", 0) in tasks:
         _add(results, {"method": "base", "source": "", "sample": 0, "sparsity": 0.0}, held_out.measure(network.layers))
-    # The published methods first: what a stopped run has is of use.
-    for task, methods in itertools.chain(((each, METHODS) for each in tasks), ((each, CANDIDATES) for each in tasks)):
+    # What a stopped run has is of use: the published methods first, then the candidates on the mixture.
+    mixed_first = sorted(tasks, key=lambda task: task.source != MIXTURE)
+    order = itertools.chain(((task, METHODS) for task in tasks), ((task, CANDIDATES) for task in mixed_first))
+    for task, methods in order:
         missing = [key for key in _wanted(task) if key[0] in methods and key not in done]
         if not missing:
             continue
