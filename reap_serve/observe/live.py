@@ -36,7 +36,7 @@ from reap_serve.statistics.rotation import StatisticsWriter
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
-    from reap_serve.observe.engine import Observer
+    from reap_serve.observe.observer import Observer
 
 logger = logging.getLogger("reap_serve")
 

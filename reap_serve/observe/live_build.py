@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from reap_serve.observe.engine import Observer
+    from reap_serve.observe.observer import Observer
 
 
 def build_masks(settings: ObserveSettings, layers: list[MoERunner], device: torch.device) -> EngineMasks:

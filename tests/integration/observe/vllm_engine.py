@@ -13,8 +13,8 @@ from unittest import mock
 import torch
 
 from reap_serve.observe.deferred import DeferredRecorder
-from reap_serve.observe.engine import Observer
 from reap_serve.observe.engine_view import moe_layers
+from reap_serve.observe.observer import Observer
 from reap_serve.observe.read import ReadRecorder
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums

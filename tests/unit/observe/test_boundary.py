@@ -11,7 +11,7 @@ import torch
 from fake_layer import FakeExperts, facts
 
 from reap_serve.observe import engine_view, seams
-from reap_serve.observe.engine import Observer
+from reap_serve.observe.observer import Observer
 from reap_serve.observe.settings import ObserveSettings
 
 X_TH = torch.tensor([[3.0, -4.0], [0.0, 2.0]])
