@@ -138,6 +138,9 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
             os.environ.setdefault(name, value)
         # The eager rotary operator mis-indexes 3-D inputs on the CPU.
         chosen |= {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
+        if arguments.get("dtype") == "float32":
+            # With AMX vLLM prefers kernels for latent attention that take no float32; other attention passes it over.
+            chosen["attention_backend"] = "CPU_MLA"
     try:
         return LLM(**(chosen | dict(arguments)))
     except Exception as error:  # whatever stops vLLM stops us, and says why

@@ -119,8 +119,6 @@ def ask(request: LoadRequest) -> list[float]:
 
 def answer(request: LoadRequest) -> list[float]:
     """Runs one engine in this process."""
-    from vllm.platforms import current_platform
-
     from reap_serve.observe.mask import PLAN_ARGUMENT
     from reap_serve.observe.offline import start_engine
     from reap_serve.observe.settings import ObserveSettings
@@ -131,9 +129,6 @@ def answer(request: LoadRequest) -> list[float]:
         "max_num_seqs": NUM_PROMPTS,
         "skip_tokenizer_init": True,
     }
-    if request.dtype == "float32" and current_platform.is_cpu():
-        # What vLLM prefers for latent attention where there is AMX takes no float32; other attention passes this over.
-        arguments["attention_backend"] = "CPU_MLA"
     engine = start_engine(open_model(request.path), ObserveSettings(recording=False), arguments)
     sampling = engine.get_default_sampling_params()
     sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize = 1, 0, False
