@@ -55,7 +55,9 @@ def main() -> None:
     deadline = time.time() + arguments.seconds
     _require_same_as_transformers(arguments.artefacts)
     sources = (MIXTURE, "tools", "arithmetic", "code", "prose", "german")
+    # By sample, but the mixture first: its candidates are shared out over the processes.
     tasks = [Task(source, sample) for sample in range(NUM_SAMPLES) for source in sources]
+    tasks.sort(key=lambda task: task.source != MIXTURE)
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(
@@ -99,9 +101,8 @@ def _work(artefacts: Path, results: Path, tasks: list[Task], deadline: float) ->
     done = {_key(line) for line in _lines(results)}
     if ("base", "", 0, 0.0) not in done and Task("mixture", 0) in tasks:
         _add(results, {"method": "base", "source": "", "sample": 0, "sparsity": 0.0}, held_out.measure(network.layers))
-    # What a stopped run has is of use: the published methods first, then the candidates on the mixture.
-    mixed_first = sorted(tasks, key=lambda task: task.source != MIXTURE)
-    order = itertools.chain(((task, METHODS) for task in tasks), ((task, CANDIDATES) for task in mixed_first))
+    # What a stopped run has is of use: the published methods first.
+    order = itertools.chain(((task, METHODS) for task in tasks), ((task, CANDIDATES) for task in tasks))
     for task, methods in order:
         missing = [key for key in _wanted(task) if key[0] in methods and key not in done]
         if not missing:
