@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from reap_serve.compare.subspace_figures import drawn_layers, subspace_section
 from reap_serve.errors import InputFileError, MismatchError, RequestError
 from reap_serve.model import Fingerprint
 from reap_serve.records import provenance
+from reap_serve.statistics.file import write_statistics
 from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Layer, Statistics, Window
 
 # A cross: two experts far apart on one axis, two nearer on another.
@@ -136,3 +140,16 @@ def test_layers_are_drawn_from_first_to_last() -> None:
     assert drawn_layers(1) == [0]
     assert drawn_layers(4) == [0, 1, 2, 3]
     assert drawn_layers(48) == [0, 16, 31, 47]
+
+
+def test_the_command_writes_what_compare_reads(tmp_path: Path) -> None:
+    for name, means in (("a", CROSS), ("b", CROSS[:2])):
+        write_statistics(observed(means), str(tmp_path / name), overwrite=False)
+    command = [sys.executable, "-m", "reap_serve", "stats", "subspace", "a", "pruned=b", "--output", "s.json"]
+    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["layers"][0]["models"][1]["name"] == "pruned"
+    assert read_subspace(tmp_path / "s.json").ratio("pruned", "spread") == pytest.approx((9 / 5,))
+    again = subprocess.run([*command[:-2], "original=b"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "original=b is not NAME=FILE with a name of its own" in again.stderr
