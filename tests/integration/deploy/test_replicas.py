@@ -94,8 +94,8 @@ def collected(replicas: Replicas, into: Path) -> Statistics:
     for url in replicas.urls:
         # A step that has answered may still be counting.
         time.sleep(0.5)
-        call(f"{url}/v1/reap/flush", {})
-        call(f"{url}/v1/reap/reset", {})
+        call(f"{url}/v1/reap/flush", method="POST")
+        call(f"{url}/v1/reap/reset", method="POST")
     into.mkdir()
     for file in replicas.folder.iterdir():
         file.rename(into / file.name)

@@ -212,7 +212,7 @@ def _known_metrics() -> Any:
 def test_base_observes_and_the_candidate_does_not(scraped: Service, statistics: Path) -> None:
     assert value(scraped, "reap_serve_recording") == {"base": 1.0, "candidate": 0.0}
     base, candidate = (f"http://{address}:{PORT}/v1/reap" for address in ADDRESSES.values())
-    call(f"{base}/flush", {})
+    call(f"{base}/flush", method="POST")
     assert call(f"{base}/status")["tokens_observed"] > 0
     assert call(f"{candidate}/status")["tokens_observed"] == 0
     assert list(statistics.glob("*.safetensors"))
