@@ -21,7 +21,7 @@ from service import SMALL, Service, call, free_port
 
 from reap_serve.demo.run import demo_files
 from reap_serve.statistics.merge import merge_files
-from reap_serve.statistics.record import Statistics
+from reap_serve.statistics.record import Statistics, is_count
 
 pytest.importorskip("vllm")
 
@@ -123,9 +123,9 @@ def test_the_sum_of_two_replicas_is_one_with_all_the_traffic(replicas: Replicas,
         assert window.complete
     found, expected = by_slice(shared), by_slice(lone)
     assert found.keys() == expected.keys()
-    assert expected["token_count"].sum() > len(bodies) * ANSWER_TOKENS
+    assert expected["token_count_SPLE"].sum() > len(bodies) * ANSWER_TOKENS
     for name, values in expected.items():
-        if name.endswith("count"):
+        if is_count(name):
             np.testing.assert_array_equal(found[name], values, err_msg=name)
         else:
             np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
