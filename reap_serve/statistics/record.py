@@ -42,7 +42,7 @@ class Window(Record):
         started: UTC time, ISO 8601.
         ended: UTC time, ISO 8601.
         recorder: Which recorder made the sums.
-        requests: Requests seen.
+        requests: Requests with a token computed in the window.
         prompt_tokens_total: Prompt tokens of these requests.
         prompt_tokens_computed: Of those, tokens that passed the experts: prefix-cache hits do not.
         sample_fraction: Fraction of the real tokens that were recorded.
