@@ -61,7 +61,9 @@ class LiveServer:
             command = [sys.executable, "-m", "reap_serve", "serve", str(model), *options]
             command += ["--additional-config", json.dumps({"reap_serve": settings})]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY]
-        command += ["--served-model-name", "tiny", "--dtype", dtype, "--max-model-len", "512"]
+        command += ["--served-model-name", "tiny", "--dtype", dtype]
+        if "--max-model-len" not in options:
+            command += ["--max-model-len", "512"]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ, **plugins}
         environment |= variables or {}
         with log.open("wb") as output:

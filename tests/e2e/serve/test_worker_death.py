@@ -42,7 +42,7 @@ async def fail_under_load(server: LiveServer) -> tuple[Counter[str], str]:
 
         async def ask(number: int) -> str:
             chat: Any = {"model": "tiny", "messages": [{"role": "user", "content": f"Count to {number}."}]}
-            endless: Any = {"max_tokens": 480, "stream": True, "extra_body": {"ignore_eos": True}}
+            endless: Any = {"max_tokens": 1900, "stream": True, "extra_body": {"ignore_eos": True}}
             try:
                 async for _ in await client.chat.completions.create(**chat, **endless):
                     streaming.add(number)
@@ -72,7 +72,9 @@ def death(server: LiveServer) -> Death:
 
 
 def test_serving_fails_as_plain_vllm_does(tmp_path: Path) -> None:
-    model, options, directory = demo_files().model, ["--enforce-eager"], tmp_path / "statistics"
+    model, directory = demo_files().model, tmp_path / "statistics"
+    # Answers so long that none is over when the last of the streams has begun.
+    options = ["--enforce-eager", "--max-model-len", "2048"]
     plain = death(LiveServer(model, tmp_path / "plain.log", options, None))
     observing = [*options, "--observe", str(directory), "--flush-seconds", "0.2"]
     observed = death(LiveServer(model, tmp_path / "observed.log", observing, {"minimum_tokens": 1}))
