@@ -141,10 +141,12 @@ def test_lm_eval_measures_both(compared: dict[str, Any]) -> None:
     for task in (choice, chat):
         print(f"{task['task']}: {task['base']} -> {task['candidate']}, {task['recovery_interval']}")
         assert (task["tool"], task["items"], task["method"]) == ("lm-eval", 40, "pairs")
-        # The embedded model is right on 119 of 120 sums; one whose router is permuted is not.
+        # The embedded model is right on 119 of 120 sums.
         assert task["base"] > 0.9
         low, high = task["recovery_interval"]
-        assert low <= task["recovery_percent"] <= high < 100.0
+        assert low <= task["recovery_percent"] <= high <= 100.0
+    # One whose router is permuted still tells the right answer among three, but seldom finds it.
+    assert chat["recovery_percent"] < choice["recovery_percent"]
 
 
 def test_a_sweep_finds_what_the_pruned_checkpoint_shows(tmp_path: Path) -> None:
