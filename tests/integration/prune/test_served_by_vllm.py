@@ -38,7 +38,7 @@ def _job(label: str, family: str, path: Path, *masks: Mapping[int, tuple[int, ..
 
 @pytest.fixture(scope="module")
 def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, float], Pair]:
-    """Base and pruned checkpoint by family and fraction, for those that this session tests."""
+    """Base and pruned checkpoint by family and fraction, for those that are tested in this run."""
     tested = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     folder = tmp_path_factory.mktemp("served")
     found = {}
