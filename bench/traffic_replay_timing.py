@@ -1,7 +1,7 @@
 """How far the requests of a timed replay start from their schedule.
 
 A trace of Poisson arrivals (50 requests/s for 60 s by default) is replayed with `Timed` against the endpoint of
-`bench/traffic_stub.py`, which runs in a process of its own and notes each arrival on the shared monotonic clock.
+`bench/traffic_endpoint.py`, which runs in a process of its own and notes each arrival on the shared monotonic clock.
 
     delay_i = (arrival_i - schedule_i) - min_j (arrival_j - schedule_j)
 
@@ -71,20 +71,20 @@ def trace(seconds: float, rate: float, seed: int = 0) -> list[Request]:
 
 
 def measure(seconds: float, rate: float, tokens: int) -> dict[str, float]:
-    """Replays a trace against the stub and compares its arrivals with the schedule, in seconds."""
+    """Replays a trace against the made-up endpoint and compares its arrivals with the schedule, in seconds."""
     requests = trace(seconds, rate)
-    command = [sys.executable, str(Path(__file__).with_name("traffic_stub.py")), "--tokens", str(tokens)]
+    command = [sys.executable, str(Path(__file__).with_name("traffic_endpoint.py")), "--tokens", str(tokens)]
     command += ["--gap-seconds", "0.01"]
     timer_command = [sys.executable, "-c", IDLE_TIMER]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stub,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as endpoint,
         subprocess.Popen(timer_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as timer,
     ):
-        assert stub.stdout is not None
-        port = json.loads(stub.stdout.readline())["port"]
+        assert endpoint.stdout is not None
+        port = json.loads(endpoint.stdout.readline())["port"]
         result = asyncio.run(replay(requests, ClientSettings(url=f"http://127.0.0.1:{port}"), Timed()))
-        stub.terminate()
-        seen = json.loads(stub.stdout.readline())
+        endpoint.terminate()
+        seen = json.loads(endpoint.stdout.readline())
         idle = np.array(json.loads(timer.communicate()[0]))
     summary = result.summary()
     if summary.failed:

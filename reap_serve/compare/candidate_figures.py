@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reap_serve.compare.plot import COLOURS, DASHES, SYMBOLS, Plot, label, piece
+from reap_serve.compare.plot import COLOURS, DASHES, SYMBOLS, Plot, interval_bars, label, piece
 from reap_serve.compare.record import CandidateReport, Report
 from reap_serve.compare.section import Cell, Row, Section
 from reap_serve.compare.verdict import LIMITS, farthest, judge_slice, worst_level
@@ -133,11 +133,5 @@ def _line(name: str, position: int, sized: Sequence[CandidateReport]) -> go.Scat
         line={"color": COLOURS[position % len(COLOURS)], "dash": DASHES[position % len(DASHES)]},
         marker={"symbol": SYMBOLS[position % len(SYMBOLS)], "size": 9},
         mode="lines+markers",
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [high - value for value, (_, high) in zip(values, ends, strict=True)],
-            "arrayminus": [value - low for value, (low, _) in zip(values, ends, strict=True)],
-            "thickness": 1,
-        },
+        error_y=interval_bars(values, ends) | {"thickness": 1},
     )

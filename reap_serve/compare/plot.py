@@ -5,9 +5,12 @@ Base and candidate differ by colour and by hatching, slices by colour, dash and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
+
+from reap_serve.compare.bootstrap import Interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -43,6 +46,16 @@ def plotly_script() -> str:
 def label(name: str) -> str:
     """A name as plotly has to be given it, since it reads some HTML in labels."""
     return escape(name)
+
+
+def interval_bars(values: Sequence[float], ends: Sequence[Interval]) -> dict[str, object]:
+    """Error bars of values from both ends of their intervals, as plotly takes them: distances."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, ends, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, ends, strict=True)],
+    }
 
 
 def piece(plot: go.Figure, name: str, height: int) -> str:

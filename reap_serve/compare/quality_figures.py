@@ -9,6 +9,7 @@ from reap_serve.compare.plot import (
     NOISE_COLOUR,
     SYMBOLS,
     Plot,
+    interval_bars,
     label,
     piece,
 )
@@ -59,12 +60,7 @@ def _by_slice(name: str, report: Report, figure: str, title: str, reference: flo
             mode="markers",
             name="candidate",
             marker={"color": CANDIDATE_COLOUR, "size": 10},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [high - value for value, (_, high) in zip(values, ends, strict=True)],
-                "arrayminus": [value - low for value, (low, _) in zip(values, ends, strict=True)],
-            },
+            error_x=interval_bars(values, ends),
         )
     ]
     noise = [report.slices[key].noise_floor for key in slices]

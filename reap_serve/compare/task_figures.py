@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reap_serve.compare.plot import CANDIDATE_COLOUR, Plot, label, piece
+from reap_serve.compare.plot import CANDIDATE_COLOUR, Plot, interval_bars, label, piece
 from reap_serve.compare.record import Report, TaskReport
 from reap_serve.compare.section import Cell, Row, Section
 
@@ -52,12 +52,7 @@ def _recovery(tasks: Sequence[TaskReport]) -> str:
         y=[label(f"{task.task}, {task.metric}") for task in tasks],
         mode="markers",
         marker={"color": CANDIDATE_COLOUR, "size": 10},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [high - value for value, (_, high) in zip(values, ends, strict=True)],
-            "arrayminus": [value - low for value, (low, _) in zip(values, ends, strict=True)],
-        },
+        error_x=interval_bars(values, ends),
     )
     plot = go.Figure([trace])
     plot.add_vline(x=100.0, line={"dash": "dash", "color": "#595959"}, annotation_text="base")

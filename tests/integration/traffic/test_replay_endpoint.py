@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "unit" / "traffic" / "fixtures"
 
 
-class Stub:
-    """A running `bench/traffic_stub.py`."""
+class MadeUpEndpoint:
+    """A running `bench/traffic_endpoint.py`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -43,25 +43,25 @@ class Stub:
 
 
 @contextmanager
-def stub(*options: str) -> Iterator[Stub]:
-    command = [sys.executable, str(ROOT / "bench" / "traffic_stub.py"), *options]
+def made_up_endpoint(*options: str) -> Iterator[MadeUpEndpoint]:
+    command = [sys.executable, str(ROOT / "bench" / "traffic_endpoint.py"), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Stub(process)
+            yield MadeUpEndpoint(process)
         finally:
             process.kill()
 
 
 def test_bodies_arrive_as_recorded() -> None:
     requests = list(read_traffic([str(FIXTURES / "openai_batch.jsonl")]))
-    with stub() as endpoint:
+    with made_up_endpoint() as endpoint:
         settings = ClientSettings(url=endpoint.url, tag_slices=True)
         result = asyncio.run(replay(requests, settings, Concurrency(1)))
         bodies = endpoint.bodies()
     for request, body in zip(requests, bodies, strict=True):
         assert request.body is not None
         added = {
-            "model": "stub",
+            "model": "made-up",
             "stream": True,
             "stream_options": {"include_usage": True},
             "vllm_xargs": {"reap_slice": request.slice},
@@ -75,7 +75,7 @@ def test_bodies_arrive_as_recorded() -> None:
 
 def test_lengths_are_replayed_as_filler() -> None:
     requests = list(read_traffic([str(FIXTURES / "mooncake.jsonl")], require_text=False))
-    with stub() as endpoint:
+    with made_up_endpoint() as endpoint:
         result = asyncio.run(replay(requests, ClientSettings(url=f"{endpoint.url}/v1/"), Timed(speedup=20.0)))
         first, second = endpoint.bodies()
     assert (first["max_tokens"], first["ignore_eos"], len(str(first["prompt"]).split(" "))) == (30, True, 1040)
@@ -85,7 +85,7 @@ def test_lengths_are_replayed_as_filler() -> None:
 
 def test_token_times_and_failures() -> None:
     requests = list(read_traffic([str(FIXTURES / "openai_batch.jsonl")])) * 3
-    with stub("--tokens", "5", "--gap-seconds", "0.02", "--fail-every", "4") as endpoint:
+    with made_up_endpoint("--tokens", "5", "--gap-seconds", "0.02", "--fail-every", "4") as endpoint:
         result = asyncio.run(replay(requests, ClientSettings(url=endpoint.url), Concurrency(4)))
     summary = result.summary()
     # No retries: every fourth request fails, and is seen to.
@@ -105,7 +105,7 @@ def test_absent_endpoint_is_an_engine_error() -> None:
 def test_report_is_one_of_llm_d() -> None:
     schema = pytest.importorskip("llmd_benchmark_report")
     requests = list(read_traffic([str(FIXTURES / "openai_batch.jsonl")])) * 5
-    with stub() as endpoint:
+    with made_up_endpoint() as endpoint:
         settings = ClientSettings(url=endpoint.url, api_key="secret")
         for schedule in (Rate(200.0, burstiness=2.0), Concurrency(2)):
             result = asyncio.run(replay(requests, settings, schedule))
@@ -120,7 +120,7 @@ def test_report_is_one_of_llm_d() -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    with stub() as endpoint:
+    with made_up_endpoint() as endpoint:
         command = [str(Path(sys.executable).with_name("reap-serve")), "replay", str(FIXTURES / "openai_batch.jsonl")]
         command += ["--url", endpoint.url, "--rate", "50", "--report", str(report), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

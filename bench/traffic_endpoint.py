@@ -3,7 +3,7 @@
 It takes the place of a server where the client is measured. It speaks as much HTTP/1.1 as the openai package needs:
 `GET /v1/models`, and streamed or whole answers to `POST /v1/chat/completions` and `/v1/completions`.
 
-    python bench/traffic_stub.py [--tokens N] [--gap-seconds S] [--fail-every K]
+    python bench/traffic_endpoint.py [--tokens N] [--gap-seconds S] [--fail-every K]
 
 It prints one line `{"port": P}` when it listens; on SIGTERM it prints `{"arrivals": [...], "bodies": [...]}`: seconds
 on the machine's monotonic clock (`time.monotonic`, shared by all processes) at which each request's head was read, and
@@ -19,10 +19,10 @@ import signal
 import sys
 import time
 
-MODEL = "stub"
+MODEL = "made-up"
 
 
-class Stub:
+class MadeUpEndpoint:
     """Answers requests and keeps what arrived.
 
     Args:
@@ -107,14 +107,14 @@ async def _send_json(writer: asyncio.StreamWriter, status: int, document: dict[s
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    stub = Stub(arguments.tokens, arguments.gap_seconds, arguments.fail_every)
-    server = await asyncio.start_server(stub.serve, "127.0.0.1", 0, limit=1 << 24)
+    endpoint = MadeUpEndpoint(arguments.tokens, arguments.gap_seconds, arguments.fail_every)
+    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, limit=1 << 24)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
     await stopped.wait()
-    print(json.dumps({"arrivals": stub.arrivals, "bodies": stub.bodies}), flush=True)
+    print(json.dumps({"arrivals": endpoint.arrivals, "bodies": endpoint.bodies}), flush=True)
 
 
 if __name__ == "__main__":
