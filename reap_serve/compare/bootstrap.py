@@ -1,6 +1,6 @@
 """Confidence intervals over requests: the tokens of one request are not independent, requests are taken to be.
 
-Axes: C requests (clusters), N tokens, R resamples, Q quantiles.
+Axes: C requests (clusters), N tokens, R resamples, Q quantiles, K sums.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Interval = tuple[float, float]
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 SEED = 20260101
+# By how much a resample's standard error may be below that of the requests themselves.
+LARGEST_SHRINKAGE = 8.0
 # Numbers held at once while quantiles are resampled.
 CHUNK_CELLS = 1 << 22
 
@@ -49,14 +51,21 @@ class Bootstrap:
     ) -> Interval | None:
         """Interval of f(sum of numerators / sum of denominators) for a rising f.
 
-        Bias-corrected and accelerated percentiles of the resamples (Efron 1987, Better bootstrap confidence intervals),
-        the acceleration from leaving out one request at a time:
+        Bootstrap-t (Efron and Tibshirani 1993, An introduction to the bootstrap, 12.5). A resample that misses requests
+        that carry a skewed mean gives a small mean and a small standard error at once; quantiles of their quotient t
+        reach as far up as that asks for, where quantiles of the mean do not. With the ratio r, e = numerator -
+        r denominator of each request, tail p, and a star for what a resample gives:
 
-            a = sum d^3 / (6 (sum d^2)^1.5),  d_c = mean of leave-one-out values - value without c
+            s^2 = C / (C - 1) sum e^2 / (sum denominator)^2
+            t* = (r* - r) / max(s*, s / 8)
+            interval = r - s t*(1 - p), r - s t*(p)
+
+        A resample that holds none of those requests has next to no s*; s / 8 keeps its t* finite. A mean lies among its
+        values, so the interval ends where those of the requests do.
 
         Args:
             numerator_C: Sum of each request.
-            denominator_C: Weight of each request, above 0.
+            denominator_C: Weight of each request, not negative, above 0 in sum.
             transform: f, element by element.
 
         Returns:
@@ -64,11 +73,23 @@ class Bootstrap:
         """
         if self.num_clusters < 2:
             return None
-        value_R = (self._times_RC @ numerator_C) / (self._times_RC @ denominator_C)
-        numerator, denominator = numerator_C.sum(), denominator_C.sum()
-        without_C = (numerator - numerator_C) / (denominator - denominator_C)
-        low, high = np.quantile(value_R, _levels(value_R, numerator / denominator, without_C, self._end))
-        return float(transform(np.asarray(low))), float(transform(np.asarray(high)))
+        value = float(numerator_C.sum() / denominator_C.sum())
+        residual_C = _residuals(numerator_C, denominator_C)
+        columns_CK = (residual_C, denominator_C, residual_C**2, residual_C * denominator_C, denominator_C**2)
+        apart_R, weight_R, square_R, cross_R, weight_square_R = (self._times_RC @ np.stack(columns_CK, axis=1)).T
+        # Without any weight a resample has no ratio.
+        kept_R = weight_R > 0.0
+        apart_R = apart_R[kept_R] / weight_R[kept_R]
+        square_R = square_R[kept_R] - 2.0 * apart_R * cross_R[kept_R] + apart_R**2 * weight_square_R[kept_R]
+        scale = math.sqrt(self.num_clusters / (self.num_clusters - 1))
+        error = scale * math.sqrt(float((residual_C**2).sum())) / float(denominator_C.sum())
+        error_R = scale * np.sqrt(np.maximum(square_R, 0.0)) / weight_R[kept_R]
+        ends = np.array((value, value))
+        if error > 0.0:
+            tail = (1.0 - CONFIDENCE) / 2.0
+            low_t, high_t = np.quantile(apart_R / np.maximum(error_R, error / LARGEST_SHRINKAGE), (tail, 1.0 - tail))
+            ends = np.clip((value - error * high_t, value - error * low_t), *_range(numerator_C, denominator_C))
+        return float(transform(ends[0])), float(transform(ends[1]))
 
     def quantiles(self, values_CN: Sequence[Floats], quantiles: Sequence[float]) -> list[Interval] | None:
         """Intervals of quantiles over the tokens of all requests: percentiles of the resamples.
@@ -114,19 +135,35 @@ def lower_end(num_clusters: int) -> float:
     return -math.sqrt((freedom + 1.0) / freedom) * t
 
 
-def _levels(value_R: Floats, value: float, without_C: Floats, end: float) -> Interval:
-    """Which quantiles of the resamples are the ends of the interval; `end` is the normal quantile of the lower one."""
-    below = (np.count_nonzero(value_R < value) + np.count_nonzero(value_R <= value)) / (2.0 * len(value_R))
-    half = 0.5 / len(value_R)
-    bias = _NORMAL.inv_cdf(min(max(below, half), 1.0 - half))
-    apart_C = without_C.mean() - without_C
-    spread = float((apart_C**2).sum())
-    acceleration = float((apart_C**3).sum()) / (6.0 * spread**1.5) if spread > 0.0 else 0.0
-    return _corrected(bias, acceleration, end), _corrected(bias, acceleration, -end)
+def rests_on_few(numerator_C: Floats, denominator_C: Floats) -> bool:
+    """Whether a ratio of sums rests on so few of its requests that its interval misses more often than it says.
+
+    Cochran's rule (1977, Sampling techniques, 2.15): the interval of a mean of C values of skewness g can be relied on
+    if C >= 25 g^2; here g = mean e^3 / (mean e^2)^1.5 with e as in `Bootstrap.ratio`. What no request shows, this
+    cannot tell either.
+
+    Args:
+        numerator_C: Sum of each request.
+        denominator_C: Weight of each request, not negative, above 0 in sum.
+    """
+    residual_C = _residuals(numerator_C, denominator_C)
+    square = float((residual_C**2).mean())
+    if square == 0.0:
+        return False
+    skewness = float((residual_C**3).mean()) / square**1.5
+    return bool(len(residual_C) < 25.0 * skewness**2)
 
 
-def _corrected(bias: float, acceleration: float, end: float) -> float:
-    return _NORMAL.cdf(bias + (bias + end) / (1.0 - acceleration * (bias + end)))
+def _residuals(numerator_C: Floats, denominator_C: Floats) -> Floats:
+    residual_C: Floats = numerator_C - numerator_C.sum() / denominator_C.sum() * denominator_C
+    return residual_C
+
+
+def _range(numerator_C: Floats, denominator_C: Floats) -> Interval:
+    """The smallest and the largest of the requests' own ratios; one without weight counts where it has a numerator."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own_C = numerator_C / denominator_C
+    return float(np.nanmin(own_C)), float(np.nanmax(own_C))
 
 
 def share_interval(count: int, total: int) -> Interval | None:

@@ -12,7 +12,7 @@ from reap_serve.compare.plot import plotly_script
 from reap_serve.compare.quality_figures import quality_plots
 from reap_serve.compare.record import Report
 from reap_serve.compare.section import SIGNS, Section
-from reap_serve.compare.slice_tables import answer_rows, llama_cpp_section, token_rows
+from reap_serve.compare.slice_tables import answer_rows, few_requests_note, llama_cpp_section, token_rows
 from reap_serve.compare.subspace_figures import subspace_section
 from reap_serve.compare.task_figures import tasks_section
 from reap_serve.compare.verdict import LIMITS, judge_slice, verdict_line
@@ -60,6 +60,7 @@ def report_page(report: Report, plan: Plan | None = None) -> str | None:
         limits=LIMITS,
         token_rows=token_rows(report, verdicts),
         answer_rows=answer_rows(report, verdicts),
+        few_requests=few_requests_note(report),
         quality_plots=quality_plots(report),
         latency_plots=latency_plots(report),
         memory_plots=memory_plots(report),

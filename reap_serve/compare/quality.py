@@ -5,14 +5,14 @@ Axes: C requests, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from reap_serve.compare.answers import Answer, Judged, common_prefix, judge
-from reap_serve.compare.bootstrap import Bootstrap, Interval, share_interval
+from reap_serve.compare.bootstrap import Bootstrap, Interval, rests_on_few, share_interval
 from reap_serve.compare.divergence import kl_divergence
 from reap_serve.compare.record import Quality
 from reap_serve.compare.scores import TokenScores
@@ -34,15 +34,30 @@ class AnswerPair:
 
 @dataclass(slots=True)
 class _Figures:
-    """Figures and their intervals, as they are found."""
+    """Figures, their intervals and which rest on few requests, as they are found."""
 
     values: dict[str, float | int | None]
-    intervals: dict[str, Interval]
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    few_requests: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: float, interval: Interval | None) -> None:
         self.values[name] = value
         if interval is not None:
             self.intervals[name] = interval
+
+    def add_ratio(
+        self,
+        name: str,
+        bootstrap: Bootstrap,
+        numerator_C: Floats,
+        denominator_C: Floats,
+        transform: Callable[[Floats], Floats] = lambda value: value,
+    ) -> None:
+        """Adds f(sum of numerators / sum of denominators)."""
+        value = float(transform(numerator_C.sum() / denominator_C.sum()))
+        self.add(name, value, bootstrap.ratio(numerator_C, denominator_C, transform))
+        if name in self.intervals and rests_on_few(numerator_C, denominator_C):
+            self.few_requests.append(name)
 
     def add_share(self, name: str, verdicts: Sequence[bool]) -> None:
         if verdicts:
@@ -59,11 +74,13 @@ def quality(
         candidate: The candidate's scores of the same tokens.
         answers: Greedy answers of both; empty when none were generated.
     """
-    figures = _Figures({"requests": len(base), "answers": len(answers)}, {})
+    figures = _Figures({"requests": len(base), "answers": len(answers)})
     _add_token_figures(figures, base, candidate)
     if answers:
         _add_answer_figures(figures, answers)
-    return Quality.model_validate({**figures.values, "intervals": figures.intervals})
+    return Quality.model_validate(
+        {**figures.values, "intervals": figures.intervals, "few_requests": tuple(figures.few_requests)}
+    )
 
 
 def _add_token_figures(figures: _Figures, base: Sequence[TokenScores], candidate: Sequence[TokenScores]) -> None:
@@ -71,36 +88,31 @@ def _add_token_figures(figures: _Figures, base: Sequence[TokenScores], candidate
     pairs = list(zip(base, candidate, strict=True))
     tokens_C = np.array([scores.logprob_N.shape[0] for scores in base], np.float64)
 
-    def mean(values_CN: Sequence[Floats | npt.NDArray[np.bool_]]) -> tuple[Floats, float]:
+    def add_mean(
+        name: str,
+        values_CN: Sequence[Floats | npt.NDArray[np.bool_]],
+        transform: Callable[[Floats], Floats] = lambda value: value,
+    ) -> None:
         sum_C = np.array([values.sum() for values in values_CN], np.float64)
-        return sum_C, float(sum_C.sum() / tokens_C.sum())
+        figures.add_ratio(name, bootstrap, sum_C, tokens_C, transform)
 
-    loss_base_C, loss_base = mean([-scores.logprob_N for scores in base])
-    loss_candidate_C, loss_candidate = mean([-scores.logprob_N for scores in candidate])
-    for name, loss_C, loss in (
-        ("perplexity_base", loss_base_C, loss_base),
-        ("perplexity_candidate", loss_candidate_C, loss_candidate),
-        ("perplexity_ratio", loss_candidate_C - loss_base_C, loss_candidate - loss_base),
-    ):
-        figures.add(name, float(np.exp(loss)), bootstrap.ratio(loss_C, tokens_C, np.exp))
+    add_mean("perplexity_base", [-one.logprob_N for one in base], np.exp)
+    add_mean("perplexity_candidate", [-other.logprob_N for other in candidate], np.exp)
+    add_mean("perplexity_ratio", [one.logprob_N - other.logprob_N for one, other in pairs], np.exp)
 
     divergence_CN = [kl_divergence(one, other) for one, other in pairs]
     divergence_N = np.concatenate(divergence_CN)
-    sum_C, divergence = mean(divergence_CN)
-    figures.add("kl_divergence_mean", divergence, bootstrap.ratio(sum_C, tokens_C))
+    add_mean("kl_divergence_mean", divergence_CN)
     quantiles = np.quantile(divergence_N, list(KL_QUANTILES.values()))
     ends = bootstrap.quantiles(divergence_CN, list(KL_QUANTILES.values()))
     for position, name in enumerate(KL_QUANTILES):
         figures.add(f"kl_divergence_{name}", float(quantiles[position]), None if ends is None else ends[position])
     figures.values["kl_divergence_max"] = float(divergence_N.max())
 
-    sum_C, same = mean([one.top_ids_NK[:, 0] == other.top_ids_NK[:, 0] for one, other in pairs])
-    figures.add("same_top_token_fraction", same, bootstrap.ratio(sum_C, tokens_C))
+    add_mean("same_top_token_fraction", [one.top_ids_NK[:, 0] == other.top_ids_NK[:, 0] for one, other in pairs])
     delta_CN = [np.exp(other.logprob_N) - np.exp(one.logprob_N) for one, other in pairs]
-    sum_C, delta = mean(delta_CN)
-    figures.add("mean_delta_p", delta, bootstrap.ratio(sum_C, tokens_C))
-    sum_C, square = mean([delta_N**2 for delta_N in delta_CN])
-    figures.add("rms_delta_p", float(np.sqrt(square)), bootstrap.ratio(sum_C, tokens_C, np.sqrt))
+    add_mean("mean_delta_p", delta_CN)
+    add_mean("rms_delta_p", [delta_N**2 for delta_N in delta_CN], np.sqrt)
     figures.values["tokens"] = int(tokens_C.sum())
 
 
@@ -108,9 +120,7 @@ def _add_answer_figures(figures: _Figures, answers: Sequence[AnswerPair]) -> Non
     judged = [(judge(pair.base, pair.request), judge(pair.candidate, pair.request)) for pair in answers]
     figures.add_share("same_answer_fraction", [pair.base.token_ids == pair.candidate.token_ids for pair in answers])
     prefix_C = np.array([common_prefix(pair.base.token_ids, pair.candidate.token_ids) for pair in answers], np.float64)
-    figures.add(
-        "first_divergence_mean", float(prefix_C.mean()), Bootstrap(len(answers)).ratio(prefix_C, np.ones(len(answers)))
-    )
+    figures.add_ratio("first_divergence_mean", Bootstrap(len(answers)), prefix_C, np.ones(len(answers)))
     for position, side in enumerate(("base", "candidate")):
         verdicts = [pair[position] for pair in judged]
         figures.add_share(f"loop_fraction_{side}", [verdict.loops for verdict in verdicts])

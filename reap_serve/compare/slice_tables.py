@@ -9,6 +9,8 @@ from reap_serve.compare.record import Quality, Report, SliceReport
 from reap_serve.compare.section import Cell, Row, Section
 from reap_serve.compare.verdict import Judgement, SliceVerdict
 
+FEW_REQUESTS = "few requests"
+
 
 def token_rows(report: Report, verdicts: dict[str, SliceVerdict]) -> list[Row]:
     """Figures of the recorded answers, teacher-forced."""
@@ -27,6 +29,7 @@ def _token_cells(entry: SliceReport, verdict: SliceVerdict) -> tuple[Cell, ...]:
         Cell(
             "Perplexity",
             f"{quality.perplexity_base:.3f} → {quality.perplexity_candidate:.3f}",
+            FEW_REQUESTS if {"perplexity_base", "perplexity_candidate"} & set(quality.few_requests) else "",
             noise="" if entry.noise_floor is None else f"{entry.noise_floor.perplexity_candidate:.3f}",
         ),
         _figure(entry, "Same top token", "same_top_token_fraction", ".1%"),
@@ -89,7 +92,21 @@ def _share_pair(entry: SliceReport, label: str, name: str, judgements: Sequence[
 
 def _interval(quality: Quality, name: str, form: str) -> str:
     ends = quality.intervals.get(name)
-    return "" if ends is None else f"[{ends[0]:{form}}, {ends[1]:{form}}]"
+    return "" if ends is None else f"[{ends[0]:{form}}, {ends[1]:{form}}]{_few(quality, name)}"
+
+
+def _few(quality: Quality, name: str) -> str:
+    return f", {FEW_REQUESTS}" if name in quality.few_requests else ""
+
+
+def few_requests_note(report: Report) -> str:
+    """What the mark of an interval says; empty where none is marked."""
+    if not any(entry.quality.few_requests for entry in report.slices.values()):
+        return ""
+    return (
+        f"“{FEW_REQUESTS.capitalize()}”: the figure rests on few of the slice's requests, and its interval misses more "
+        "often than 1 time in 20: there are fewer than 25 g², g the skewness of what each adds to the figure."
+    )
 
 
 def llama_cpp_section(report: Report) -> Section:
@@ -106,10 +123,11 @@ def _llama_cpp_cells(quality: Quality) -> tuple[Cell, ...]:
     low, high = quality.intervals.get("perplexity_ratio", (math.nan, math.nan))
     half = (math.log(high) - math.log(low)) / 2.0 if low > 0.0 else math.nan
     log_ratio = f"{math.log(quality.perplexity_ratio):.4f}"
+    plus_minus = "" if math.isnan(half) else f"± {half:.4f}{_few(quality, 'perplexity_ratio')}"
     return (
         _plus_minus(quality, "Mean PPL(Q)", "perplexity_candidate", ".3f"),
         _plus_minus(quality, "Mean PPL(base)", "perplexity_base", ".3f"),
-        Cell("Mean ln(PPL(Q)/PPL(base))", log_ratio, "" if math.isnan(half) else f"± {half:.4f}"),
+        Cell("Mean ln(PPL(Q)/PPL(base))", log_ratio, plus_minus),
         _plus_minus(quality, "Mean KLD", "kl_divergence_mean", ".4f"),
         Cell("Maximum KLD", f"{quality.kl_divergence_max:.3f}"),
         Cell("99.9% KLD", f"{quality.kl_divergence_p999:.3f}"),
@@ -124,6 +142,5 @@ def _llama_cpp_cells(quality: Quality) -> tuple[Cell, ...]:
 
 def _plus_minus(quality: Quality, label: str, name: str, form: str) -> Cell:
     ends = quality.intervals.get(name)
-    return Cell(
-        label, f"{getattr(quality, name):{form}}", "" if ends is None else f"± {(ends[1] - ends[0]) / 2:{form}}"
-    )
+    plus_minus = "" if ends is None else f"± {(ends[1] - ends[0]) / 2:{form}}{_few(quality, name)}"
+    return Cell(label, f"{getattr(quality, name):{form}}", plus_minus)

@@ -105,6 +105,21 @@ def test_without_latency_answers_noise_and_memory() -> None:
     assert "base twice" not in text
 
 
+def test_an_interval_that_rests_on_few_requests_says_so() -> None:
+    report = small_report(("code",))
+    assert "ew requests" not in words(page_of(report))
+    few = ("kl_divergence_mean", "perplexity_base", "perplexity_ratio")
+    quality = report.slices["code"].quality.model_copy(update={"few_requests": few})
+    text = words(page_of(report.model_copy(update={"slices": {"code": SliceReport(quality=quality)}})))
+    assert "[0.3000, 0.5000], few requests" in text
+    assert "5.000 → 10.000 few requests" in text
+    assert "[1.500, 2.500], few requests" in text
+    # In the names of llama.cpp as well: half of ln 2.5 - ln 1.5.
+    assert "± 0.2554, few requests" in text
+    assert "fewer than 25 g²" in text
+    assert text.count("few requests") == 6
+
+
 def test_without_plotly_there_is_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(page_module.importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name))

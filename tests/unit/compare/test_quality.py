@@ -65,9 +65,7 @@ def test_every_figure_but_counts_and_the_maximum_has_an_interval_around_it() -> 
     loop, straight = Answer([1] * 40, "a" * 40, "length"), Answer(list(range(40)), "b", "stop")
     found = quality(base, candidate, [AnswerPair(chat("q"), straight, loop)] * 8)
     measured = {
-        name
-        for name in Quality.model_fields
-        if name != "intervals" and not isinstance(getattr(found, name), int | None) and name != "kl_divergence_max"
+        name for name in Quality.model_fields if isinstance(getattr(found, name), float) and name != "kl_divergence_max"
     }
     assert set(found.intervals) == measured
     for name, (low, high) in found.intervals.items():
@@ -102,3 +100,15 @@ def test_one_request_has_figures_and_no_intervals_of_tokens() -> None:
     found = quality(BASE[:1], CANDIDATE[:1], [AnswerPair(chat("q"), Answer([1], "a"), Answer([1], "a"))])
     assert "kl_divergence_mean" not in found.intervals
     assert "loop_fraction_base" in found.intervals
+
+
+def test_perplexity_that_rests_on_one_request_is_marked() -> None:
+    """The base is sure of 29 requests and at a loss at one; the candidate is at a loss at each."""
+    base = [scores((0.98, 1), (0.99, 1)) for _ in range(29)] + [scores((0.01, 1), (0.99, 1))]
+    generator = np.random.default_rng(3)
+    candidate = [scores((p, 1), (1 - p, 1)) for p in generator.uniform(0.3, 0.7, size=30)]
+    found = quality(base, candidate)
+    assert "perplexity_base" in found.few_requests
+    assert "perplexity_candidate" not in found.few_requests
+    assert found.intervals["perplexity_base"][1] > 2 * found.perplexity_base - 1
+    assert quality(base, base).few_requests == ("perplexity_base", "perplexity_candidate")
