@@ -12,6 +12,7 @@ A run is asked for as `TOOL:TASK[,TASK...] [further options of the tool]`:
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -93,10 +94,16 @@ def _evalplus(run: TaskRun, url: str, model: str, results: Path) -> Sequence[Seq
 
 def _bfcl(run: TaskRun, url: str, model: str, results: Path) -> Sequence[Sequence[str]]:
     local = ("--local-model-path", model) if Path(model).is_dir() else ()
-    shared = ("--test-category", ",".join(run.tasks), "--result-dir", str(results / "result"), *run.options)
+    shared = ("--test-category", ",".join(run.tasks), "--result-dir", str(results / "result"))
+    # Of the options of `generate`, `evaluate` knows the model alone; of single entries it has to be told.
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--model")
+    known, _ = asked.parse_known_args(run.options)
+    evaluated = () if known.model is None else ("--model", known.model)
+    partial = ("--partial-eval",) if "--run-ids" in run.options else ()
     return [
-        ["generate", "--skip-server-setup", *local, *shared],
-        ["evaluate", "--score-dir", str(results / "score"), *shared],
+        ["generate", "--skip-server-setup", *local, *shared, *run.options],
+        ["evaluate", "--score-dir", str(results / "score"), *shared, *evaluated, *partial],
     ]
 
 
@@ -150,7 +157,7 @@ def run_tasks(runs: Sequence[TaskRun], url: str, model: str, api_key: str | None
     for run in runs:
         with tempfile.TemporaryDirectory(prefix="reap-serve-tasks-") as folder:
             for command in TOOLS[run.tool].commands(run, url, model, Path(folder)):
-                _execute(TOOLS[run.tool], command, _environment(url, api_key), Path(folder))
+                _execute(TOOLS[run.tool], command, _environment(url, api_key, folder), Path(folder))
             scores += read_task_results(Path(folder))
     return tuple(scores)
 
@@ -166,9 +173,11 @@ def _execute(tool: Tool, arguments: Sequence[str], environment: Mapping[str, str
         raise EngineError(f"{tool.program} stopped: {lines[-1][:300]}", f"run it alone: {shlex.join(arguments)[:300]}")
 
 
-def _environment(url: str, api_key: str | None) -> dict[str, str]:
+def _environment(url: str, api_key: str | None, folder: str) -> dict[str, str]:
     key = api_key or "EMPTY"
     return {
+        # bfcl keeps its locks here, else beside its package.
+        "BFCL_PROJECT_ROOT": folder,
         **os.environ,
         "OPENAI_API_KEY": key,
         "REMOTE_OPENAI_BASE_URL": f"{url}/v1",

@@ -210,10 +210,13 @@ words = sys.argv[1:]
 said = dict(zip(words, words[1:]))
 assert os.environ["REMOTE_OPENAI_BASE_URL"] == "http://one/v1"
 result = pathlib.Path(said["--result-dir"])
+assert os.environ["BFCL_PROJECT_ROOT"] == os.getcwd()
 if words[0] == "generate":
+    assert "--run-ids" in words and "--num-threads" in words
     result.mkdir()
     (result / "answers").write_text(said["--model"])
 else:
+    assert words[-3:] == ["--model", "Qwen", "--partial-eval"], words
     folder = pathlib.Path(said["--score-dir"]) / (result / "answers").read_text()
     folder.mkdir(parents=True)
     header = {{"accuracy": 1.0, "correct_count": 2, "total_count": 2}}
@@ -237,7 +240,7 @@ def test_bfcl_answers_first_and_scores_then_and_evalplus_does_both(
     monkeypatch.setenv("PATH", str(tmp_path))
     install(tmp_path, "bfcl", FAKE_BFCL)
     install(tmp_path, "evalplus.evaluate", FAKE_EVALPLUS)
-    runs = parse_task_runs(["bfcl:simple_python --model Qwen", "evalplus:mbpp"])
+    runs = parse_task_runs(["bfcl:simple_python --model Qwen --num-threads 2 --run-ids", "evalplus:mbpp"])
     found = run_tasks(runs, "http://one", "m", None)
     assert [(score.task, score.metric, score.value) for score in found] == [
         ("simple_python", "accuracy", 1.0),
