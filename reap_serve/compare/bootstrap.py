@@ -19,8 +19,9 @@ Interval = tuple[float, float]
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 SEED = 20260101
-# By how much a resample's standard error may be below that of the requests themselves.
-LARGEST_SHRINKAGE = 8.0
+# How many times smaller than that of the requests a resample's standard error may be: so many that one event among many
+# requests has Poisson's upper end, 5.57 events.
+LARGEST_SHRINKAGE = 4.57
 # Numbers held at once while quantiles are resampled.
 CHUNK_CELLS = 1 << 22
 
@@ -57,11 +58,11 @@ class Bootstrap:
         r denominator of each request, tail p, and a star for what a resample gives:
 
             s^2 = C / (C - 1) sum e^2 / (sum denominator)^2
-            t* = (r* - r) / max(s*, s / 8)
+            t* = (r* - r) / max(s*, s / 4.57)
             interval = r - s t*(1 - p), r - s t*(p)
 
-        A resample that holds none of those requests has next to no s*; s / 8 keeps its t* finite. A mean lies among its
-        values, so the interval ends where those of the requests do.
+        A resample that holds none of those requests has next to no s*; s / 4.57 keeps its t* finite. A mean lies among
+        its values, so the interval ends where those of the requests do.
 
         Args:
             numerator_C: Sum of each request.
