@@ -137,7 +137,7 @@ def lower_end(num_clusters: int) -> float:
 
 
 def rests_on_few(numerator_C: Floats, denominator_C: Floats) -> bool:
-    """Whether a ratio of sums rests on so few of its requests that its interval misses more often than it says.
+    """Whether a ratio of sums rests on so few of its requests that its interval may miss more often than it says.
 
     Cochran's rule (1977, Sampling techniques, 2.15): the interval of a mean of C values of skewness g can be relied on
     if C >= 25 g^2; here g = mean e^3 / (mean e^2)^1.5 with e as in `Bootstrap.ratio`. What no request shows, this

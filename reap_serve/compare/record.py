@@ -55,8 +55,8 @@ class Quality(Record):
         tool_call_valid_fraction_candidate: Likewise.
         intervals: Low and high end of the 95 % interval by the name of the figure, over requests: bootstrap for figures
             of tokens, Wilson's for shares of answers. A figure without an interval is left out.
-        few_requests: Figures that rest on so few of the requests that their intervals miss more often than 1 in 20, see
-            `bootstrap.rests_on_few`.
+        few_requests: Figures that rest on so few of the requests that their intervals may miss more often than 1 time
+            in 20, see `bootstrap.rests_on_few`.
     """
 
     requests: int

@@ -20,6 +20,7 @@ class Cell:
         detail: Its interval, or what it is compared with.
         level: How it is judged; None where there is no limit.
         noise: The same of the base measured twice; empty where that was not done.
+        mark: What limits the detail; empty where nothing does.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Cell:
     detail: str = ""
     level: str | None = None
     noise: str = ""
+    mark: str = ""
 
     @property
     def sign(self) -> str:

@@ -29,8 +29,8 @@ def _token_cells(entry: SliceReport, verdict: SliceVerdict) -> tuple[Cell, ...]:
         Cell(
             "Perplexity",
             f"{quality.perplexity_base:.3f} → {quality.perplexity_candidate:.3f}",
-            FEW_REQUESTS if {"perplexity_base", "perplexity_candidate"} & set(quality.few_requests) else "",
             noise="" if entry.noise_floor is None else f"{entry.noise_floor.perplexity_candidate:.3f}",
+            mark=_mark(quality, "perplexity_base", "perplexity_candidate"),
         ),
         _figure(entry, "Same top token", "same_top_token_fraction", ".1%"),
         _figure(entry, "RMS Δp", "rms_delta_p", ".1%"),
@@ -45,7 +45,14 @@ def _figure(entry: SliceReport, label: str, name: str, form: str, level: str | N
         return Cell(label, "–")
     noise = None if entry.noise_floor is None else getattr(entry.noise_floor, name)
     interval = _interval(entry.quality, name, form)
-    return Cell(label, f"{value:{form}}", interval, level, "" if noise is None else f"{noise:{form}}")
+    return Cell(
+        label,
+        f"{value:{form}}",
+        interval,
+        level,
+        "" if noise is None else f"{noise:{form}}",
+        _mark(entry.quality, name),
+    )
 
 
 def answer_rows(report: Report, verdicts: dict[str, SliceVerdict]) -> list[Row]:
@@ -92,11 +99,11 @@ def _share_pair(entry: SliceReport, label: str, name: str, judgements: Sequence[
 
 def _interval(quality: Quality, name: str, form: str) -> str:
     ends = quality.intervals.get(name)
-    return "" if ends is None else f"[{ends[0]:{form}}, {ends[1]:{form}}]{_few(quality, name)}"
+    return "" if ends is None else f"[{ends[0]:{form}}, {ends[1]:{form}}]"
 
 
-def _few(quality: Quality, name: str) -> str:
-    return f", {FEW_REQUESTS}" if name in quality.few_requests else ""
+def _mark(quality: Quality, *names: str) -> str:
+    return FEW_REQUESTS if set(names) & set(quality.few_requests) else ""
 
 
 def few_requests_note(report: Report) -> str:
@@ -104,8 +111,8 @@ def few_requests_note(report: Report) -> str:
     if not any(entry.quality.few_requests for entry in report.slices.values()):
         return ""
     return (
-        f"“{FEW_REQUESTS.capitalize()}”: the figure rests on few of the slice's requests, and its interval misses more "
-        "often than 1 time in 20: there are fewer than 25 g², g the skewness of what each adds to the figure."
+        f"“{FEW_REQUESTS.capitalize()}”: the figure rests on few of the slice's requests, and its interval may miss "
+        "more often than 1 time in 20: there are fewer than 25 g², g the skewness of what each adds to the figure."
     )
 
 
@@ -123,11 +130,11 @@ def _llama_cpp_cells(quality: Quality) -> tuple[Cell, ...]:
     low, high = quality.intervals.get("perplexity_ratio", (math.nan, math.nan))
     half = (math.log(high) - math.log(low)) / 2.0 if low > 0.0 else math.nan
     log_ratio = f"{math.log(quality.perplexity_ratio):.4f}"
-    plus_minus = "" if math.isnan(half) else f"± {half:.4f}{_few(quality, 'perplexity_ratio')}"
+    plus_minus = "" if math.isnan(half) else f"± {half:.4f}"
     return (
         _plus_minus(quality, "Mean PPL(Q)", "perplexity_candidate", ".3f"),
         _plus_minus(quality, "Mean PPL(base)", "perplexity_base", ".3f"),
-        Cell("Mean ln(PPL(Q)/PPL(base))", log_ratio, plus_minus),
+        Cell("Mean ln(PPL(Q)/PPL(base))", log_ratio, plus_minus, mark=_mark(quality, "perplexity_ratio")),
         _plus_minus(quality, "Mean KLD", "kl_divergence_mean", ".4f"),
         Cell("Maximum KLD", f"{quality.kl_divergence_max:.3f}"),
         Cell("99.9% KLD", f"{quality.kl_divergence_p999:.3f}"),
@@ -142,5 +149,5 @@ def _llama_cpp_cells(quality: Quality) -> tuple[Cell, ...]:
 
 def _plus_minus(quality: Quality, label: str, name: str, form: str) -> Cell:
     ends = quality.intervals.get(name)
-    plus_minus = "" if ends is None else f"± {(ends[1] - ends[0]) / 2:{form}}{_few(quality, name)}"
-    return Cell(label, f"{getattr(quality, name):{form}}", plus_minus)
+    plus_minus = "" if ends is None else f"± {(ends[1] - ends[0]) / 2:{form}}"
+    return Cell(label, f"{getattr(quality, name):{form}}", plus_minus, mark=_mark(quality, name))

@@ -111,11 +111,11 @@ def test_an_interval_that_rests_on_few_requests_says_so() -> None:
     few = ("kl_divergence_mean", "perplexity_base", "perplexity_ratio")
     quality = report.slices["code"].quality.model_copy(update={"few_requests": few})
     text = words(page_of(report.model_copy(update={"slices": {"code": SliceReport(quality=quality)}})))
-    assert "[0.3000, 0.5000], few requests" in text
+    assert "[0.3000, 0.5000] few requests" in text
     assert "5.000 → 10.000 few requests" in text
-    assert "[1.500, 2.500], few requests" in text
+    assert "[1.500, 2.500] few requests" in text
     # In the names of llama.cpp as well: half of ln 2.5 - ln 1.5.
-    assert "± 0.2554, few requests" in text
+    assert "± 0.2554 few requests" in text
     assert "fewer than 25 g²" in text
     assert text.count("few requests") == 6
 
