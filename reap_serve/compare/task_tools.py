@@ -157,17 +157,16 @@ def run_tasks(runs: Sequence[TaskRun], url: str, model: str, api_key: str | None
     for run in runs:
         with tempfile.TemporaryDirectory(prefix="reap-serve-tasks-") as folder:
             for command in TOOLS[run.tool].commands(run, url, model, Path(folder)):
-                _execute(TOOLS[run.tool], command, _environment(url, api_key, folder), Path(folder))
+                _execute(TOOLS[run.tool], command, _environment(url, api_key, folder))
             scores += read_task_results(Path(folder))
     return tuple(scores)
 
 
-def _execute(tool: Tool, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+def _execute(tool: Tool, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     program = _program(tool)
     assert program is not None
-    done = subprocess.run(
-        [program, *arguments], env=dict(environment), cwd=folder, capture_output=True, text=True, check=False
-    )
+    # In the user's own directory: the model and the options may name paths from there.
+    done = subprocess.run([program, *arguments], env=dict(environment), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise EngineError(f"{tool.program} stopped: {lines[-1][:300]}", f"run it alone: {shlex.join(arguments)[:300]}")

@@ -60,12 +60,14 @@ def measure(run: str, say: Callable[[str], str], model: str) -> tuple[tuple[Task
 
 @pytest.mark.skipif(shutil.which("bfcl") is None, reason="bfcl-eval is not installed")
 @pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="the embedded model is not installed")
-def test_bfcl_finds_the_calls_that_were_made() -> None:
+def test_bfcl_finds_the_calls_that_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A model named by a path from where the user is.
+    monkeypatch.chdir(MODEL.parent)
     run = "bfcl:live_relevance --model Qwen/Qwen3-0.6B-FC --num-threads 4"
     # Any call is relevant; half of the candidate's answers hold one.
-    one, asked = measure(run, lambda prompt: CALL, str(MODEL))
+    one, asked = measure(run, lambda prompt: CALL, MODEL.name)
     half = set(sorted(asked.said)[::2])
-    other, _ = measure(run, lambda prompt: CALL if prompt in half else "I cannot tell.", str(MODEL))
+    other, _ = measure(run, lambda prompt: CALL if prompt in half else "I cannot tell.", MODEL.name)
     (report,) = task_reports(one, other)
     print(report)
     assert (report.tool, report.task, report.metric, report.method) == ("bfcl", "live_relevance", "accuracy", "pairs")

@@ -210,9 +210,10 @@ words = sys.argv[1:]
 said = dict(zip(words, words[1:]))
 assert os.environ["REMOTE_OPENAI_BASE_URL"] == "http://one/v1"
 result = pathlib.Path(said["--result-dir"])
-assert os.environ["BFCL_PROJECT_ROOT"] == os.getcwd()
+assert pathlib.Path(os.environ["BFCL_PROJECT_ROOT"]) == result.parent
+assert pathlib.Path(said.get("--local-model-path", ".")).is_dir()
 if words[0] == "generate":
-    assert "--run-ids" in words and "--num-threads" in words
+    assert "--run-ids" in words and "--num-threads" in words and said["--local-model-path"] == "m"
     result.mkdir()
     (result / "answers").write_text(said["--model"])
 else:
@@ -240,7 +241,10 @@ def test_bfcl_answers_first_and_scores_then_and_evalplus_does_both(
     monkeypatch.setenv("PATH", str(tmp_path))
     install(tmp_path, "bfcl", FAKE_BFCL)
     install(tmp_path, "evalplus.evaluate", FAKE_EVALPLUS)
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
     runs = parse_task_runs(["bfcl:simple_python --model Qwen --num-threads 2 --run-ids", "evalplus:mbpp"])
+    # The model's path is one from here.
     found = run_tasks(runs, "http://one", "m", None)
     assert [(score.task, score.metric, score.value) for score in found] == [
         ("simple_python", "accuracy", 1.0),
