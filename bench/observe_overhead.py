@@ -8,19 +8,21 @@ them again, as other kernels need. The governor chooses the fraction of `deferre
 budget, 2 % by default.
 
 Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder inline|deferred|plain] [--compiled]
-         [--recompute] [--turns N] [--requests N]
+         [--recompute] [--turns N] [--requests N] [--engines N]
      `embedded` is a random Qwen3-MoE of the shape of the model that ships with the project, `large` one with hidden
      2048, moe intermediate 768, 64 experts, top-8, 2 layers (2.6 GB of memory an engine). `inline` is measured on
      prefill, which is what `observe` runs; `deferred` on a server's mix, 16 requests in flight of 128 prompt and 48
      answer tokens. VLLM_CPU_OMP_THREADS_BIND=0 runs both on one core, where CPU time holds no waiting for threads.
      `plain` compares the plain engine with itself: what the machine adds.
-     Both engines stay up, one process each, and run the requests alternately, so that the machine's load hits both.
-     One to four minutes.
+     There are N engines of each kind, one process each, which stay up and run the requests in turn, so that the
+     machine's load hits all. Two processes of one kind differ by up to 4 %, by where their memory lies; so glibc is
+     told, for both kinds, not to hand freed memory back and fault it in again at each step (vLLM's guide for CPUs
+     recommends TCMalloc for that), and a turn's ratio is of the means over the engines of a kind. Two to six minutes.
 
 Output: one JSON document: model, recorder, workload, compiled, recorder_class, turns, tokens_per_second of plain and
 observed (medians), throughput_ratio (observed / plain: median of the turns' ratios), throughput_ratio_spread (quartiles
-of the turns), best_throughput_ratio (of each engine's best turn: what counts on a machine that others use), cpu_ratio
-(plain / observed CPU seconds), itl_p99_ratio with its spread (observed / plain; deferred only), sample_fraction (of the
+of the turns), engine_ratios (by pair of engines: median of the turns), best_throughput_ratio (of the best turns: what
+counts on a machine that others use), cpu_ratio (plain / observed CPU seconds), itl_p99_ratio with its spread (observed / plain; deferred only), sample_fraction (of the
 last turn). Wanted: inline throughput_ratio >= 0.88; deferred throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
 """
 
@@ -159,6 +161,10 @@ def run(engine: Any, prompts: list[list[int]], parameters: Any, in_flight: int) 
     }
 
 
+# Freed memory stays with the process, up to a gigabyte at the top of its heap.
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+
 class Engine:
     """A child process with an engine."""
 
@@ -166,7 +172,11 @@ class Engine:
         command = [sys.executable, __file__, "--serve", model, "--recorder", recorder, "--workload", options.workload]
         command += [f"--{name}" for name in ("compiled", "recompute") if getattr(options, name)]
         self.process = subprocess.Popen(
-            [*command, "--requests", str(options.requests)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, "--requests", str(options.requests)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | ALLOCATOR,
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip() == "ready", "the engine did not start"
@@ -191,6 +201,7 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--turns", type=int)
     parser.add_argument("--requests", type=int)
+    parser.add_argument("--engines", type=int)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -200,6 +211,7 @@ def main() -> None:
     # Turns of a third of a second to ten seconds.
     options.turns = options.turns or (8 if options.model == "large" else 30)
     options.requests = options.requests or (32 if options.model == "large" else 64)
+    options.engines = options.engines or (1 if options.model == "large" else 3)
     with tempfile.TemporaryDirectory() as directory:
         model = options.model
         if model in SHAPES:
@@ -209,17 +221,23 @@ def main() -> None:
 
 
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
-    plain, observed = Engine(model, "plain", options), Engine(model, options.recorder, options)
-    for engine in (plain, observed):
+    pairs = [
+        (Engine(model, "plain", options), Engine(model, options.recorder, options)) for _ in range(options.engines)
+    ]
+    for engine in (engine for pair in pairs for engine in pair):
         engine.turn()  # warm-up
-    turns = []
+    turns, by_pair = [], []
     for number in range(options.turns):
-        order = (plain, observed) if number % 2 == 0 else (observed, plain)
-        results = {engine: engine.turn() for engine in order}
-        turns.append((results[plain], results[observed]))
+        results = []
+        for pair in pairs:
+            order = pair if number % 2 == 0 else pair[::-1]
+            answers = {engine: engine.turn() for engine in order}
+            results.append((answers[pair[0]], answers[pair[1]]))
+        by_pair.append([b["tokens_per_second"] / a["tokens_per_second"] for a, b in results])
+        turns.append((mean_of([a for a, _ in results]), mean_of([b for _, b in results])))
         print(f"turn {number}: {turns[-1]}", file=sys.stderr, flush=True)
-    plain.close()
-    observed.close()
+    for engine in (engine for pair in pairs for engine in pair):
+        engine.close()
     throughput = [b["tokens_per_second"] / a["tokens_per_second"] for a, b in turns]
     report: dict[str, object] = {
         "model": options.model,
@@ -232,6 +250,7 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         "observed_tokens_per_second": round(statistics.median(b["tokens_per_second"] for _, b in turns), 1),
         "throughput_ratio": round(statistics.median(throughput), 4),
         "throughput_ratio_spread": quartiles(throughput),
+        "engine_ratios": [round(statistics.median(ratios), 4) for ratios in zip(*by_pair, strict=True)],
         "best_throughput_ratio": round(
             max(b["tokens_per_second"] for _, b in turns) / max(a["tokens_per_second"] for a, _ in turns), 4
         ),
@@ -243,6 +262,14 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         report["itl_p99_ratio"] = round(statistics.median(latency), 4)
         report["itl_p99_ratio_spread"] = quartiles(latency)
     return report
+
+
+def mean_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each number over some engines, and the first engine's text."""
+    return {
+        name: value if isinstance(value, str) else statistics.fmean(result[name] for result in results)
+        for name, value in results[0].items()
+    }
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 SETTLE_SECONDS = 1.0
+LONGEST_SECONDS = 30.0
 # A hundredth of the tokens costs at most about a hundredth of the experts' time, and statistics need tokens.
 MINIMUM_FRACTION = 0.01
 # The rest of the budget is left for what cannot be timed: frames of Python around each layer, caches found cold.
-AIM = 0.75
+AIM = 0.6
+LARGEST_FACTOR = 2.0
 
 
 class OverheadGovernor:
     """Chooses the fraction of tokens to sample.
 
-    With r real tokens a busy second and c own seconds a sampled token, a fraction p costs p * r * c of the busy time;
-    p = AIM * budget / (r * c) holds the budget. r and c are measured since the start, so that one flush does not swing
-    them.
+    A recorder that takes own seconds of busy ones while the fraction is p costs the share own / busy. A part of it
+    grows with p, another does not, so that
+
+        p' = p * AIM * budget / share, at most twice and at least half of p,
+
+    comes closer to the budget each time without passing it by. A share is measured over the time in which a whole
+    buffer of tokens is sampled: what recorders hold back costs nothing until it is measured.
 
     Args:
         budget: Share of the engine's busy time that the recorder may take, such as 0.02.
-        ceiling: Fraction that is never exceeded; the first second samples a twentieth of the tokens at most.
+        ceiling: Fraction that is never exceeded; it begins at a twentieth at most.
+        buffer_tokens: Tokens that recorders hold back at most.
+
+    Attributes:
+        busy_seconds: Duration of the steps since the share was last measured; the caller adds to it.
     """
 
-    def __init__(self, budget: float, ceiling: float) -> None:
-        self._budget = budget
+    def __init__(self, budget: float, ceiling: float, buffer_tokens: int) -> None:
+        self._aim = AIM * budget
         self._ceiling = ceiling
-        self._busy_seconds = 0.0
-        self._settled_at = SETTLE_SECONDS
+        self._buffer_tokens = buffer_tokens
+        self.busy_seconds = 0.0
+        self._own_seconds_before = 0.0
+        self._sampled_tokens_before = 0
         self.fraction = min(ceiling, 0.05)
 
-    def fraction_after(
-        self, *, busy_seconds: float, own_seconds: float, real_tokens: int, sampled_tokens: int
-    ) -> float:
+    def fraction_after(self, own_seconds: float, sampled_tokens: int) -> float:
         """The fraction to use from here on.
 
         Args:
-            busy_seconds: Duration of the step that just ended.
             own_seconds: Seconds the recorder has taken in all.
-            real_tokens: Real tokens seen in all.
             sampled_tokens: Tokens sampled in all.
         """
-        self._busy_seconds += busy_seconds
-        if self._busy_seconds >= self._settled_at and sampled_tokens > 0 and own_seconds > 0:
-            self._settled_at = self._busy_seconds + SETTLE_SECONDS
-            rate, cost = real_tokens / self._busy_seconds, own_seconds / sampled_tokens
-            self.fraction = min(self._ceiling, max(MINIMUM_FRACTION, AIM * self._budget / (rate * cost)))
+        if self.busy_seconds < SETTLE_SECONDS:
+            return self.fraction
+        enough_tokens = sampled_tokens - self._sampled_tokens_before >= self._buffer_tokens
+        if enough_tokens or self.busy_seconds >= LONGEST_SECONDS:
+            share = (own_seconds - self._own_seconds_before) / self.busy_seconds
+            factor = min(LARGEST_FACTOR, max(1 / LARGEST_FACTOR, self._aim / max(share, 1e-9)))
+            self.fraction = min(self._ceiling, max(MINIMUM_FRACTION, self.fraction * factor))
+            self.busy_seconds = 0.0
+            self._own_seconds_before, self._sampled_tokens_before = own_seconds, sampled_tokens
         return self.fraction

@@ -117,8 +117,13 @@ class LiveEngine:
     def step_begins(self, scheduler_output: SchedulerOutput) -> None:
         """The scheduler's choice is there."""
         self._step_started = time.perf_counter()
+        if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
+            self._requests_change(scheduler_output)
+            self.observer.own_seconds += time.perf_counter() - self._step_started
+
+    def _requests_change(self, scheduler_output: SchedulerOutput) -> None:
         self.masks.finish(scheduler_output.finished_req_ids)
-        self.observer.step_begins(scheduler_output)
+        self.observer.requests_change(scheduler_output)
         if self.shadow is not None:
             self.shadow.rows.finish_requests(scheduler_output.finished_req_ids)
             for request_id, prompt_tokens, arguments in engine_view.new_requests(scheduler_output):
@@ -126,20 +131,24 @@ class LiveEngine:
 
     def rows_ordered(self, batch: seams.BatchRows) -> None:
         """The forward pass follows."""
+        started = time.perf_counter()
         self.observer.rows_ordered(batch)
         self.masks.label(batch)
         if self.shadow is not None:
             self.shadow.label(batch)
+        self.observer.own_seconds += time.perf_counter() - started
 
     def step_ends(self) -> None:
         """The engine is between two steps: offers the sums when a file is due."""
-        self.observer.step_ends()
+        ended = time.perf_counter()
+        busy_seconds = 0.0 if self._step_started is None else ended - self._step_started
+        self._step_started = None
+        self._busy_seconds += busy_seconds
+        self.observer.step_ends(busy_seconds)
         self.masks.end_step()
         if self.shadow is not None:
             self.shadow.end_step()
-        if self._step_started is not None:
-            self._busy_seconds += time.perf_counter() - self._step_started
-            self._step_started = None
+        self.observer.own_seconds += time.perf_counter() - ended
         if self._writer is not None and self._writer.due:
             self._offer()
 

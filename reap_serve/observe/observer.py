@@ -16,7 +16,7 @@ import torch
 from reap_serve.observe import engine_view, seams
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.extra_sums import ExtraSums, LogitHook
-from reap_serve.observe.governor import OverheadGovernor
+from reap_serve.observe.governor import SETTLE_SECONDS, OverheadGovernor
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.moe_sum import PersistentSlots
 from reap_serve.observe.sampling import RowSampler
@@ -38,6 +38,9 @@ class Observer:
 
     An exception in a recorder is counted, logged once, stops the recording and marks the statistics incomplete; the
     request is served.
+
+    Attributes:
+        own_seconds: What observation has taken in all: the recorders and the hooks at each step.
 
     Args:
         settings: What to record.
@@ -62,7 +65,6 @@ class Observer:
         self.failures = 0
         self.own_seconds = 0.0
         self._masks = masks
-        self._earlier_real_tokens = 0
         self._earlier_sampled_tokens = 0
         self._rows = StepRows(settings.max_slices)
         self._sampler = (
@@ -72,7 +74,9 @@ class Observer:
         )
         # Ranks that measured their own time would sample different tokens and wait for each other for ever.
         budget = settings.overhead_budget if tensor_parallel_size == 1 else None
-        self._governor = OverheadGovernor(budget, settings.sample_fraction) if budget is not None else None
+        self._governor = (
+            OverheadGovernor(budget, settings.sample_fraction, settings.buffer_tokens) if budget is not None else None
+        )
         self._facts = [engine_view.layer_facts(layer) for layer in layers]
         num_slots = self._rows.trash_slot
         self._sums = [LayerSums(num_slots, facts.num_experts, device) for facts in self._facts]
@@ -81,14 +85,13 @@ class Observer:
             for facts in self._facts
         ]
         self._recorders = [
-            make_recorder(settings, layer, facts, sums, self._sampler, extra)
+            make_recorder(settings, layer, facts, sums, self._sampler, extra, len(layers))
             for layer, facts, sums, extra in zip(layers, self._facts, self._sums, self._extra, strict=True)
         ]
         if "logit_gram" in settings.extra_sums:
             self._watch_logits(layers)
         for layer, recorder in zip(layers, self._recorders, strict=True):
             wire(layer, recorder, self)
-        self._step_started = 0.0
         self._begin_window()
 
     def _watch_logits(self, layers: list[MoERunner]) -> None:
@@ -98,6 +101,11 @@ class Observer:
         for layer, extra in zip(layers, self._extra, strict=True):
             assert extra is not None
             layer.router.reap_routing = LogitHook(layer.router.reap_routing, extra, self._sampler, guarded)
+
+    @property
+    def step_recorded(self) -> bool:
+        """Whether a row of the current step is recorded."""
+        return self.recording and self._sampler.active
 
     def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
         """Runs a recorder's action; what it raises ends the recording, never the request."""
@@ -120,34 +128,33 @@ class Observer:
         self._sampler.end()
         logger.error("recording stopped, statistics are incomplete: %s: %s", type(error).__name__, error)
 
-    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
-        """Notes requests that come and go."""
-        self._step_started = time.perf_counter()
+    def requests_change(self, scheduler_output: SchedulerOutput) -> None:
+        """Notes requests that come and go with the step that begins."""
         self._rows.finish_requests(scheduler_output.finished_req_ids)
         for request_id, prompt_tokens, arguments in engine_view.new_requests(scheduler_output):
             if not self._masks.admit(request_id, prompt_tokens, arguments):
                 self._rows.add_request(request_id, prompt_tokens, arguments)
-        self.own_seconds += time.perf_counter() - self._step_started
 
     def rows_ordered(self, batch: seams.BatchRows) -> None:
         """Labels the rows of the forward pass that follows."""
-        self.guarded(lambda: self._label(batch))
+        if not self.recording:
+            return
+        try:
+            self._sampler.begin(self._rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed))
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self.fail(error)
 
-    def _label(self, batch: seams.BatchRows) -> None:
-        self._sampler.begin(self._rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed))
+    def step_ends(self, busy_seconds: float) -> None:
+        """What runs until the next step is a dummy or warm-up run.
 
-    def step_ends(self) -> None:
-        """What runs until the next step is a dummy or warm-up run."""
-        ended = time.perf_counter()
+        Args:
+            busy_seconds: How long the step took.
+        """
         self._sampler.end()
         if self._governor is not None:
-            self._sampler.fraction = self._governor.fraction_after(
-                busy_seconds=ended - self._step_started,
-                own_seconds=self.own_seconds,
-                real_tokens=self._earlier_real_tokens + self._sampler.real_tokens,
-                sampled_tokens=self.tokens_recorded,
-            )
-        self.own_seconds += time.perf_counter() - ended
+            self._governor.busy_seconds += busy_seconds
+            if self._governor.busy_seconds >= SETTLE_SECONDS:
+                self._sampler.fraction = self._governor.fraction_after(self.own_seconds, self.tokens_recorded)
 
     @property
     def tokens_in_window(self) -> int:
@@ -209,7 +216,6 @@ class Observer:
             if sums is not None:
                 sums.reset()
         self._rows.reset()
-        self._earlier_real_tokens += self._sampler.real_tokens
         self._earlier_sampled_tokens += self._sampler.sampled_tokens
         self._sampler.reset()
         self._begin_window()

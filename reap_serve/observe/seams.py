@@ -247,16 +247,19 @@ class BatchRows:
 def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
     batch = model_runner.input_batch
     request_ids = batch.req_ids
+    num_requests = len(request_ids)
     scheduled = scheduler_output.num_scheduled_tokens
+    # Each request has a row at least: with as many rows as requests it is one.
+    decoding = scheduler_output.total_num_scheduled_tokens == num_requests
     return BatchRows(
         request_ids,
-        [scheduled[request_id] for request_id in request_ids],
-        batch.num_computed_tokens_cpu[: len(request_ids)].tolist(),
+        [1] * num_requests if decoding else [scheduled[request_id] for request_id in request_ids],
+        batch.num_computed_tokens_cpu[:num_requests].tolist(),
     )
 
 
 def _rows_of_second_runner(model_runner: Any, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
-    return BatchRows(prepared.req_ids, prepared.num_scheduled_tokens, prepared.num_computed_tokens_np)
+    return BatchRows(prepared.req_ids, prepared.num_scheduled_tokens.tolist(), prepared.num_computed_tokens_np.tolist())
 
 
 def run_serve_command() -> None:

@@ -23,6 +23,25 @@ Slots = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
+class _DecodeStep:
+    """A step of one new answer token a request, and what the next one looks like if nothing changes.
+
+    Attributes:
+        request_ids: Its requests, in order.
+        num_scheduled: Rows of each: ones.
+        next_positions: Position of each request's next row.
+        slots: Slots of the rows.
+        states: States of the requests; their counts are behind while such steps follow each other.
+    """
+
+    request_ids: list[str]
+    num_scheduled: list[int]
+    next_positions: list[int]
+    slots: Slots
+    states: list[_RequestState]
+
+
+@dataclass(slots=True)
 class _RequestState:
     slice_index: int
     decode_from: int
@@ -55,6 +74,7 @@ class StepRows:
         self.prompt_tokens_total = 0
         self.prompt_tokens_computed = 0
         self._requests: dict[str, _RequestState] = {}
+        self._decode: _DecodeStep | None = None
 
     def add_request(self, request_id: str, prompt_tokens: int, arguments: dict[str, object] | None) -> None:
         """A request enters the engine.
@@ -80,7 +100,8 @@ class StepRows:
     def finish_requests(self, request_ids: Iterable[str]) -> None:
         """Requests left the engine."""
         for request_id in request_ids:
-            self._requests.pop(request_id, None)
+            if self._requests.pop(request_id, None) is not None:
+                self._settle()
 
     def label(self, request_ids: Sequence[str], num_scheduled: Sequence[int], num_computed: Sequence[int]) -> Slots:
         """The slot of every row of a step, requests in the order of the batch.
@@ -90,41 +111,70 @@ class StepRows:
             num_scheduled: Rows of each in this step.
             num_computed: Tokens of each computed before this step: the position of its first row.
         """
-        # Runs of equal slots, repeated once at the end: this runs at every step, in decode for single rows.
+        last = self._decode
+        if (
+            last is not None
+            and num_computed == last.next_positions
+            and num_scheduled == last.num_scheduled
+            and request_ids == last.request_ids
+        ):
+            # Most steps of a server: the last one's requests, each a token on.
+            last.next_positions = [position + 1 for position in last.next_positions]
+            return last.slots
+        self._settle()
+        states = [self._requests.get(request_id) for request_id in request_ids]
+        # Runs of equal slots, repeated once at the end.
         slots: list[int] = []
         lengths: list[int] = []
-        for request_id, rows, first in zip(request_ids, num_scheduled, num_computed, strict=True):
-            state = self._requests.get(request_id)
+        decoding: list[_RequestState] = []
+        for state, rows, first in zip(states, num_scheduled, num_computed, strict=True):
             if rows == 1 and state is not None and state.in_window and first >= state.plain_from:
-                # A decode step, of which there are most.
+                decoding.append(state)
                 slots.append(state.slice_index * len(PHASES) + 1)
                 lengths.append(1)
                 state.counted = state.plain_from = first + 1
-                continue
-            start, end = int(first), int(first) + int(rows)
-            new = end if state is None else min(max(start, state.counted), end)
-            if new > start:
-                slots.append(self.trash_slot)
-                lengths.append(new - start)
-            if state is None or new == end:
-                continue
-            self.requests += not state.in_window
-            state.in_window = True
-            state.counted = end
-            state.plain_from = max(end, state.decode_from, state.prompt_tokens)
-            slot = state.slice_index * len(PHASES)
-            boundary = min(max(state.decode_from, new), end)
-            if boundary > new:
-                slots.append(slot)
-                lengths.append(boundary - new)
-            if end > boundary:
-                slots.append(slot + 1)
-                lengths.append(end - boundary)
-            self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
-        return np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
+            else:
+                self._label_request(state, int(first), int(first) + int(rows), slots, lengths)
+        labels = np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
+        if len(decoding) == len(states):
+            following = [int(first) + 1 for first in num_computed]
+            self._decode = _DecodeStep(list(request_ids), list(num_scheduled), following, labels, decoding)
+        return labels
+
+    def _label_request(
+        self, state: _RequestState | None, start: int, end: int, slots: list[int], lengths: list[int]
+    ) -> None:
+        """Appends the runs of one request's rows, whose positions are start to end."""
+        new = end if state is None else min(max(start, state.counted), end)
+        if new > start:
+            slots.append(self.trash_slot)
+            lengths.append(new - start)
+        if state is None or new == end:
+            return
+        self.requests += not state.in_window
+        state.in_window = True
+        state.counted = end
+        state.plain_from = max(end, state.decode_from, state.prompt_tokens)
+        slot = state.slice_index * len(PHASES)
+        boundary = min(max(state.decode_from, new), end)
+        if boundary > new:
+            slots.append(slot)
+            lengths.append(boundary - new)
+        if end > boundary:
+            slots.append(slot + 1)
+            lengths.append(end - boundary)
+        self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
+
+    def _settle(self) -> None:
+        """Writes down how far the requests of the last decode steps have come."""
+        last, self._decode = self._decode, None
+        if last is not None:
+            for state, position in zip(last.states, last.next_positions, strict=True):
+                state.counted = state.plain_from = position
 
     def reset(self) -> None:
         """Forgets what was counted; requests in flight are followed on."""
+        self._settle()
         self.requests = 0
         for state in self._requests.values():
             state.in_window = False

@@ -24,10 +24,18 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 
+# Of rows that all layers together hold until they are measured.
+HELD_BYTES = 2**26
+
+
 class Boundary(Protocol):
     """What stands between a recorder and the request."""
 
     failures: int
+
+    @property
+    def step_recorded(self) -> bool:
+        """Whether a row of the current step is recorded."""
 
     def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
         """Runs an action; what it raises ends the recording."""
@@ -44,6 +52,8 @@ class _Tap:
         self._recorder = recorder
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+        if not self._boundary.step_recorded:
+            return None
         return self._boundary.guarded(lambda: self._recorder.observe(x_TH, gate_TK, expert_ids_TK))
 
 
@@ -76,14 +86,17 @@ def make_recorder(
     sums: LayerSums,
     sampler: RowSampler,
     extra: ExtraSums | None,
+    num_layers: int,
 ) -> Recorder:
-    """The recorder of one layer: the one that was asked for, or the reading one where it can do the same for less."""
+    """The recorder of one of the layers: the one asked for, or the reading one where it can do the same for less."""
     if isinstance(sampler, PersistentSlots):
         return MoeSumRecorder(facts, sums, sampler)
     # The optional sums are made of whole rows, in the order of the tokens.
     rows = _kernel_rows(layer, facts) if settings.read_kernel_rows and extra is None else None
     if rows is not None:
-        return ReadRecorder(facts, sums, sampler, rows)
+        held_rows = HELD_BYTES // (num_layers * rows.row_bytes)
+        held_tokens = min(settings.buffer_tokens, held_rows // facts.top_k)
+        return ReadRecorder(facts, sums, sampler, rows, held_tokens)
     if settings.recorder == "inline":
         return InlineRecorder(facts, sums, sampler, extra)
     return DeferredRecorder(facts, sums, sampler, settings.buffer_tokens, extra)

@@ -130,7 +130,13 @@ def record_by_reading(llm: Any) -> None:
     settings = running.settings.model_copy(update={"read_kernel_rows": True})
     for number, layer in enumerate(moe_layers(llm.llm_engine.vllm_config)):
         recorder = make_recorder(
-            settings, layer, running._facts[number], running._sums[number], running._sampler, running._extra[number]
+            settings,
+            layer,
+            running._facts[number],
+            running._sums[number],
+            running._sampler,
+            running._extra[number],
+            len(running._facts),
         )
         assert isinstance(recorder, ReadRecorder)
         running._recorders[number] = recorder

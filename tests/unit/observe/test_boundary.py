@@ -48,10 +48,10 @@ def observer(monkeypatch: pytest.MonkeyPatch, recorder: str, experts: FakeExpert
 def step(running: Observer, layer: Any, first: int, new: bool = False) -> torch.Tensor | None:
     """A step of two rows of the request `a`, whose prompt has six tokens."""
     request = SimpleNamespace(req_id="a", prompt_token_ids=[1] * 6, sampling_params=None)
-    running.step_begins(SimpleNamespace(finished_req_ids=[], scheduled_new_reqs=[request] if new else []))
+    running.requests_change(SimpleNamespace(finished_req_ids=[], scheduled_new_reqs=[request] if new else []))
     running.rows_ordered(seams.BatchRows(["a"], [2], [first]))
     output = layer.routed_experts.reap_tap.observe(X_TH, GATE_TK, IDS_TK)
-    running.step_ends()
+    running.step_ends(busy_seconds=0.01)
     return output
 
 

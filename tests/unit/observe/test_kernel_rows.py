@@ -98,14 +98,21 @@ def test_a_layer_is_read_only_where_the_memory_is_laid_out_as_expected() -> None
     assert not can_read(rows_of(manager), facts(FakeExperts()), HIDDEN, torch.bfloat16)
 
 
+@pytest.mark.parametrize("held_tokens", [0, 2, 3, 100])
 @pytest.mark.parametrize("slots", [[0, 3, TRASH], [0, 3, 0]])
-def test_the_reading_recorder_adds_what_the_kernel_left(slots: list[int]) -> None:
+def test_the_reading_recorder_adds_what_the_kernel_left(slots: list[int], held_tokens: int) -> None:
     manager, sampler = Manager(8192), RowSampler(1.0, TRASH, torch.device("cpu"))
     sums = LayerSums(TRASH, NUM_EXPERTS, torch.device("cpu"))
-    recorder = ReadRecorder(facts(FakeExperts(), gate_scale=2.0), sums, sampler, rows_of(manager))
+    recorder = ReadRecorder(facts(FakeExperts(), gate_scale=2.0), sums, sampler, rows_of(manager), held_tokens)
     sampler.begin(np.array(slots))
     manager.leave(X_TH, IDS_TK)
     recorder.observe(X_TH, GATE_TK, IDS_TK)
+    # The next call of the kernel.
+    manager.leave(X_TH * 10, IDS_TK)
+    held = sum(slot != TRASH for slot in slots) <= held_tokens
+    assert bool(sums.tokens_S.any()) is not held
+    recorder.flush()
+    recorder.flush()
     # (slot, expert): count, g, |f|, |f|^2, g|f|, (g|f|)^2, with g twice the router's weight
     expected = {
         (0, 1): [1, 1, 10, 100, 10, 100],
@@ -125,5 +132,29 @@ def test_the_reading_recorder_adds_what_the_kernel_left(slots: list[int]) -> Non
 def test_between_two_steps_nothing_is_read() -> None:
     manager, sampler = Manager(64), RowSampler(1.0, TRASH, torch.device("cpu"))
     sums = LayerSums(TRASH, NUM_EXPERTS, torch.device("cpu"))
-    ReadRecorder(facts(FakeExperts()), sums, sampler, rows_of(manager)).observe(X_TH, GATE_TK, IDS_TK)
+    recorder = ReadRecorder(facts(FakeExperts()), sums, sampler, rows_of(manager), held_tokens=2)
+    recorder.observe(X_TH, GATE_TK, IDS_TK)
+    recorder.flush()
     assert not sums.tokens_S.any()
+
+
+def test_a_full_buffer_is_measured_before_the_next_rows_are_held() -> None:
+    manager, sampler = Manager(8192), RowSampler(1.0, TRASH, torch.device("cpu"))
+    held, at_once = (LayerSums(TRASH, NUM_EXPERTS, torch.device("cpu")) for _ in range(2))
+    holding = ReadRecorder(facts(FakeExperts()), held, sampler, rows_of(manager), held_tokens=5)
+    plain = ReadRecorder(facts(FakeExperts()), at_once, sampler, rows_of(manager), held_tokens=0)
+    counted = []
+    for step in range(7):
+        x_TH = X_TH * (step + 1)
+        num_tokens = 2 + step % 2
+        sampler.begin(np.full(num_tokens, step % TRASH))
+        manager.leave(x_TH[:num_tokens], IDS_TK[:num_tokens])
+        for recorder in (holding, plain):
+            recorder.observe(x_TH[:num_tokens], GATE_TK[:num_tokens], IDS_TK[:num_tokens])
+        counted.append(int(held.tokens_S.sum()))
+    # Steps of 2, 3, 2, 3, 2, 3 and 2 tokens fill a buffer of five every second time.
+    assert counted == [0, 0, 5, 5, 10, 10, 15]
+    holding.flush()
+    assert torch.equal(held.tokens_S, at_once.tokens_S)
+    assert torch.equal(held.sums, at_once.sums)
+    assert torch.equal(held.maxima, at_once.maxima)

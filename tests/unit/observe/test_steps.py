@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reap_serve.observe.steps import StepRows
 
@@ -85,3 +87,56 @@ def test_a_finished_request_that_is_not_yet_announced_is_not_of_the_next_window(
     rows.label(["a"], [2], [0])
     rows.reset()
     assert (rows.requests, rows.prompt_tokens_total) == (0, 0)
+
+
+@given(st.lists(st.sampled_from(["step", "preempt a", "preempt b", "leave", "enter", "reset", "pause"]), max_size=40))
+def test_runs_of_decode_steps_are_labelled_like_single_ones(events: list[str]) -> None:
+    """Two requests decode; `single` never sees two steps alike, since a third request comes and goes between them."""
+    running, single = StepRows(max_slices=4), StepRows(max_slices=4)
+    position = {"a": 0, "b": 0}
+    lengths = {"a": 3, "b": 2}
+
+    def enter(name: str) -> None:
+        for rows in (running, single):
+            rows.add_request(name, lengths[name], {"reap_slice": name})
+        position[name] = 0
+
+    def leave(name: str) -> None:
+        for rows in (running, single):
+            rows.finish_requests([name])
+        position[name] = -1
+
+    def step(names: list[str]) -> None:
+        scheduled = [lengths[name] if position[name] == 0 else 1 for name in names]
+        computed = [position[name] for name in names]
+        found = running.label(names, scheduled, computed).tolist()
+        single.label(["unknown"], [1], [0])
+        assert found == single.label(names, scheduled, computed).tolist()
+        for name, rows in zip(names, scheduled, strict=True):
+            position[name] += rows
+
+    enter("a")
+    enter("b")
+    for event in events:
+        here = [name for name in ("a", "b") if position[name] >= 0]
+        if event == "step" and here:
+            step(here)
+        elif event.startswith("preempt") and event[-1] in here:
+            position[event[-1]] = 0
+        elif event == "leave" and here:
+            leave(here[-1])
+        elif event == "enter":
+            for name in {"a", "b"} - set(here):
+                enter(name)
+        elif event == "reset":
+            running.reset()
+            single.reset()
+        elif event == "pause" and here:
+            # Steps that nobody labels.
+            for name in here:
+                position[name] += 2 if position[name] else 0
+        counted = [(rows.requests, rows.prompt_tokens_total, rows.prompt_tokens_computed) for rows in (running, single)]
+        assert counted[0] == counted[1]
+    running.reset()
+    single.reset()
+    assert running.prompt_tokens_total == single.prompt_tokens_total
