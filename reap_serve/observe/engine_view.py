@@ -6,6 +6,7 @@ What observation changes in vLLM, and the check that this vLLM fits, stand in `s
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,9 +171,21 @@ def routes_in_model(layer: MoERunner) -> bool:
 
 def current_layer(name: str) -> MoERunner:
     """The layer of that name in the model whose forward pass is running."""
+    return cast("MoERunner", _forward_context()().no_compile_layers[name])
+
+
+# Every layer asks at every step: an import statement takes longer than the call.
+@functools.cache
+def _forward_context() -> Callable[[], Any]:
     from vllm.forward_context import get_forward_context
 
-    return get_forward_context().no_compile_layers[name]
+    return cast(Callable[[], Any], get_forward_context)
+
+
+@functools.cache
+def cpu_fused_moe() -> Callable[..., None]:
+    """vLLM's CPU kernel; the overload itself, which PyTorch need not look for at every call."""
+    return cast(Callable[..., None], torch.ops._C.cpu_fused_moe.default)
 
 
 class EngineRenderer:

@@ -47,7 +47,7 @@ def _tap_op(
         expert_ids_TK: Chosen experts.
         layer_name: Finds the layer in the running forward pass.
     """
-    tap = engine_view.current_layer(layer_name).routed_experts.reap_tap
+    tap = engine_view.current_layer(layer_name).reap_experts.reap_tap
     if tap is not None:
         tap.observe(x_TH, gate_TK, expert_ids_TK)
 
@@ -67,6 +67,8 @@ def add_tap(layer: MoERunner) -> None:
     """Makes room for a tap in a layer that was just built; it does nothing until `connect` sets one."""
     experts = layer.routed_experts
     experts.__class__ = _tapped_class(type(experts))
+    # Found without `torch.nn.Module.__getattr__`, at every step.
+    vars(layer)["reap_experts"] = experts
     experts.reap_tap = None
     experts.reap_moment = Moment.BEFORE
     experts.reap_layer_name = layer.layer_name

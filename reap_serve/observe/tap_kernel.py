@@ -32,10 +32,10 @@ def _fused_moe_op(
     layer_name: str,
 ) -> None:
     gate_TK = _kept(topk_weights, skip_weighted)
-    torch.ops._C.cpu_fused_moe(
+    engine_view.cpu_fused_moe()(
         output, input, w13, w2, w13_bias, w2_bias, topk_weights, topk_id, skip_weighted, act, isa
     )
-    tap = engine_view.current_layer(layer_name).routed_experts.reap_tap
+    tap = engine_view.current_layer(layer_name).reap_experts.reap_tap
     if tap is not None:
         tap.observe(input, gate_TK, topk_id)
 
