@@ -211,7 +211,7 @@ def main() -> None:
     # Turns of a third of a second to ten seconds.
     options.turns = options.turns or (8 if options.model == "large" else 30)
     options.requests = options.requests or (32 if options.model == "large" else 64)
-    options.engines = options.engines or (1 if options.model == "large" else 3)
+    options.engines = options.engines or (2 if options.model == "large" else 3)
     with tempfile.TemporaryDirectory() as directory:
         model = options.model
         if model in SHAPES:
