@@ -23,7 +23,8 @@ Output: one JSON document: model, recorder, workload, compiled, recorder_class, 
 observed (medians), throughput_ratio (observed / plain: median of the turns' ratios), throughput_ratio_spread (quartiles
 of the turns), engine_ratios (by pair of engines: median of the turns), best_throughput_ratio (of the best turns: what
 counts on a machine that others use), cpu_ratio (plain / observed CPU seconds), itl_p99_ratio with its spread
-(observed / plain; deferred only), sample_fraction (of the last turn). Wanted: inline throughput_ratio >= 0.88; deferred throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
+(observed / plain; deferred only), sample_fraction (of the last turn). Wanted: inline throughput_ratio >= 0.88; deferred
+throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
 """
 
 from __future__ import annotations
