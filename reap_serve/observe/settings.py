@@ -47,7 +47,8 @@ class ObserveSettings(Record):
         overhead_budget: Fraction of the engine's time that recording may take; it lowers the sampled fraction to hold
             it. None keeps `sample_fraction`.
         extra_sums: Optional sums to collect, which merging needs (see `extra_sums.ExtraSums`); none costs nothing.
-        buffer_tokens: Tokens that `deferred` holds per layer before it measures them.
+        buffer_tokens: Tokens held per layer before they are measured: by `deferred`, and of small steps where rows are
+            read.
         max_slices: Slices told apart; tokens of further ones go to the slice `other`.
         directory: Where a serving engine writes its statistics; None keeps them in memory.
         flush_seconds: Seconds between two files.
