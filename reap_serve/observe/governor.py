@@ -26,34 +26,33 @@ class OverheadGovernor:
         budget: Share of the engine's busy time that the recorder may take, such as 0.02.
         ceiling: Fraction that is never exceeded; it begins at a twentieth at most.
         buffer_tokens: Tokens that recorders hold back at most.
-
-    Attributes:
-        busy_seconds: Duration of the steps since the share was last measured; the caller adds to it.
     """
 
     def __init__(self, budget: float, ceiling: float, buffer_tokens: int) -> None:
         self._aim = AIM * budget
         self._ceiling = ceiling
         self._buffer_tokens = buffer_tokens
-        self.busy_seconds = 0.0
+        self._busy_seconds = 0.0
         self._own_seconds_before = 0.0
         self._sampled_tokens_before = 0
         self.fraction = min(ceiling, 0.05)
 
-    def fraction_after(self, own_seconds: float, sampled_tokens: int) -> float:
+    def fraction_after(self, busy_seconds: float, own_seconds: float, sampled_tokens: int) -> float:
         """The fraction to use from here on.
 
         Args:
+            busy_seconds: Duration of the step that just ended.
             own_seconds: Seconds the recorder has taken in all.
             sampled_tokens: Tokens sampled in all.
         """
-        if self.busy_seconds < SETTLE_SECONDS:
+        self._busy_seconds += busy_seconds
+        if self._busy_seconds < SETTLE_SECONDS:
             return self.fraction
         enough_tokens = sampled_tokens - self._sampled_tokens_before >= self._buffer_tokens
-        if enough_tokens or self.busy_seconds >= LONGEST_SECONDS:
-            share = (own_seconds - self._own_seconds_before) / self.busy_seconds
+        if enough_tokens or self._busy_seconds >= LONGEST_SECONDS:
+            share = (own_seconds - self._own_seconds_before) / self._busy_seconds
             factor = min(LARGEST_FACTOR, max(1 / LARGEST_FACTOR, self._aim / max(share, 1e-9)))
             self.fraction = min(self._ceiling, max(MINIMUM_FRACTION, self.fraction * factor))
-            self.busy_seconds = 0.0
+            self._busy_seconds = 0.0
             self._own_seconds_before, self._sampled_tokens_before = own_seconds, sampled_tokens
         return self.fraction

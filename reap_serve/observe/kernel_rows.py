@@ -91,13 +91,13 @@ class KernelRows:
         Raises:
             ValueError: The memory is smaller than a call with so many slots leaves it.
         """
+        words = self._scratchpad.words()
+        if words is self._viewed and num_slots == self._views[1].shape[0]:
+            return self._views
         per_slot_bytes = _whole_lines(num_slots * INT32_BYTES)
         index_start = self._counts_bytes + per_slot_bytes
         rows_start = index_start + per_slot_bytes + _whole_lines(num_slots * self._intermediate_bytes)
         rows_end = rows_start + num_slots * self.row_bytes
-        words = self._scratchpad.words()
-        if words is self._viewed and num_slots == self._views[1].shape[0]:
-            return self._views
         if rows_end > words.shape[0] * INT32_BYTES:
             raise ValueError(f"the scratch memory has {words.shape[0] * INT32_BYTES} bytes, {rows_end} were expected")
         rows = words[rows_start // FLOAT32_BYTES : rows_end // FLOAT32_BYTES].view(torch.float32)

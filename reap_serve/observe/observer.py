@@ -16,7 +16,7 @@ import torch
 from reap_serve.observe import engine_view, seams
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.extra_sums import ExtraSums, LogitHook
-from reap_serve.observe.governor import SETTLE_SECONDS, OverheadGovernor
+from reap_serve.observe.governor import OverheadGovernor
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.moe_sum import PersistentSlots
 from reap_serve.observe.sampling import RowSampler
@@ -39,9 +39,6 @@ class Observer:
     An exception in a recorder is counted, logged once, stops the recording and marks the statistics incomplete; the
     request is served.
 
-    Attributes:
-        own_seconds: What observation has taken in all: the recorders and the hooks at each step.
-
     Args:
         settings: What to record.
         layers: The fused MoE layers of this process.
@@ -49,6 +46,9 @@ class Observer:
         tensor_parallel_size: Ranks that share each expert; their recorders must act in step.
         masks: Plans that requests may be under: such requests are not recorded.
         max_rows: Rows of the largest step, padding included.
+
+    Attributes:
+        own_seconds: What observation has taken in all: the recorders and the hooks at each step.
     """
 
     def __init__(
@@ -152,9 +152,7 @@ class Observer:
         """
         self._sampler.end()
         if self._governor is not None:
-            self._governor.busy_seconds += busy_seconds
-            if self._governor.busy_seconds >= SETTLE_SECONDS:
-                self._sampler.fraction = self._governor.fraction_after(self.own_seconds, self.tokens_recorded)
+            self._sampler.fraction = self._governor.fraction_after(busy_seconds, self.own_seconds, self.tokens_recorded)
 
     @property
     def tokens_in_window(self) -> int:

@@ -46,19 +46,20 @@ class RowSampler:
         self._random = np.random.default_rng(seed)
         # Single draws take NumPy's generator ten times as long.
         self._random_step = random.Random(seed)
-        self._counted: tuple[Slots | None, int] = (None, 0)
-        self._whole_of: Slots | None = None
+        # The labels of the last step, and what was found out about them: decode steps that follow each other come with
+        # the same array.
+        self._labels = np.empty(0, np.int64)
+        self._num_real = 0
         self._whole: RowSample | None = None
         self._slots: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
     def begin(self, slots: Slots) -> None:
         """A step with real tokens begins."""
-        # Decode steps that follow each other come with the same array.
-        counted, num_real = self._counted
-        if slots is not counted:
-            num_real = int(np.count_nonzero(slots != self._trash_slot))
-            self._counted = slots, num_real
+        if slots is not self._labels:
+            self._labels, self._whole = slots, None
+            self._num_real = int(np.count_nonzero(slots != self._trash_slot))
+        num_real = self._num_real
         self.real_tokens += num_real
         step_fraction = 1.0
         if self.fraction < 1.0:
@@ -87,9 +88,8 @@ class RowSampler:
         Decode steps with the same labels share one sample: what is allocated in front of a forward pass and lives
         through it keeps glibc from using the memory around it again, at the cost of forty page faults a step.
         """
-        if self._whole is None or slots is not self._whole_of:
-            labels = self._tensor(slots)
-            self._whole_of, self._whole = slots, RowSample(self._tensor(np.arange(slots.shape[0])), labels)
+        if self._whole is None:
+            self._whole = RowSample(self._tensor(np.arange(slots.shape[0])), self._tensor(slots))
         self._slots, self._sample = self._whole.slots, self._whole
         self.sampled_tokens += slots.shape[0]
 

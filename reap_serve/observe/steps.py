@@ -104,7 +104,9 @@ class StepRows:
                 self._settle()
 
     def label(self, request_ids: Sequence[str], num_scheduled: Sequence[int], num_computed: Sequence[int]) -> Slots:
-        """The slot of every row of a step, requests in the order of the batch.
+        """The slot of every row of a step, requests in the order of the batch; not to be written to.
+
+        While the same requests decode on, every step gets the same array.
 
         Args:
             request_ids: Requests of the batch.

@@ -17,6 +17,9 @@ from reap_serve import publish
 from reap_serve.errors import InputFileError, OutputExistsError, ReapServeError, StorageError
 
 SUFFIX = ".safetensors"
+# What fsspec raises where a path cannot be used: the store refuses, its driver is not installed, there is no such
+# protocol, the driver does not have the operation (a web server is read but not written).
+REFUSALS = (OSError, ImportError, ValueError, NotImplementedError)
 READ_AHEAD_FILES = 3
 READ_AHEAD_FILE_BYTES = 2**26
 
@@ -59,7 +62,7 @@ def _list_directory(path: str) -> list[str] | None:
         if not system.isdir(place):
             return None
         return [name.rstrip("/").rpartition("/")[2] for name in system.ls(place, detail=False)]
-    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+    except REFUSALS as error:
         raise InputFileError(f"{path} cannot be listed: {_reason(error)}", "check the path and its driver") from None
 
 
@@ -84,7 +87,7 @@ def open_source(path: str) -> Iterator[tuple[BinaryIO, int]]:
         raise
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist", "check the path") from None
-    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+    except REFUSALS as error:
         raise InputFileError(
             f"{path} cannot be read: {_reason(error)}", "check the path, its permissions and its driver"
         ) from None
@@ -160,7 +163,7 @@ def _exists(url: str) -> bool:
 
         system, place = fsspec.core.url_to_fs(url)
         return bool(system.exists(place))
-    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+    except REFUSALS as error:
         raise StorageError(
             f"{url} cannot be written: {_reason(error)}", "check the path, its permissions and its driver"
         ) from None
@@ -190,7 +193,7 @@ def write_whole(path: str, content: bytes, *, overwrite: bool) -> None:
         temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
         system.pipe_file(temporary, content)
         system.mv(temporary, place)
-    except (OSError, ImportError, ValueError, NotImplementedError) as error:
+    except REFUSALS as error:
         raise StorageError(
             f"{path} cannot be written: {_reason(error)}", "check the path, its permissions and its driver"
         ) from None

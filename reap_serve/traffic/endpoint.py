@@ -29,7 +29,8 @@ class ClientSettings:
 
     Attributes:
         url: `http://host:port` with or without `/v1`.
-        api_key: Sent as bearer token; None sends a placeholder, which vLLM without `--api-key` ignores.
+        api_key: Sent as bearer token. None sends `none`, since the openai client insists on a token; vLLM without
+            `--api-key` does not look at it.
         model: Name of the model; None keeps the recorded one if the endpoint serves it, else takes its only one.
         timeout_seconds: Longest wait for an answer to begin or to go on.
         max_retries: Repetitions of a request that failed. 0, so that failures are seen.
