@@ -120,7 +120,7 @@ def serve(options: argparse.Namespace) -> None:
     in_flight = len(prompts) if prefill else IN_FLIGHT
     observer = None
     if observing:
-        observer = llm.llm_engine.model_executor.driver_worker.worker.model_runner.reap_observer
+        observer = llm.llm_engine.model_executor.driver_worker.worker.model_runner.reap_live.observer
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
         result: dict[str, Any] = dict(run(llm.llm_engine, prompts, parameters, in_flight))

@@ -49,7 +49,7 @@ def measure(rows: int) -> dict[str, float]:
     layer: Any = SimpleNamespace(
         router=hooked, layer_id=0, layer_name="layer", moe_config=SimpleNamespace(num_logical_experts=NUM_EXPERTS)
     )
-    add_routing_hook(layer)
+    add_routing_hook(layer, traced=False)
     masks = EngineMasks([layer], torch.device("cpu"), max_slices=4, drift_fraction=0.0)
     masks.load("half", {0: tuple(range(0, NUM_EXPERTS, 2))})
     masks.load("other", {0: tuple(range(1, NUM_EXPERTS, 2))})

@@ -1,4 +1,4 @@
-"""What vLLM's seams call in one engine process: layers are built, the model is loaded, steps begin and end."""
+"""What vLLM's seams call in one engine process: layers are built, the model is loaded; its steps go to `LiveEngine`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from reap_serve.observe.tap import add_tap
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
 class _Hooks:
-    """Leads each engine's calls to its observer, which the model runner carries."""
+    """Gives every layer its tap and every engine its observer."""
 
     def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
         settings = seams.settings_of(vllm_config)
         assert settings is not None
         add_tap(layer)
-        add_routing_hook(layer)
+        add_routing_hook(layer, traced=engine_view.traces_graphs(vllm_config))
 
-    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
+    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> LiveEngine:
         settings = seams.settings_of(vllm_config)
         assert settings is not None
         layers = engine_view.moe_layers(vllm_config)
@@ -42,31 +41,7 @@ class _Hooks:
             masks,
             engine_view.max_rows(vllm_config),
         )
-        model_runner.reap_observer = observer
-        model_runner.reap_live = build_live(settings, layers, model_runner, observer, masks)
-
-    def step_begins(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
-        if (live := live_of(model_runner)) is not None:
-            live.step_begins(scheduler_output)
-
-    def rows_ordered(self, model_runner: GPUModelRunner, batch: seams.BatchRows) -> None:
-        if (live := live_of(model_runner)) is not None:
-            live.rows_ordered(batch)
-
-    def step_ends(self, model_runner: GPUModelRunner) -> None:
-        if (live := live_of(model_runner)) is not None:
-            live.step_ends()
-
-    def engine_stops(self, model_runner: GPUModelRunner) -> None:
-        if (live := live_of(model_runner)) is not None:
-            live.close()
-
-
-def live_of(model_runner: GPUModelRunner) -> LiveEngine | None:
-    """What observation put on a model runner, None on engines without it."""
-    live = vars(model_runner).get("reap_live")
-    assert live is None or isinstance(live, LiveEngine)
-    return live
+        return build_live(settings, layers, model_runner, observer, masks)
 
 
 HOOKS: seams.EngineHooks = _Hooks()

@@ -42,6 +42,23 @@ def captures_graphs(vllm_config: VllmConfig) -> bool:
     return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
 
 
+def traces_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether the engine compiles its model: what is not in the graph then, is not run."""
+    from vllm.config import CompilationMode
+
+    return bool(vllm_config.compilation_config.mode != CompilationMode.NONE)
+
+
+def calls_operators_from_cpp(vllm_config: VllmConfig) -> bool:
+    """Whether the code that inductor generates for an engine is C++, which does not look operators up by name."""
+    import torch._inductor.config
+
+    chosen = vllm_config.compilation_config.inductor_compile_config.get(
+        "cpp_wrapper", torch._inductor.config.cpp_wrapper
+    )
+    return traces_graphs(vllm_config) and bool(chosen)
+
+
 def device_type() -> str:
     """Where vLLM computes on this machine."""
     from vllm.platforms import current_platform
@@ -180,12 +197,6 @@ def _forward_context() -> Callable[[], Any]:
     from vllm.forward_context import get_forward_context
 
     return cast(Callable[[], Any], get_forward_context)
-
-
-@functools.cache
-def cpu_fused_moe() -> Callable[..., None]:
-    """vLLM's CPU kernel; the overload itself, which PyTorch need not look for at every call."""
-    return cast(Callable[..., None], torch.ops._C.cpu_fused_moe.default)
 
 
 class EngineRenderer:

@@ -6,8 +6,8 @@ SETTLE_SECONDS = 1.0
 LONGEST_SECONDS = 30.0
 # A hundredth of the tokens costs at most about a hundredth of the experts' time, and statistics need tokens.
 MINIMUM_FRACTION = 0.01
-# The rest of the budget is left for what cannot be timed: frames of Python around each layer, caches found cold.
-AIM = 0.6
+# The rest of the budget is left for what cannot be timed: memory and caches that the engine finds cold.
+AIM = 0.4
 LARGEST_FACTOR = 2.0
 
 
@@ -32,7 +32,7 @@ class OverheadGovernor:
         self._aim = AIM * budget
         self._ceiling = ceiling
         self._buffer_tokens = buffer_tokens
-        self._busy_seconds = 0.0
+        self._busy_seconds_before = 0.0
         self._own_seconds_before = 0.0
         self._sampled_tokens_before = 0
         self.fraction = min(ceiling, 0.05)
@@ -41,18 +41,18 @@ class OverheadGovernor:
         """The fraction to use from here on.
 
         Args:
-            busy_seconds: Duration of the step that just ended.
-            own_seconds: Seconds the recorder has taken in all.
+            busy_seconds: Duration of all steps.
+            own_seconds: Seconds the recorder has taken of them.
             sampled_tokens: Tokens sampled in all.
         """
-        self._busy_seconds += busy_seconds
-        if self._busy_seconds < SETTLE_SECONDS:
+        passed_seconds = busy_seconds - self._busy_seconds_before
+        if passed_seconds < SETTLE_SECONDS:
             return self.fraction
         enough_tokens = sampled_tokens - self._sampled_tokens_before >= self._buffer_tokens
-        if enough_tokens or self._busy_seconds >= LONGEST_SECONDS:
-            share = (own_seconds - self._own_seconds_before) / self._busy_seconds
+        if enough_tokens or passed_seconds >= LONGEST_SECONDS:
+            share = (own_seconds - self._own_seconds_before) / passed_seconds
             factor = min(LARGEST_FACTOR, max(1 / LARGEST_FACTOR, self._aim / max(share, 1e-9)))
             self.fraction = min(self._ceiling, max(MINIMUM_FRACTION, self.fraction * factor))
-            self._busy_seconds = 0.0
-            self._own_seconds_before, self._sampled_tokens_before = own_seconds, sampled_tokens
+            self._busy_seconds_before, self._own_seconds_before = busy_seconds, own_seconds
+            self._sampled_tokens_before = sampled_tokens
         return self.fraction

@@ -28,6 +28,7 @@ from reap_serve.observe.live_status import (
     balance_of,
 )
 from reap_serve.observe.mask import EngineMasks
+from reap_serve.observe.mask_router import SkippedRouting
 from reap_serve.observe.shadow import EngineShadow
 from reap_serve.observe.snapshot import RankSums, join_ranks
 from reap_serve.records import provenance
@@ -86,6 +87,7 @@ class LiveEngine:
         shadow: Its shadow routers, None on a model that was not pruned.
         setup: None keeps the statistics in memory.
         facts: What does not change while it serves.
+        skipped_routing: Of an engine that compiles its model.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class LiveEngine:
         shadow: EngineShadow | None,
         setup: LiveSetup | None,
         facts: RankFacts,
+        skipped_routing: SkippedRouting | None = None,
     ) -> None:
         self.observer = observer
         self.masks = masks
@@ -103,6 +106,7 @@ class LiveEngine:
         self.default: str | None = None
         self._setup = setup
         self._facts = facts
+        self._skipped_routing = skipped_routing
         self._writer: StatisticsWriter | None = None
         if setup is not None:
             self._writer = StatisticsWriter(setup.directory, setup.flush_seconds, setup.minimum_tokens)
@@ -110,13 +114,14 @@ class LiveEngine:
         self._offered_slices: dict[str, int] = {}
         self._incomplete = False
         self._lost_offers = 0
-        self._busy_seconds = 0.0
-        self._step_started: float | None = None
+        self._step_started = 0.0
         self._written_files, self._written_at = 0, time.monotonic()
 
     def step_begins(self, scheduler_output: SchedulerOutput) -> None:
         """The scheduler's choice is there."""
         self._step_started = time.perf_counter()
+        if self._skipped_routing is not None:
+            self._skipped_routing.enter()
         if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
             self._requests_change(scheduler_output)
             self.observer.own_seconds += time.perf_counter() - self._step_started
@@ -141,11 +146,11 @@ class LiveEngine:
     def step_ends(self) -> None:
         """The engine is between two steps: offers the sums when a file is due."""
         ended = time.perf_counter()
-        busy_seconds = 0.0 if self._step_started is None else ended - self._step_started
-        self._step_started = None
-        self._busy_seconds += busy_seconds
-        self.observer.step_ends(busy_seconds)
-        self.masks.end_step()
+        if self._skipped_routing is not None:
+            self._skipped_routing.leave()
+        self.observer.step_ends(ended - self._step_started)
+        if self.masks.step:
+            self.masks.end_step()
         if self.shadow is not None:
             self.shadow.end_step()
         self.observer.own_seconds += time.perf_counter() - ended
@@ -234,7 +239,7 @@ class LiveEngine:
             tokens_masked=self.masks.masked_tokens,
             sample_fraction=observer.sample_fraction,
             recorder_seconds=observer.own_seconds,
-            busy_seconds=self._busy_seconds,
+            busy_seconds=observer.busy_seconds,
             slices=self.tokens_by_slice(),
             layers=tuple(map(balance_of, observer.layer_indices, counts_LE)),
             weights_bytes=self._facts.weights_bytes,

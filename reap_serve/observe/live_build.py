@@ -12,6 +12,7 @@ from reap_serve.model import fingerprint, open_model
 from reap_serve.observe import engine_view
 from reap_serve.observe.live import LiveEngine, LiveSetup, RankFacts
 from reap_serve.observe.mask import EngineMasks
+from reap_serve.observe.mask_router import SkippedRouting
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.shadow import EngineShadow
 from reap_serve.observe.sidecar import read_sidecar
@@ -57,6 +58,7 @@ def build_live(
             shadow_refusal=shadow_refusal,
             weights_bytes=_weights_bytes(model_runner),
         ),
+        SkippedRouting(layers) if engine_view.traces_graphs(config) else None,
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from reap_serve.observe.gate_mass import GateMass
-from reap_serve.observe.mask_router import RoutingHook, plain_routing
+from reap_serve.observe.mask_router import RoutingHook, plain_routing, set_routing_hook
 from reap_serve.observe.steps import StepRows
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class EngineMasks:
         self.gate_mass[plan] = GateMass(len(self._layers), self.rows.trash_slot, self._device)
         for layer, hook in zip(self._layers, self._hooks, strict=True):
             if layer.router.reap_routing is not hook:
-                hook.before, layer.router.reap_routing = layer.router.reap_routing, hook
+                hook.before = layer.router.reap_routing
+                set_routing_hook(layer, hook)
 
     def admit(self, request_id: str, prompt_tokens: int, arguments: Mapping[str, object] | None) -> bool:
         """A request enters; whether it is under a plan, and so not part of the statistics."""

@@ -3,19 +3,21 @@
 In eager mode, and inside vLLM's opaque `moe_forward` operator, Python runs at every step and the hook is called as it
 is. In vLLM's compiled mode on the CPU, Dynamo traces through the router, so the call becomes an operator that declares
 what it writes. In both cases the router has computed its plain choice first: where the hook does nothing, the result is
-bit-identical.
+bit-identical. A router without a hook costs nothing in eager mode, and in compiled mode a call of a function that does
+nothing (`SkippedRouting`).
 
 Axes: T tokens, H hidden, E experts, K experts per token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from reap_serve.observe import engine_view
-from reap_serve.observe.operators import define
+from reap_serve.observe.operators import StandIn, define
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -49,19 +51,57 @@ define(
 )
 
 
-def add_routing_hook(layer: MoERunner) -> None:
-    """Makes room for a hook in a layer's router; it does nothing until `router.reap_routing` is set."""
-    router = layer.router
-    router.__class__ = _hooked_class(type(router))
-    router.reap_routing = None
-    router.reap_layer_name = layer.layer_name
+class SkippedRouting:
+    """Spares the steps of a compiled engine without hooks the operator of its routers.
+
+    Args:
+        layers: The fused MoE layers of this process; hooks are set in all of them or in none.
+    """
+
+    def __init__(self, layers: Sequence[MoERunner]) -> None:
+        self._router = layers[0].router
+        self._stand_in = StandIn(torch.ops.reap_serve, "mask_routing")
+
+    def enter(self) -> None:
+        """A step begins."""
+        if self._router.reap_routing is None:
+            self._stand_in.enter()
+
+    def leave(self) -> None:
+        """The step is over."""
+        self._stand_in.leave()
+
+
+def add_routing_hook(layer: MoERunner, traced: bool) -> None:
+    """Makes room for a hook in a layer's router.
+
+    Args:
+        layer: It was just built.
+        traced: Its Python runs once, while it is compiled: the hook's place has to be there from the start.
+    """
+    layer.router.reap_routing = None
+    layer.router.reap_layer_name = layer.layer_name
+    if traced:
+        _show_choices(layer.router)
+
+
+def set_routing_hook(layer: MoERunner, hook: RoutingHook) -> None:
+    """Shows every choice of a layer's router to a hook from now on."""
+    _show_choices(layer.router)
+    layer.router.reap_routing = hook
+
+
+def _show_choices(router: Any) -> None:
+    if not hasattr(type(router), "reap_plain_class"):
+        router.__class__ = _hooked_class(type(router))
 
 
 def plain_routing(
     router: Any, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The choice of a router, or of a changed copy of it, without its hook."""
-    weights_TK, ids_TK = type(router).reap_plain_class._compute_routing(router, x_TH, logits_TE, ids_dtype)
+    plain = getattr(type(router), "reap_plain_class", type(router))
+    weights_TK, ids_TK = plain._compute_routing(router, x_TH, logits_TE, ids_dtype)
     return weights_TK, ids_TK
 
 

@@ -16,13 +16,15 @@ import torch
 from reap_serve.observe import engine_view, seams
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.extra_sums import ExtraSums, LogitHook
-from reap_serve.observe.governor import OverheadGovernor
+from reap_serve.observe.governor import SETTLE_SECONDS, OverheadGovernor
 from reap_serve.observe.mask import EngineMasks
+from reap_serve.observe.mask_router import set_routing_hook
 from reap_serve.observe.moe_sum import PersistentSlots
 from reap_serve.observe.sampling import RowSampler
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, layer_arrays
 from reap_serve.observe.steps import StepRows
+from reap_serve.observe.tap_kernel import KernelTaps
 from reap_serve.observe.wiring import make_recorder, wire
 from reap_serve.statistics.record import PHASES, Layer, Window
 
@@ -48,7 +50,8 @@ class Observer:
         max_rows: Rows of the largest step, padding included.
 
     Attributes:
-        own_seconds: What observation has taken in all: the recorders and the hooks at each step.
+        busy_seconds: How long all steps took.
+        own_seconds: What observation has taken of them: the recorders and the hooks at each step.
     """
 
     def __init__(
@@ -63,9 +66,11 @@ class Observer:
         self.settings = settings
         self.recording = settings.recording
         self.failures = 0
+        self.busy_seconds = 0.0
         self.own_seconds = 0.0
         self._masks = masks
         self._earlier_sampled_tokens = 0
+        self._judged_seconds = 0.0
         self._rows = StepRows(settings.max_slices)
         self._sampler = (
             PersistentSlots(settings.sample_fraction, self._rows.trash_slot, device, max_rows)
@@ -90,8 +95,9 @@ class Observer:
         ]
         if "logit_gram" in settings.extra_sums:
             self._watch_logits(layers)
+        self._kernel_taps = KernelTaps()
         for layer, recorder in zip(layers, self._recorders, strict=True):
-            wire(layer, recorder, self)
+            wire(layer, recorder, self, self._kernel_taps)
         self._begin_window()
 
     def _watch_logits(self, layers: list[MoERunner]) -> None:
@@ -100,7 +106,7 @@ class Observer:
 
         for layer, extra in zip(layers, self._extra, strict=True):
             assert extra is not None
-            layer.router.reap_routing = LogitHook(layer.router.reap_routing, extra, self._sampler, guarded)
+            set_routing_hook(layer, LogitHook(layer.router.reap_routing, extra, self._sampler, guarded))
 
     @property
     def step_recorded(self) -> bool:
@@ -141,6 +147,8 @@ class Observer:
             return
         try:
             self._sampler.begin(self._rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed))
+            if self._sampler.active:
+                self._kernel_taps.enter()
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
 
@@ -150,9 +158,19 @@ class Observer:
         Args:
             busy_seconds: How long the step took.
         """
-        self._sampler.end()
-        if self._governor is not None:
-            self._sampler.fraction = self._governor.fraction_after(busy_seconds, self.own_seconds, self.tokens_recorded)
+        if self._sampler.active:
+            self._sampler.end()
+        if self._kernel_taps.entered:
+            try:
+                self._kernel_taps.leave()
+            except RuntimeError as error:
+                self.fail(error)
+        self.busy_seconds += busy_seconds
+        if self._governor is not None and self.busy_seconds - self._judged_seconds >= SETTLE_SECONDS:
+            self._judged_seconds = self.busy_seconds
+            self._sampler.fraction = self._governor.fraction_after(
+                self.busy_seconds, self.own_seconds, self.tokens_recorded
+            )
 
     @property
     def tokens_in_window(self) -> int:

@@ -1,7 +1,7 @@
-"""Operators of this package in vLLM's compiled graphs: opaque to the compiler, their Python runs at every step.
+"""Operators in vLLM's compiled graphs: those of this package, and what stands in for an operator during a step.
 
-They are registered by schema. `torch.library.custom_op` would wrap each in 15 microseconds of Python of its own, which
-at a few layers' decode steps is more than recording costs.
+Operators of this package are opaque to the compiler, their Python runs at every step. They are registered by schema:
+`torch.library.custom_op` would wrap each in 15 microseconds of Python of its own.
 """
 
 from __future__ import annotations
@@ -29,3 +29,33 @@ def define(schema: str, body: Callable[..., None]) -> None:
 
 def _nothing(*arguments: object) -> None:
     """What the operator gives while a graph is traced."""
+
+
+class StandIn:
+    """Stands under an operator's name in its place, between two calls of `enter` and `leave`.
+
+    vLLM's eager code and the Python that inductor generates both look an operator up by its name at each call, as
+    `torch.ops.<namespace>.<name>` and as its `.default`. While a graph is traced, the operator itself has to be there.
+
+    Args:
+        namespace: Such as `torch.ops.reap_serve`.
+        name: Of the operator.
+        default: Takes its arguments, by position.
+    """
+
+    def __init__(self, namespace: object, name: str, default: Callable[..., None] = _nothing) -> None:
+        self.default = default
+        self.operator = getattr(namespace, name)
+        self._namespace = namespace
+        self._name = name
+
+    def __call__(self, *arguments: object) -> None:
+        self.default(*arguments)
+
+    def enter(self) -> None:
+        """Takes the operator's place."""
+        setattr(self._namespace, self._name, self)
+
+    def leave(self) -> None:
+        """Gives the operator its place back."""
+        setattr(self._namespace, self._name, self.operator)

@@ -50,6 +50,7 @@ class RowSampler:
         # the same array.
         self._labels = np.empty(0, np.int64)
         self._num_real = 0
+        self._step_weight = 1.0
         self._whole: RowSample | None = None
         self._slots: torch.Tensor | None = None
         self._sample: RowSample | None = None
@@ -59,25 +60,21 @@ class RowSampler:
         if slots is not self._labels:
             self._labels, self._whole = slots, None
             self._num_real = int(np.count_nonzero(slots != self._trash_slot))
-        num_real = self._num_real
-        self.real_tokens += num_real
-        step_fraction = 1.0
-        if self.fraction < 1.0:
-            step_fraction = min(1.0, max(self.fraction, num_real * self.fraction / STEP_TOKENS))
-            if self._random_step.random() >= step_fraction:
-                self.end()
-                return
-        whole = step_fraction == self.fraction
-        if whole and num_real == slots.shape[0] > 0:
+            self._step_weight = max(1.0, self._num_real / STEP_TOKENS)
+        self.real_tokens += self._num_real
+        self._slots = self._sample = None
+        if self._random_step.random() >= self.fraction * self._step_weight:
+            return
+        row_fraction = max(self.fraction, 1 / self._step_weight)
+        if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0:
             self._begin_whole(slots)
             return
         chosen = slots != self._trash_slot
-        if not whole:
-            chosen &= self._random.random(slots.shape[0]) < self.fraction / step_fraction
+        if row_fraction < 1.0:
+            chosen &= self._random.random(slots.shape[0]) < row_fraction
         rows = np.flatnonzero(chosen)
         self.sampled_tokens += rows.shape[0]
         if rows.shape[0] == 0:
-            self.end()
             return
         self._slots = self._tensor(np.where(chosen, slots, self._trash_slot))
         self._sample = RowSample(self._tensor(rows), self._tensor(slots[rows]))

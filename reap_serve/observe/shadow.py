@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from reap_serve.observe.gate_mass import GateMass
-from reap_serve.observe.mask_router import plain_routing
+from reap_serve.observe.mask_router import plain_routing, set_routing_hook
 from reap_serve.observe.sidecar import FullRouter
 from reap_serve.observe.steps import Slots, StepRows
 
@@ -117,7 +117,7 @@ class EngineShadow:
         self._fraction = fraction
         self._random = np.random.default_rng(0)
         for position, layer in enumerate(layers):
-            layer.router.reap_routing = LayerShadow(self, position, layer.router, full[layer.layer_id], device)
+            set_routing_hook(layer, LayerShadow(self, position, layer.router, full[layer.layer_id], device))
 
     def give_up(self, reason: str) -> None:
         """Measures no more; serving goes on."""

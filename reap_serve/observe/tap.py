@@ -1,7 +1,8 @@
 """Where a recorder meets a layer: before its fused kernel, in its place, or behind it.
 
 In eager mode Python runs at every step. In vLLM's compiled mode on the CPU, Dynamo traces through the layer and Python
-runs once, so the tap is a custom operator: opaque, with a declared mutation that keeps it in the graph.
+runs once, so the tap before a kernel is a custom operator: opaque, with a declared mutation that keeps it in the graph.
+A tap behind a kernel is not in the graph at all: see `tap_kernel`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import torch
 
 from reap_serve.observe import engine_view
 from reap_serve.observe.operators import define
-from reap_serve.observe.tap_kernel import tap_cpu_kernel
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -84,9 +84,8 @@ def connect(layer: MoERunner, tap: LayerTap, moment: Moment) -> None:
         # The layer's Python has to run at every step: through vLLM's opaque operator, as on GPUs.
         layer._forward_entry = engine_view.opaque_forward(layer)
     elif moment is Moment.AFTER:
-        # The kernel is tapped itself; a frame of Python less in each call.
-        experts.__class__ = type(experts).reap_plain_class
-        tap_cpu_kernel(layer)
+        # `tap_kernel` shows it the calls.
+        experts.__class__ = getattr(type(experts), "reap_plain_class", type(experts))
 
 
 def _tapped_class(plain: Any) -> type:

@@ -1,79 +1,102 @@
 """Where a recorder meets vLLM's CPU kernel: as soon as it is over, while its scratch memory is as it left it.
 
-In eager mode Python runs at every step. In vLLM's compiled mode the kernel's operator is replaced in the graph by one
-of the same signature that calls it and then shows the layer's tap what was routed: nothing can run in between.
+Target: the name `torch.ops._C.cpu_fused_moe`, under which eager layers and compiled graphs look for the kernel at each
+    call.
+Why: few steps are recorded under a budget of time, and no other step should pay for it. An operator of Python in each
+    layer's graph takes 8 microseconds a step, 1 % of a small model's decode step for every four layers.
+How: in a recorded step another object stands under that name, which calls the kernel and then shows the call to the tap
+    of the layer whose weights it was given. Between steps, and while vLLM traces its graphs, the kernel stands there.
+    A recorded step in which a layer's kernel did not come by ends the recording.
+Upstream: none calls back after a layer's kernel.
+Remove when: vLLM hands (input, weights, ids) of each fused MoE call to a plugin.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from reap_serve.observe import engine_view
-from reap_serve.observe.operators import define
+from reap_serve.errors import EngineError
+from reap_serve.observe.operators import StandIn
 
 if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 
-def _fused_moe_op(
-    output: torch.Tensor,
-    input: torch.Tensor,
-    w13: torch.Tensor,
-    w2: torch.Tensor,
-    w13_bias: torch.Tensor | None,
-    w2_bias: torch.Tensor | None,
-    topk_weights: torch.Tensor,
-    topk_id: torch.Tensor,
-    skip_weighted: bool,
-    act: str,
-    isa: str,
-    layer_name: str,
-) -> None:
-    gate_TK = _kept(topk_weights, skip_weighted)
-    engine_view.cpu_fused_moe()(
-        output, input, w13, w2, w13_bias, w2_bias, topk_weights, topk_id, skip_weighted, act, isa
-    )
-    tap = engine_view.current_layer(layer_name).reap_experts.reap_tap
-    if tap is not None:
-        tap.observe(input, gate_TK, topk_id)
+class KernelTaps:
+    """The layers of one engine that see their kernel's calls in recorded steps: each by its `reap_tap`.
 
+    Attributes:
+        entered: Whether such a step runs.
+    """
 
-define(
-    "cpu_fused_moe(Tensor(a0!) output, Tensor input, Tensor w13, Tensor w2, Tensor? w13_bias, Tensor? w2_bias, "
-    "Tensor topk_weights, Tensor topk_id, bool skip_weighted, str act, str isa, str layer_name) -> ()",
-    _fused_moe_op,
-)
+    def __init__(self) -> None:
+        self.entered = False
+        self._experts: list[RoutedExperts] = []
+        self._by_weights: dict[int, RoutedExperts] = {}
+        self._stand_in: StandIn | None = None
+        self._calls = 0
 
+    def add(self, layer: MoERunner) -> None:
+        """Shows the layer's calls to `layer.routed_experts.reap_tap` from now on.
 
-def tap_cpu_kernel(layer: MoERunner) -> None:
-    """Lets a layer's CPU kernel show its calls to `layer.routed_experts.reap_tap`."""
-    kernel = engine_view.cpu_kernel(layer)
-    assert kernel is not None
-    kernel.__class__ = _tapped_class(type(kernel))
-    kernel.reap_experts = layer.routed_experts
-
-
-def _kept(weights_TK: torch.Tensor, on_input: bool) -> torch.Tensor:
-    """The weights as they are before the kernel, which overwrites those that were applied on the input."""
-    return weights_TK.clone() if on_input else weights_TK
-
-
-def _tapped_class(plain: Any) -> type:
-    def apply(self: Any, **arguments: Any) -> None:
-        weights, ids = arguments["topk_weights"], arguments["topk_ids"]
-        on_input = arguments["apply_router_weight_on_input"]
-        if torch.compiler.is_compiling():
-            torch.ops.reap_serve.cpu_fused_moe(
-                *(arguments[name] for name in ("output", "hidden_states", "w1", "w2")),
-                *(self.w1_bias, self.w2_bias, weights, ids, on_input, arguments["activation"].value, self.isa),
-                self.reap_experts.reap_layer_name,
+        Raises:
+            EngineError: Another layer has the same weights.
+        """
+        self._experts.append(layer.routed_experts)
+        if len({experts.w13_weight.data_ptr() for experts in self._experts}) < len(self._experts):
+            raise EngineError(
+                f"{layer.layer_name} shares its experts with another layer",
+                "set read_kernel_rows to false in the additional configuration",
             )
-            return
-        gate_TK = _kept(weights, on_input)
-        plain.apply(self, **arguments)
-        if self.reap_experts.reap_tap is not None:
-            self.reap_experts.reap_tap.observe(arguments["hidden_states"], gate_TK, ids)
+        self._stand_in = self._stand_in or StandIn(torch.ops._C, "cpu_fused_moe", self._call)
 
-    return type(f"Tapped{plain.__name__}", (plain,), {"apply": apply})
+    def enter(self) -> None:
+        """A recorded step begins."""
+        if self._stand_in is not None:
+            # Weights may have been loaded anew.
+            self._by_weights = {experts.w13_weight.data_ptr(): experts for experts in self._experts}
+            self._calls = 0
+            self._stand_in.enter()
+            self.entered = True
+
+    def leave(self) -> None:
+        """The step is over.
+
+        Raises:
+            RuntimeError: A layer's kernel did not come by.
+        """
+        assert self._stand_in is not None
+        self._stand_in.leave()
+        self.entered = False
+        if self._calls != len(self._experts):
+            raise RuntimeError(f"a step called the kernels of {self._calls} of {len(self._experts)} layers by name")
+
+    def _call(
+        self,
+        output: torch.Tensor,
+        x_TH: torch.Tensor,
+        w13: torch.Tensor,
+        w2: torch.Tensor,
+        w13_bias: torch.Tensor | None,
+        w2_bias: torch.Tensor | None,
+        weights_TK: torch.Tensor,
+        expert_ids_TK: torch.Tensor,
+        weight_on_input: bool,
+        activation: str,
+        instructions: str,
+    ) -> None:
+        assert self._stand_in is not None
+        # The kernel overwrites weights that were applied on the input.
+        gate_TK = weights_TK.clone() if weight_on_input else weights_TK
+        self._stand_in.operator.default(
+            *(output, x_TH, w13, w2, w13_bias, w2_bias),
+            *(weights_TK, expert_ids_TK, weight_on_input, activation, instructions),
+        )
+        experts = self._by_weights.get(w13.data_ptr())
+        if experts is not None:
+            self._calls += 1
+            if experts.reap_tap is not None:
+                experts.reap_tap.observe(x_TH, gate_TK, expert_ids_TK)

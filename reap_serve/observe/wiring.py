@@ -19,6 +19,7 @@ from reap_serve.observe.recorder import LayerFacts, Recorder
 from reap_serve.observe.sampling import RowSampler
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.tap import Moment, connect
+from reap_serve.observe.tap_kernel import KernelTaps
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -102,7 +103,7 @@ def make_recorder(
     return DeferredRecorder(facts, sums, sampler, settings.buffer_tokens, extra)
 
 
-def wire(layer: MoERunner, recorder: Recorder, boundary: Boundary) -> None:
+def wire(layer: MoERunner, recorder: Recorder, boundary: Boundary, kernel_taps: KernelTaps) -> None:
     """Connects a layer with its recorder."""
     if isinstance(recorder, MoeSumRecorder):
         reduction = _ReductionTap(boundary, recorder)
@@ -110,6 +111,7 @@ def wire(layer: MoERunner, recorder: Recorder, boundary: Boundary) -> None:
         connect(layer, reduction, Moment.BEFORE)
     elif isinstance(recorder, ReadRecorder):
         connect(layer, _Tap(boundary, recorder), Moment.AFTER)
+        kernel_taps.add(layer)
     else:
         moment = Moment.INSTEAD if isinstance(recorder, InlineRecorder) else Moment.BEFORE
         connect(layer, _Tap(boundary, recorder), moment)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from reap_serve.observe import seams
+from reap_serve.observe.live import LiveEngine
 from reap_serve.observe.live_status import PlanEntry
 from reap_serve.records import JsonValue
-
-if TYPE_CHECKING:
-    from reap_serve.observe.live import LiveEngine
 
 WORKER_EXTENSION = "reap_serve.observe.worker.ReapWorkerExtension"
 
@@ -71,7 +68,7 @@ class ReapWorkerExtension:
         return None
 
     def _reap_live(self) -> LiveEngine:
-        live = vars(self.model_runner).get("reap_live")  # type: ignore[attr-defined]
-        if live is None:
+        live = seams.step_hooks(self.model_runner)  # type: ignore[attr-defined]
+        if not isinstance(live, LiveEngine):
             raise RuntimeError("observation is not enabled: --additional-config has no reap_serve")
-        return live  # type: ignore[no-any-return]
+        return live

@@ -110,7 +110,7 @@ def ask(llm: Any, prompts: Sequence[Prompt], logprobs: int | None = None) -> lis
 
 def observer(llm: Any) -> Observer:
     """The observer of an engine with one worker."""
-    return llm.collective_rpc(lambda worker: worker.model_runner.reap_observer)[0]
+    return llm.collective_rpc(lambda worker: worker.model_runner.reap_live.observer)[0]
 
 
 def record_deferred(llm: Any, buffer_tokens: int) -> None:
@@ -140,7 +140,7 @@ def record_by_reading(llm: Any) -> None:
         )
         assert isinstance(recorder, ReadRecorder)
         running._recorders[number] = recorder
-        wire(layer, recorder, running)
+        wire(layer, recorder, running, running._kernel_taps)
 
 
 def snapshot(llm: Any) -> RankSums:

@@ -75,6 +75,29 @@ def test_what_a_recorder_raises_stops_recording_and_is_told_once(
     assert taken.tokens_SPL[0, :, 0].tolist() == [2, 0]
 
 
+def test_a_recorded_step_whose_kernels_were_not_seen_ends_the_recording(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unseen:
+        entered = False
+
+        def enter(self) -> None:
+            self.entered = True
+
+        def leave(self) -> None:
+            self.entered = False
+            raise RuntimeError("0 of 1 layers")
+
+    running, layer = observer(monkeypatch, "deferred", FakeExperts())
+    monkeypatch.setattr(running, "_kernel_taps", Unseen())
+    with caplog.at_level(logging.ERROR, "reap_serve"):
+        step(running, layer, 0, new=True)
+        step(running, layer, 2)
+    assert (running.failures, running.recording) == (1, False)
+    assert not running.snapshot().window.complete
+    assert len(caplog.records) == 1
+
+
 def test_a_window_without_failures_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     running, layer = observer(monkeypatch, "deferred", FakeExperts())
     for first in (0, 2, 4):

@@ -37,7 +37,7 @@ class FakeObserver:
     def __init__(self) -> None:
         self.settings = SimpleNamespace(recorder="deferred")
         self.recording, self.complete, self.failures = True, True, 0
-        self.own_seconds, self.sample_fraction, self.layer_indices = 0.5, 1.0, (0,)
+        self.busy_seconds, self.own_seconds, self.sample_fraction, self.layer_indices = 10.0, 0.5, 1.0, (0,)
         self.tokens_in_window = self.tokens_recorded = self.windows = 0
         self.broken = False
 
@@ -89,7 +89,7 @@ def live_engine(
 ) -> LiveEngine:
     """A rank with one layer of E experts."""
     layer = layer_with(CASES[0].make(E, torch.zeros(E)))
-    add_routing_hook(layer)
+    add_routing_hook(layer, traced=False)
     masks = EngineMasks([layer], torch.device("cpu"), max_slices=4, drift_fraction=1.0)
     facts = RankFacts(mask_refusal=mask_refusal, shadow_refusal=None, weights_bytes=1000)
     return LiveEngine(observer or FakeObserver(), masks, None, setup, facts)  # type: ignore[arg-type]

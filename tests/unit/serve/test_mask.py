@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def masks_on(router: object, fraction: float = 1.0) -> EngineMasks:
     """Masks of an engine with one layer."""
     layer = layer_with(router)
-    add_routing_hook(layer)
+    add_routing_hook(layer, traced=False)
     return EngineMasks([layer], CPU, max_slices=4, drift_fraction=fraction)
 
 
@@ -104,7 +104,7 @@ def test_layers_keep_different_experts() -> None:
     case = CASES[0]
     layers = [layer_with(case.make(E, torch.zeros(E)), index=index) for index in (0, 2)]
     for layer in layers:
-        add_routing_hook(layer)
+        add_routing_hook(layer, traced=False)
     masks = EngineMasks(layers, CPU, max_slices=4, drift_fraction=0.0)
     masks.load("p", {0: (0, 1, 2), 1: (3, 4, 5), 2: (9, 10, 11)})
     step(masks, {"a": ("p", 4)})

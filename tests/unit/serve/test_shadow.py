@@ -30,7 +30,7 @@ def shadowed(case: RoutingCase, bias_E: torch.Tensor, weight_EH: torch.Tensor) -
     kept_D = torch.tensor(case.kept)
     router = case.make(len(case.kept), bias_E[kept_D])
     layer = layer_with(router, len(case.kept))
-    add_routing_hook(layer)
+    add_routing_hook(layer, traced=False)
     full = {0: FullRouter(weight_EH, (bias_E,) if "bias" in case.name else (), case.kept)}
     return router, EngineShadow([layer], full, CPU, max_slices=4, fraction=1.0)
 
@@ -52,7 +52,7 @@ def test_it_measures_what_the_mask_of_the_full_model_measures(case: RoutingCase)
 
     base = case.make(E, bias_E)
     layer = layer_with(base)
-    add_routing_hook(layer)
+    add_routing_hook(layer, traced=False)
     masks = EngineMasks([layer], CPU, max_slices=4, drift_fraction=1.0)
     masks.load("p", {0: case.kept})
     masks.admit("a", 40, {"reap_slice": "code", PLAN_ARGUMENT: "p"})
