@@ -49,16 +49,6 @@ def traces_graphs(vllm_config: VllmConfig) -> bool:
     return bool(vllm_config.compilation_config.mode != CompilationMode.NONE)
 
 
-def calls_operators_from_cpp(vllm_config: VllmConfig) -> bool:
-    """Whether the code that inductor generates for an engine is C++, which does not look operators up by name."""
-    import torch._inductor.config
-
-    chosen = vllm_config.compilation_config.inductor_compile_config.get(
-        "cpp_wrapper", torch._inductor.config.cpp_wrapper
-    )
-    return traces_graphs(vllm_config) and bool(chosen)
-
-
 def device_type() -> str:
     """Where vLLM computes on this machine."""
     from vllm.platforms import current_platform

@@ -32,8 +32,7 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"data parallel size {parallel.data_parallel_size} mixes the rows of all ranks in a layer",
             "observe one replica, or run replicas of their own and merge their statistics",
         )
-    on_cpu = engine_view.device_type() == "cpu"
-    if parallel.pipeline_parallel_size > 1 and on_cpu:
+    if parallel.pipeline_parallel_size > 1 and engine_view.device_type() == "cpu":
         raise EngineError(
             f"pipeline parallel size {parallel.pipeline_parallel_size}: vLLM's CPU model runner fails at a request",
             "start vLLM without pipeline parallelism",
@@ -42,11 +41,6 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
         raise EngineError(
             f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",
             "start vLLM with --enforce-eager, or choose the moe_sum recorder",
-        )
-    if settings.read_kernel_rows and on_cpu and engine_view.calls_operators_from_cpp(vllm_config):
-        raise EngineError(
-            "inductor's C++ wrapper calls kernels past the name under which a recorder sees them",
-            "unset TORCHINDUCTOR_CPP_WRAPPER, or set read_kernel_rows to false in the additional configuration",
         )
     if settings.extra_sums and settings.recorder == "moe_sum":
         raise EngineError("the moe_sum recorder collects no optional sums", "choose inline or deferred")

@@ -6,30 +6,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.config import CompilationMode
 
 from reap_serve.errors import EngineError
-from reap_serve.observe import engine_view, refusals
+from reap_serve.observe import engine_view
 from reap_serve.observe.refusals import refuse_unsound
 from reap_serve.observe.settings import ObserveSettings
 
 
-def config(speculative: object = None, cpp_wrapper: bool = False, **parallel: object) -> Any:
+def config(speculative: object = None, **parallel: object) -> Any:
     settings: dict[str, object] = {
         "enable_eplb": False,
         "data_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "tensor_parallel_size": 1,
     }
-    compilation = SimpleNamespace(
-        mode=CompilationMode.VLLM_COMPILE if cpp_wrapper else CompilationMode.NONE,
-        inductor_compile_config={"cpp_wrapper": True} if cpp_wrapper else {},
-    )
-    return SimpleNamespace(
-        speculative_config=speculative,
-        parallel_config=SimpleNamespace(**(settings | parallel)),
-        compilation_config=compilation,
-    )
+    return SimpleNamespace(speculative_config=speculative, parallel_config=SimpleNamespace(**(settings | parallel)))
 
 
 @pytest.mark.parametrize(
@@ -62,19 +53,6 @@ def test_optional_sums_that_would_be_partial(
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
         refuse_unsound(settings, config(tensor_parallel_size=ranks), layers)
-
-
-def test_generated_code_that_does_not_look_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: False)
-    monkeypatch.setattr(engine_view, "device_type", lambda: "cpu")
-    monkeypatch.setattr(refusals, "refuse_misrouted_layers", lambda vllm_config, layers: None)
-    compiled = config(cpp_wrapper=True)
-    with pytest.raises(EngineError, match="TORCHINDUCTOR_CPP_WRAPPER, or set read_kernel_rows to false"):
-        refuse_unsound(ObserveSettings(), compiled, [object()])  # type: ignore[list-item]
-    monkeypatch.setattr(refusals, "_refuse_layer", lambda settings, layer: None)
-    refuse_unsound(ObserveSettings(read_kernel_rows=False), compiled, [object()])  # type: ignore[list-item]
-    compiled.compilation_config.mode = CompilationMode.NONE
-    refuse_unsound(ObserveSettings(), compiled, [object()])  # type: ignore[list-item]
 
 
 def test_a_dense_model() -> None:
