@@ -1,6 +1,6 @@
 """The sums of one layer, on the device of the layer, in float64.
 
-Axes: S slots (slice, phase; the last one is trash), T tokens, K experts per token, N = T*K rows, E experts.
+Axes: S slots (slice, phase; the last one is trash), T tokens, K experts per token, N = T*K rows, E experts, C columns.
 """
 
 from __future__ import annotations
@@ -39,16 +39,24 @@ class LayerSums:
         num_slots: Slots, without the trash slot.
         num_experts: Experts of the layer.
         device: Where the layer's outputs are.
+
+    Attributes:
+        sums_SEC: The columns of `SUM_COLUMNS`, float64.
+        maxima_SEC: The columns of `MAX_COLUMNS`, float32.
+        tokens_S: Tokens, int64.
     """
 
     def __init__(self, num_slots: int, num_experts: int, device: torch.device) -> None:
         self.num_slots = num_slots
         self.num_experts = num_experts
+        shape = (num_slots + 1, num_experts)
         # Explicit dtypes: the default dtype is bfloat16 while vLLM builds a model.
-        self.sums = torch.zeros((num_slots + 1) * num_experts, len(SUM_COLUMNS), dtype=torch.float64, device=device)
-        self.maxima = torch.zeros((num_slots + 1) * num_experts, len(MAX_COLUMNS), dtype=torch.float32, device=device)
-        # Places of count, gate, norm and weighted norm, then of the latter two's squares.
-        self._columns_C = torch.tensor((0, 1, 2, 4, 3, 5), dtype=torch.int64, device=device)
+        sums_CSE = torch.zeros(len(SUM_COLUMNS), *shape, dtype=torch.float64, device=device)
+        maxima_CSE = torch.zeros(len(MAX_COLUMNS), *shape, dtype=torch.float32, device=device)
+        self.sums_SEC, self.maxima_SEC = sums_CSE.permute(1, 2, 0), maxima_CSE.permute(1, 2, 0)
+        # Of each column, all places as one list: PyTorch adds rows of several numbers a hundred times as slowly.
+        self._sums = sums_CSE.flatten(1).unbind()
+        self._maxima = maxima_CSE.flatten(1).unbind()
         self.tokens_S = torch.zeros(num_slots + 1, dtype=torch.int64, device=device)
 
     def add(self, slot_T: torch.Tensor, expert_ids_TK: torch.Tensor, rows: RowMeasures) -> None:
@@ -60,25 +68,26 @@ class LayerSums:
             rows: The measures.
         """
         index_TK = slot_T.unsqueeze(1) * self.num_experts + expert_ids_TK
-        index_N = torch.where(expert_ids_TK < 0, self.num_slots * self.num_experts, index_TK).reshape(-1)
-        plain = (torch.ones_like(rows.gate_TK), rows.gate_TK, rows.norm_TK, rows.weighted_norm_TK)
-        plain_N4 = torch.stack([measure.reshape(-1) for measure in plain], dim=1).double()
-        columns_NC = torch.cat((plain_N4, plain_N4[:, 2:].square()), dim=1)
-        # As one list of numbers: PyTorch adds rows of numbers one by one, a hundred times as slow.
-        self.sums.view(-1).index_add_(
-            0, (index_N.unsqueeze(1) * len(SUM_COLUMNS) + self._columns_C).view(-1), columns_NC.view(-1)
+        index_N = torch.where(expert_ids_TK < 0, self.num_slots * self.num_experts, index_TK).view(-1)
+        gate_N, norm_N, weighted_norm_N = (
+            measure.reshape(-1).double() for measure in (rows.gate_TK, rows.norm_TK, rows.weighted_norm_TK)
         )
-        for number, measure in enumerate((rows.norm_TK, rows.activation_TK)):
-            self.maxima[:, number].scatter_reduce_(0, index_N, measure.reshape(-1), reduce="amax")
+        columns = (
+            *(torch.ones_like(gate_N), gate_N, norm_N, norm_N.square()),
+            *(weighted_norm_N, weighted_norm_N.square()),
+        )
+        for sums, values_N in zip(self._sums, columns, strict=True):
+            sums.index_add_(0, index_N, values_N)
+        for maxima, measure_TK in zip(self._maxima, (rows.norm_TK, rows.activation_TK), strict=True):
+            maxima.scatter_reduce_(0, index_N, measure_TK.reshape(-1), reduce="amax")
         self.tokens_S.index_add_(0, slot_T, torch.ones_like(slot_T))
 
     def expert_counts(self) -> npt.NDArray[np.int64]:
         """Routed tokens of each expert over all slots, without the trash."""
-        counts = self.sums[: self.num_slots * self.num_experts, 0].view(self.num_slots, self.num_experts).sum(dim=0)
-        return counts.cpu().numpy().astype(np.int64)
+        return self.sums_SEC[: self.num_slots, :, 0].sum(dim=0).cpu().numpy().astype(np.int64)
 
     def reset(self) -> None:
         """Sums of nothing, in the same memory."""
-        self.sums.zero_()
-        self.maxima.zero_()
+        self.sums_SEC.zero_()
+        self.maxima_SEC.zero_()
         self.tokens_S.zero_()

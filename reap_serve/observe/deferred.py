@@ -41,9 +41,9 @@ class DeferredRecorder:
         self._capacity = buffer_tokens
         self._held = 0
         self._x: torch.Tensor | None = None
-        self._gate = torch.empty(buffer_tokens, layer.top_k, dtype=torch.float32, device=sums.sums.device)
-        self._ids = torch.empty(buffer_tokens, layer.top_k, dtype=torch.int32, device=sums.sums.device)
-        self._slot = torch.empty(buffer_tokens, dtype=torch.int64, device=sums.sums.device)
+        self._gate = torch.empty(buffer_tokens, layer.top_k, dtype=torch.float32, device=sums.tokens_S.device)
+        self._ids = torch.empty(buffer_tokens, layer.top_k, dtype=torch.int32, device=sums.tokens_S.device)
+        self._slot = torch.empty(buffer_tokens, dtype=torch.int64, device=sums.tokens_S.device)
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Copies the sampled rows of this step; the layer computes its own output."""

@@ -45,10 +45,9 @@ class LayerArrays:
 def layer_arrays(sums: LayerSums, num_slices: int, num_phases: int, extra: ExtraSums | None = None) -> LayerArrays:
     """Copies the used slots of a layer's sums to the main memory; the trash stays."""
     used = num_slices * num_phases
-    shape = (num_slices, num_phases, sums.num_experts)
     return LayerArrays(
-        sums.sums[: used * sums.num_experts].cpu().numpy().reshape(*shape, len(SUM_COLUMNS)).copy(),
-        sums.maxima[: used * sums.num_experts].cpu().numpy().reshape(*shape, len(MAX_COLUMNS)).copy(),
+        sums.sums_SEC[:used].cpu().numpy().reshape(num_slices, num_phases, sums.num_experts, -1).copy(),
+        sums.maxima_SEC[:used].cpu().numpy().reshape(num_slices, num_phases, sums.num_experts, -1).copy(),
         sums.tokens_S[:used].cpu().numpy().reshape(num_slices, num_phases).copy(),
         {}
         if extra is None
