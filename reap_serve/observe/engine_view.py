@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from reap_serve.observe.operators import StandIn
 from reap_serve.observe.recorder import LayerFacts
 from reap_serve.observe.seams import vllm_version
 from reap_serve.records import JsonValue
@@ -93,6 +94,16 @@ def cpu_kernel(layer: MoERunner) -> Any:
     if isinstance(experts, CPUUnquantizedExperts) and not experts._use_zentorch:
         return experts
     return None
+
+
+def cpu_kernel_stand_in(call: Callable[..., None]) -> StandIn:
+    """What may stand in for the operator of that kernel.
+
+    Args:
+        call: Takes output, input, w13, w2, their biases, weights, ids, whether the weights were applied on the input,
+            activation and instruction set.
+    """
+    return StandIn(torch.ops._C, "cpu_fused_moe", call)
 
 
 def scratchpad_address() -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-SETTLE_SECONDS = 1.0
 LONGEST_SECONDS = 30.0
 # A hundredth of the tokens costs at most about a hundredth of the experts' time, and statistics need tokens.
 MINIMUM_FRACTION = 0.01
@@ -46,8 +45,6 @@ class OverheadGovernor:
             sampled_tokens: Tokens sampled in all.
         """
         passed_seconds = busy_seconds - self._busy_seconds_before
-        if passed_seconds < SETTLE_SECONDS:
-            return self.fraction
         enough_tokens = sampled_tokens - self._sampled_tokens_before >= self._buffer_tokens
         if enough_tokens or passed_seconds >= LONGEST_SECONDS:
             share = (own_seconds - self._own_seconds_before) / passed_seconds

@@ -16,7 +16,7 @@ import torch
 from reap_serve.observe import engine_view, seams
 from reap_serve.observe.accumulate import LayerSums
 from reap_serve.observe.extra_sums import ExtraSums, LogitHook
-from reap_serve.observe.governor import SETTLE_SECONDS, OverheadGovernor
+from reap_serve.observe.governor import OverheadGovernor
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.mask_router import set_routing_hook
 from reap_serve.observe.moe_sum import PersistentSlots
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 logger = logging.getLogger("reap_serve")
+
+# Of steps, between two looks at what recording costs.
+JUDGE_SECONDS = 1.0
 
 
 class Observer:
@@ -166,7 +169,7 @@ class Observer:
             except RuntimeError as error:
                 self.fail(error)
         self.busy_seconds += busy_seconds
-        if self._governor is not None and self.busy_seconds - self._judged_seconds >= SETTLE_SECONDS:
+        if self._governor is not None and self.busy_seconds - self._judged_seconds >= JUDGE_SECONDS:
             self._judged_seconds = self.busy_seconds
             self._sampler.fraction = self._governor.fraction_after(
                 self.busy_seconds, self.own_seconds, self.tokens_recorded

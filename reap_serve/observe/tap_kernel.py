@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from reap_serve.errors import EngineError
-from reap_serve.observe.operators import StandIn
+from reap_serve.observe import engine_view
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    from reap_serve.observe.operators import StandIn
 
 
 class KernelTaps:
@@ -51,7 +53,7 @@ class KernelTaps:
                 f"{layer.layer_name} shares its experts with another layer",
                 "set read_kernel_rows to false in the additional configuration",
             )
-        self._stand_in = self._stand_in or StandIn(torch.ops._C, "cpu_fused_moe", self._call)
+        self._stand_in = self._stand_in or engine_view.cpu_kernel_stand_in(self._call)
 
     def enter(self) -> None:
         """A recorded step begins."""
