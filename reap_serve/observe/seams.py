@@ -76,6 +76,9 @@ METHODS = (
         ("self", "request_id", "prompt", "params"),
     ),
     ("vllm.v1.engine.async_llm", "AsyncLLM", "generate", ("self", "prompt", "sampling_params")),
+    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest", "to_sampling_params", ("self",)),
+    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest", "to_sampling_params", ("self",)),
+    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest", "to_sampling_params", ("self",)),
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.observe import engine_view, seams
 from reap_serve.observe.mask_admission import install_gate
+from reap_serve.observe.metadata_slice import read_slices_of_metadata
 from reap_serve.plan.record import read_plan
 from reap_serve.serve.last_flush import flush_before_shutdown
 from reap_serve.serve.link import EngineLink
@@ -53,6 +54,7 @@ class ReapEndpoints:
                 raise EngineError(f"plan {name} cannot be used: {problem}", "start without plans")
         if settings.mask is not None and (problem := await link.choose(settings.mask)) is not None:
             raise EngineError(problem, "name a plan among `plans`")
+        read_slices_of_metadata()
         install_gate(engine_client, link.resolve)
         if settings.directory is not None:
             engine_client.shutdown = flush_before_shutdown(engine_client.shutdown, link)

@@ -58,14 +58,17 @@ class Observed:
 
 
 def chats() -> Iterator[Body]:
-    """Requests of every domain, every other one streamed; some answers end by themselves, some at their limit."""
+    """Requests of every domain, some streamed, some that name their domain in `metadata` and some in `vllm_xargs`.
+
+    Some answers end by themselves, some at their limit.
+    """
     for domain in DOMAINS:
         with demo_files().heldout(domain).open() as lines:
             for number, line in enumerate(islice(lines, REQUESTS_PER_DOMAIN)):
                 recorded = json.loads(line)["body"]
                 kept = {key: recorded[key] for key in ("messages", "tools") if key in recorded}
                 settings = {"model": "tiny", "max_tokens": 48, "temperature": 0.0, "stream": number % 2 == 0}
-                yield {**kept, **settings, "vllm_xargs": {"reap_slice": domain}}
+                yield {**kept, **settings, ("metadata" if number % 3 else "vllm_xargs"): {"reap_slice": domain}}
 
 
 def ask(server: LiveServer, body: Body) -> httpx.Response:
