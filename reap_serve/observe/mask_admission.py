@@ -72,7 +72,9 @@ def settle(given: Mapping[str, Any] | None, resolve: ResolvePlan) -> tuple[dict[
 def _check_slice(arguments: dict[str, Any]) -> None:
     name = arguments.get(SLICE_ARGUMENT)
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_SLICE_NAME and name.isprintable()):
-        raise AdmissionError(f"{SLICE_ARGUMENT} of metadata or vllm_xargs is not 1 to {MAX_SLICE_NAME} printable characters")
+        raise AdmissionError(
+            f"{SLICE_ARGUMENT} (of metadata or vllm_xargs) is not 1 to {MAX_SLICE_NAME} printable characters"
+        )
     prompt_tokens = arguments.get(PROMPT_ARGUMENT)
     if prompt_tokens is not None and (
         not isinstance(prompt_tokens, int) or isinstance(prompt_tokens, bool) or prompt_tokens < 0

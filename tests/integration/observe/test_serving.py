@@ -108,6 +108,32 @@ def test_deferred_leaves_tokens_and_logprobs_as_they_are_to_the_bit(
         assert answers(embedded_model, ObserveSettings(overhead_budget=0.02), prompts, **mode) == plain
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(ObserveSettings(recorder="inline", read_kernel_rows=False), id="inline", marks=pytest.mark.slow),
+        pytest.param(ObserveSettings(read_kernel_rows=False), id="deferred", marks=pytest.mark.slow),
+        pytest.param(ObserveSettings(), id="reading"),
+    ],
+)
+def test_a_compiled_model_gives_the_statistics_of_an_eager_one(embedded_model: Path, settings: ObserveSettings) -> None:
+    prompts = mixed(12)
+    found = []
+    for mode in (EAGER, COMPILED):
+        torch._dynamo.reset()
+        with engine(embedded_model, settings, **mode) as llm:
+            ask(llm, prompts)
+            found.append(snapshot(llm))
+    eager, compiled = found
+    assert compiled.window.complete
+    assert compiled.slices == eager.slices
+    np.testing.assert_array_equal(compiled.tokens_SPL, eager.tokens_SPL)
+    np.testing.assert_array_equal(compiled.sums_SPLEC[..., 0], eager.sums_SPLEC[..., 0])
+    # Generated code adds in another order.
+    np.testing.assert_allclose(compiled.sums_SPLEC, eager.sums_SPLEC, rtol=1e-4)
+    np.testing.assert_allclose(compiled.maxima_SPLEC, eager.maxima_SPLEC, rtol=1e-4)
+
+
 @RECORDERS
 def test_a_recorder_that_raises_loses_no_request(
     embedded_model: Path, settings: ObserveSettings, caplog: pytest.LogCaptureFixture
