@@ -15,10 +15,10 @@ Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder i
      answer tokens. VLLM_CPU_OMP_THREADS_BIND=0 runs both on one core, where CPU time holds no waiting for threads.
      `plain` compares the plain engine with itself: what the machine adds.
      There are N engines of each kind, one process each, which stay up and run the requests in turn, so that the
-     machine's load hits all. Where others use the machine, its speed changes within seconds: many short turns tell more
-     than few long ones, so a turn is one wave of requests. Two processes of one kind differ by up to 4 %, by where their
-     memory lies; so glibc is told, for both kinds, not to hand freed memory back and fault it in again at each step
-     (vLLM's guide for CPUs recommends TCMalloc for that), and a turn's ratio is of the means over the engines of a
+     machine's load hits all. Where others use the machine, its speed changes within seconds, and many short turns tell
+     more than few long ones: a turn is one wave of requests. Two processes of one kind differ by up to 4 %, by where
+     their memory lies; so glibc is told, for both kinds, not to hand freed memory back and fault it in again at each
+     step (vLLM's guide for CPUs recommends TCMalloc for that), and a turn's ratio is of the means over the engines of a
      kind. Four to six minutes.
 
 Output: one JSON document: model, recorder, workload, compiled, recorder_class, turns, tokens_per_second of plain and
