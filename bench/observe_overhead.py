@@ -23,10 +23,11 @@ Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder i
 
 Output: one JSON document: model, recorder, workload, compiled, recorder_class, turns, tokens_per_second of plain and
 observed (medians), throughput_ratio (observed / plain: median of the turns' ratios), throughput_ratio_spread (quartiles
-of the turns), throughput_ratio_interval (95 % interval of that median, for these processes: others move it by
-a point or two), engine_ratios (by pair of engines: median of the turns), best_throughput_ratio (of the best turns: what counts on a machine that others use), cpu_ratio (plain /
-observed CPU seconds), itl_p99_ratio with its spread (observed / plain; deferred only), sample_fraction (of the last
-turn). Wanted: inline throughput_ratio >= 0.88; deferred throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
+of the turns), throughput_ratio_interval (95 % interval of that median, for these processes: others move it by a point
+or two), engine_ratios (by pair of engines: median of the turns), best_throughput_ratio (of the best turns: what counts
+on a machine that others use), cpu_ratio (plain / observed CPU seconds), itl_p99_ratio with its spread (observed /
+plain; deferred only), sample_fraction (of the last turn). Wanted: inline throughput_ratio >= 0.88; deferred
+throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
 """
 
 from __future__ import annotations
