@@ -5,8 +5,8 @@ from __future__ import annotations
 LONGEST_SECONDS = 30.0
 # A hundredth of the tokens costs at most about a hundredth of the experts' time, and statistics need tokens.
 MINIMUM_FRACTION = 0.01
-# The rest of the budget is left for what cannot be timed: memory and caches that the engine finds cold. All that
-# observation costs was measured to be 2 to 3 times what it takes by its own clock.
+# The rest of the budget is left for what cannot be timed: memory and caches that the engine finds cold. How much that
+# is, bench/observe_overhead.py does not tell more exactly than to a point or two on a shared machine.
 AIM = 0.3
 LARGEST_FACTOR = 2.0
 
