@@ -8,40 +8,39 @@ them again, as other kernels need. The governor chooses the fraction of `deferre
 budget, 2 % by default.
 
 Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder inline|deferred|plain] [--compiled]
-         [--recompute] [--turns N] [--requests N] [--engines N]
+         [--recompute] [--turns N] [--requests N] [--pairs N]
      `embedded` is a random Qwen3-MoE of the shape of the model that ships with the project, `large` one with hidden
      2048, moe intermediate 768, 64 experts, top-8, 2 layers (2.6 GB of memory an engine). `inline` is measured on
      prefill, which is what `observe` runs; `deferred` on a server's mix, 16 requests in flight of 128 prompt and 48
-     answer tokens. VLLM_CPU_OMP_THREADS_BIND=0 runs both on one core, where CPU time holds no waiting for threads.
-     `plain` compares the plain engine with itself: what the machine adds.
-     There are N engines of each kind, one process each, which stay up and run the requests in turn, so that the
-     machine's load hits all. Where others use the machine, its speed changes within seconds, and many short turns tell
-     more than few long ones: a turn is one wave of requests. Two processes of one kind differ by up to 4 %, by where
-     their memory lies; so glibc is told, for both kinds, not to hand freed memory back and fault it in again at each
-     step (vLLM's guide for CPUs recommends TCMalloc for that), and a turn's ratio is of the means over the engines of a
-     kind. Four to six minutes.
+     answer tokens. `plain` compares the plain engine with another plain one: what the method errs by.
+     The plain and the observed engine live in one process. In a turn both run the same requests, some 30 ms of steps of
+     the one and then of the other, each on a clock of its own: the speed of a machine that others use changes within a
+     second, and so hits both alike. A pair of engines is replaced by a new one after N turns, since where its weights
+     lie in memory makes one engine faster than another. Two to six minutes.
 
-Output: one JSON document: model, recorder, workload, compiled, recorder_class, turns, tokens_per_second of plain and
-observed (medians), throughput_ratio (observed / plain: median of the turns' ratios), throughput_ratio_spread (quartiles
-of the turns), throughput_ratio_interval (95 % interval of that median, for these processes: others move it by a point
-or two), engine_ratios (by pair of engines: median of the turns), best_throughput_ratio (of the best turns: what counts
-on a machine that others use), cpu_ratio (plain / observed CPU seconds), itl_p99_ratio with its spread (observed /
-plain; deferred only), sample_fraction (of the last turn). Wanted: inline throughput_ratio >= 0.88; deferred
-throughput_ratio >= 0.98, itl_p99_ratio <= 1.05.
+Output: one JSON document: model, recorder, workload, compiled, recorder_class, pairs, turns, tokens_per_second of plain
+and observed, throughput_ratio (observed / plain, over all turns) with its 95 % interval, throughput_ratio_spread
+(quartiles of the turns), pair_ratios (of each pair of engines), cpu_ratio (plain / observed CPU seconds),
+itl_p99_ratio (observed / plain, of all intervals between a request's tokens; deferred and plain only) with its 95 %
+interval, sample_fraction (at the end). Wanted: inline throughput_ratio >= 0.88; deferred throughput_ratio >= 0.98,
+itl_p99_ratio <= 1.05.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 SHAPES = {
     "embedded": {
@@ -70,6 +69,7 @@ SHAPES = {
 VOCABULARY = 4096
 IN_FLIGHT, PROMPT_TOKENS, ANSWER_TOKENS = 16, 128, 48
 PREFILL_TOKENS = 256
+RESAMPLES = 500
 OBSERVED: dict[str, dict[str, Any]] = {
     "inline": {"recorder": "inline"},
     "deferred": {"recorder": "deferred", "overhead_budget": 0.02},
@@ -91,109 +91,109 @@ def build(shape: dict[str, object], directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-def serve(options: argparse.Namespace) -> None:
-    """The child: an engine that runs the requests once for every line it reads."""
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    import numpy as np
-    from vllm import LLM, SamplingParams
+@dataclass(frozen=True)
+class Workload:
+    """What an engine is asked in a turn.
 
-    observing: dict[str, Any] = {}
-    if options.recorder in OBSERVED:
-        settings = OBSERVED[options.recorder] | {"read_kernel_rows": not options.recompute}
-        observing = {
-            "additional_config": {"reap_serve": settings},
-            "worker_extension_cls": "reap_serve.observe.worker.ReapWorkerExtension",
-        }
-    llm = LLM(
-        options.serve,
-        skip_tokenizer_init=True,
-        enforce_eager=not options.compiled,
-        max_model_len=1024,
-        enable_prefix_caching=False,
-        **observing,
-    )
-    random = np.random.default_rng(0)
-    prefill = options.workload == "prefill"
-    prompt_tokens, answer_tokens = (PREFILL_TOKENS, 1) if prefill else (PROMPT_TOKENS, ANSWER_TOKENS)
-    prompts = [random.integers(0, VOCABULARY, size=prompt_tokens).tolist() for _ in range(options.requests)]
-    parameters = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-    in_flight = len(prompts) if prefill else IN_FLIGHT
-    observer = None
-    if observing:
-        observer = llm.llm_engine.model_executor.driver_worker.worker.model_runner.reap_live.observer
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        result: dict[str, Any] = dict(run(llm.llm_engine, prompts, parameters, in_flight))
-        if observer is not None:
-            result["sample_fraction"] = observer.sample_fraction
-            result["recorder_class"] = type(observer._recorders[0]).__name__
-        print(json.dumps(result), file=answers, flush=True)
+    Attributes:
+        prompts: Token ids of each request.
+        answer_tokens: Of each request.
+        in_flight: Requests that run at a time.
+        block_steps: Steps that an engine runs before the other's turn comes.
+    """
+
+    prompts: list[list[int]]
+    answer_tokens: int
+    in_flight: int
+    block_steps: int
 
 
-def run(engine: Any, prompts: list[list[int]], parameters: Any, in_flight: int) -> dict[str, float]:
-    """Keeps `in_flight` requests going until all are answered."""
-    waiting = list(enumerate(prompts))
-    seen: dict[str, tuple[int, float]] = {}
-    intervals: list[float] = []
-    tokens = 0
-    started, cpu_started = time.perf_counter(), time.process_time()
-    active = 0
-    while waiting or active:
-        while waiting and active < in_flight:
-            number, prompt = waiting.pop(0)
-            engine.add_request(str(number), {"prompt_token_ids": prompt}, parameters)
-            active += 1
-        for output in engine.step():
-            now, count = time.perf_counter(), len(output.outputs[0].token_ids)
-            before, when = seen.get(output.request_id, (0, now))
-            if before and count > before:
-                intervals.append((now - when) / (count - before))
-            seen[output.request_id] = (count, now)
-            if output.finished:
-                active -= 1
-                tokens += count + len(output.prompt_token_ids)
-    seconds = time.perf_counter() - started
-    intervals.sort()
-    return {
-        "tokens_per_second": tokens / seconds,
-        "cpu_seconds": time.process_time() - cpu_started,
-        "itl_p99": intervals[int(0.99 * len(intervals))] if intervals else 0.0,
-        "itl_p50": intervals[len(intervals) // 2] if intervals else 0.0,
-    }
+@dataclass
+class Turn:
+    """What one engine took for the requests of a turn: its own seconds, and each wait for a further token."""
 
-
-# Freed memory stays with the process, up to a gigabyte at the top of its heap.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+    seconds: float
+    cpu_seconds: float
+    intervals: list[float]
 
 
 class Engine:
-    """A child process with an engine."""
+    """An engine with a clock that runs while it works."""
 
-    def __init__(self, model: str, recorder: str, options: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--serve", model, "--recorder", recorder, "--workload", options.workload]
-        command += [f"--{name}" for name in ("compiled", "recompute") if getattr(options, name)]
-        self.process = subprocess.Popen(
-            [*command, "--requests", str(options.requests)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | ALLOCATOR,
+    def __init__(self, model: str, options: argparse.Namespace, recorder: str) -> None:
+        from vllm import LLM, SamplingParams
+
+        observing: dict[str, Any] = {}
+        if recorder in OBSERVED:
+            settings = OBSERVED[recorder] | {"read_kernel_rows": not options.recompute}
+            observing = {
+                "additional_config": {"reap_serve": settings},
+                "worker_extension_cls": "reap_serve.observe.worker.ReapWorkerExtension",
+            }
+        llm = LLM(
+            model,
+            skip_tokenizer_init=True,
+            enforce_eager=not options.compiled,
+            max_model_len=1024,
+            enable_prefix_caching=False,
+            **observing,
         )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == "ready", "the engine did not start"
+        self.engine = llm.llm_engine
+        self.observer: Any = None
+        if observing:
+            runner = self.engine.model_executor.driver_worker.worker.model_runner  # type: ignore[union-attr]
+            self.observer = runner.reap_live.observer
+        self._parameters = SamplingParams(temperature=0.0, ignore_eos=True, detokenize=False)
 
-    def turn(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
+    def begin(self, workload: Workload) -> None:
+        """A turn begins."""
+        self._workload = workload
+        self._parameters.max_tokens = workload.answer_tokens
+        self._waiting = list(enumerate(workload.prompts))
+        self._active = 0
+        self._seen: dict[str, tuple[int, float]] = {}
+        self.turn = Turn(0.0, 0.0, [])
+
+    @property
+    def done(self) -> bool:
+        """Whether all requests of the turn are answered."""
+        return not self._waiting and self._active == 0
+
+    def advance(self) -> None:
+        """Runs a block of steps."""
+        turn = self.turn
+        started, cpu_started = time.perf_counter() - turn.seconds, time.process_time()
+        for _ in range(self._workload.block_steps):
+            if self.done:
+                break
+            while self._waiting and self._active < self._workload.in_flight:
+                number, prompt = self._waiting.pop(0)
+                self.engine.add_request(str(number), {"prompt_token_ids": prompt}, self._parameters)
+                self._active += 1
+            for output in self.engine.step():
+                now, count = time.perf_counter() - started, len(output.outputs[0].token_ids)
+                before, when = self._seen.get(output.request_id, (0, now))
+                if before and count > before:
+                    turn.intervals.append((now - when) / (count - before))
+                self._seen[output.request_id] = (count, now)
+                self._active -= output.finished
+        turn.seconds = time.perf_counter() - started
+        turn.cpu_seconds += time.process_time() - cpu_started
 
     def close(self) -> None:
-        self.process.communicate()
+        self.engine.engine_core.shutdown()
+
+
+def run_turn(pair: tuple[Engine, Engine], workload: Workload) -> tuple[Turn, Turn]:
+    """The same requests through both engines, block by block."""
+    for engine in pair:
+        engine.begin(workload)
+    order = pair
+    while not all(engine.done for engine in pair):
+        for engine in order:
+            engine.advance()
+        order = (order[1], order[0])
+    return pair[0].turn, pair[1].turn
 
 
 def main() -> None:
@@ -205,89 +205,120 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--turns", type=int)
     parser.add_argument("--requests", type=int)
-    parser.add_argument("--engines", type=int)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", type=int)
     options = parser.parse_args()
-    if options.serve:
-        serve(options)
-        return
     options.workload = options.workload or ("prefill" if options.recorder == "inline" else "serve")
     large, prefill = options.model == "large", options.workload == "prefill"
-    # Turns of a third of a second, of two to four seconds with the large model.
-    options.turns = options.turns or ((24 if prefill else 16) if large else 90)
+    options.turns = options.turns or (8 if large else 40)
     options.requests = options.requests or (64 if prefill and not large else IN_FLIGHT)
-    options.engines = options.engines or (2 if large else 3)
+    options.pairs = options.pairs or (3 if large else 6)
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # What vLLM prints does not belong to the document.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as directory:
         model = options.model
         if model in SHAPES:
             build(SHAPES[model], Path(directory))
             model = directory
-        print(json.dumps(compare(model, options)))
+        print(json.dumps(compare(model, options)), file=answers)
 
 
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
-    pairs = [
-        (Engine(model, "plain", options), Engine(model, options.recorder, options)) for _ in range(options.engines)
-    ]
-    for engine in (engine for pair in pairs for engine in pair):
-        engine.turn()  # warm-up
-    turns, by_pair = [], []
-    for number in range(options.turns):
-        results = []
-        for pair in pairs:
-            order = pair if number % 2 == 0 else pair[::-1]
-            answers = {engine: engine.turn() for engine in order}
-            results.append((answers[pair[0]], answers[pair[1]]))
-        by_pair.append([b["tokens_per_second"] / a["tokens_per_second"] for a, b in results])
-        turns.append((mean_of([a for a, _ in results]), mean_of([b for _, b in results])))
-        print(f"turn {number}: {turns[-1]}", file=sys.stderr, flush=True)
-    for engine in (engine for pair in pairs for engine in pair):
-        engine.close()
-    throughput = [b["tokens_per_second"] / a["tokens_per_second"] for a, b in turns]
-    report: dict[str, object] = {
+    workload = workload_of(options)
+    turns: list[list[tuple[Turn, Turn]]] = []
+    facts: dict[str, object] = {"recorder_class": None, "sample_fraction": None}
+    for number in range(options.pairs):
+        # Neither kind is always the one that was started first.
+        kinds = ("plain", options.recorder)
+        started = [Engine(model, options, kind) for kind in kinds[:: 1 if number % 2 == 0 else -1]]
+        pair = (started[0], started[1]) if number % 2 == 0 else (started[1], started[0])
+        for _ in range(2):
+            run_turn(pair, workload)  # warm-up
+        # As in vLLM's server: no collection of garbage goes through what an engine is made of.
+        gc.collect()
+        gc.freeze()
+        turns.append([run_turn(pair, workload) for _ in range(options.turns)])
+        ratio, (low, high) = ratio_of_sums(seconds_of(turns[-1]))
+        print(f"pair {number}: {ratio:.4f}, {low:.4f} to {high:.4f}", file=sys.stderr, flush=True)
+        if pair[1].observer is not None:
+            recorder = type(pair[1].observer._recorders[0]).__name__
+            facts = {"recorder_class": recorder, "sample_fraction": pair[1].observer.sample_fraction}
+        for engine in pair:
+            engine.close()
+        del pair, started, engine
+        gc.unfreeze()
+        gc.collect()
+    return {
         "model": options.model,
         "recorder": options.recorder,
         "workload": options.workload,
         "compiled": options.compiled,
-        "recorder_class": turns[-1][1].get("recorder_class"),
+        "pairs": options.pairs,
         "turns": options.turns,
-        "plain_tokens_per_second": round(statistics.median(a["tokens_per_second"] for a, _ in turns), 1),
-        "observed_tokens_per_second": round(statistics.median(b["tokens_per_second"] for _, b in turns), 1),
-        "throughput_ratio": round(statistics.median(throughput), 4),
-        "throughput_ratio_spread": quartiles(throughput),
-        "throughput_ratio_interval": median_interval(throughput),
-        "engine_ratios": [round(statistics.median(ratios), 4) for ratios in zip(*by_pair, strict=True)],
-        "best_throughput_ratio": round(
-            max(b["tokens_per_second"] for _, b in turns) / max(a["tokens_per_second"] for a, _ in turns), 4
-        ),
-        "cpu_ratio": round(statistics.median(a["cpu_seconds"] / b["cpu_seconds"] for a, b in turns), 4),
-        "sample_fraction": turns[-1][1].get("sample_fraction"),
-    }
-    if options.workload == "serve":
-        latency = [b["itl_p99"] / a["itl_p99"] for a, b in turns]
-        report["itl_p99_ratio"] = round(statistics.median(latency), 4)
-        report["itl_p99_ratio_spread"] = quartiles(latency)
-    return report
-
-
-def mean_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each number over some engines, and the first engine's text."""
-    return {
-        name: value if isinstance(value, str) else statistics.fmean(result[name] for result in results)
-        for name, value in results[0].items()
+        **facts,
+        **figures([turn for pair_turns in turns for turn in pair_turns], workload),
+        "pair_ratios": [round(ratio_of_sums(seconds_of(pair_turns))[0], 4) for pair_turns in turns],
     }
 
 
-def median_interval(values: list[float]) -> list[float]:
-    """Where the median lies with 95 % confidence, whatever the distribution: between the ranks n/2 -+ 0.98 sqrt(n)."""
-    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
-    low = max(0, int(len(values) / 2 - half))
-    return [round(ordered[low], 4), round(ordered[-1 - low], 4)]
+def workload_of(options: argparse.Namespace) -> Workload:
+    random = np.random.default_rng(0)
+    prefill = options.workload == "prefill"
+    prompt_tokens, answer_tokens = (PREFILL_TOKENS, 1) if prefill else (PROMPT_TOKENS, ANSWER_TOKENS)
+    prompts = [random.integers(0, VOCABULARY, size=prompt_tokens).tolist() for _ in range(options.requests)]
+    return Workload(
+        prompts,
+        answer_tokens,
+        in_flight=len(prompts) if prefill else IN_FLIGHT,
+        block_steps=1 if prefill or options.model == "large" else 4,
+    )
 
 
-def quartiles(values: list[float]) -> list[float]:
-    first, _, third = statistics.quantiles(values, n=4)
-    return [round(first, 4), round(third, 4)]
+def figures(turns: list[tuple[Turn, Turn]], workload: Workload) -> dict[str, object]:
+    seconds_T2 = seconds_of(turns)
+    ratio, interval = ratio_of_sums(seconds_T2)
+    tokens = len(turns) * sum(len(prompt) + workload.answer_tokens for prompt in workload.prompts)
+    plain_seconds, observed_seconds = seconds_T2.sum(axis=0).tolist()
+    cpu_ratio, _ = ratio_of_sums(np.array([(plain.cpu_seconds, observed.cpu_seconds) for plain, observed in turns]))
+    found: dict[str, object] = {
+        "plain_tokens_per_second": round(tokens / plain_seconds, 1),
+        "observed_tokens_per_second": round(tokens / observed_seconds, 1),
+        "throughput_ratio": round(ratio, 4),
+        "throughput_ratio_interval": rounded(interval),
+        "throughput_ratio_spread": rounded(np.quantile(seconds_T2[:, 0] / seconds_T2[:, 1], (0.25, 0.75)).tolist()),
+        "cpu_ratio": round(cpu_ratio, 4),
+    }
+    if turns[0][0].intervals:
+        plain_TI = np.array([plain.intervals for plain, _ in turns])
+        observed_TI = np.array([observed.intervals for _, observed in turns])
+        found["itl_p99_ratio"] = round(p99_ratio(plain_TI, observed_TI), 4)
+        random = np.random.default_rng(0)
+        drawn = [random.integers(len(turns), size=len(turns)) for _ in range(RESAMPLES)]
+        resampled = [p99_ratio(plain_TI[turn], observed_TI[turn]) for turn in drawn]
+        found["itl_p99_ratio_interval"] = rounded(np.quantile(resampled, (0.025, 0.975)).tolist())
+    return found
+
+
+def seconds_of(turns: list[tuple[Turn, Turn]]) -> npt.NDArray[np.float64]:
+    return np.array([(plain.seconds, observed.seconds) for plain, observed in turns])
+
+
+def ratio_of_sums(pairs_T2: npt.NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
+    """Sum of the first over sum of the second column, with the 95 % interval of a ratio estimator."""
+    first, second = pairs_T2.T
+    ratio = float(first.sum() / second.sum())
+    error = 1.96 * len(pairs_T2) ** 0.5 * float(np.std(first - ratio * second, ddof=1) / second.sum())
+    return ratio, (ratio - error, ratio + error)
+
+
+def p99_ratio(plain: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> float:
+    return float(np.quantile(observed, 0.99) / np.quantile(plain, 0.99))
+
+
+def rounded(values: Any) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 if __name__ == "__main__":

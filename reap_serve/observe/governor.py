@@ -19,12 +19,13 @@ class OverheadGovernor:
 
         p' = p * AIM * budget / share, at most twice and at least half of p,
 
-    comes closer to the budget each time without passing it by. A share is measured over the time in which a whole
-    buffer of tokens is sampled: what recorders hold back costs nothing until it is measured.
+    comes closer to the budget each time without passing it by. It begins at MINIMUM_FRACTION, so that the budget holds
+    from the first second. A share is measured over the time in which a whole buffer of tokens is sampled: what
+    recorders hold back costs nothing until it is measured.
 
     Args:
         budget: Share of the engine's busy time that the recorder may take, such as 0.02.
-        ceiling: Fraction that is never exceeded; it begins at a twentieth at most.
+        ceiling: Fraction that is never exceeded.
         buffer_tokens: Tokens that recorders hold back at most.
     """
 
@@ -35,7 +36,7 @@ class OverheadGovernor:
         self._busy_seconds_before = 0.0
         self._own_seconds_before = 0.0
         self._sampled_tokens_before = 0
-        self.fraction = min(ceiling, 0.05)
+        self.fraction = min(ceiling, MINIMUM_FRACTION)
 
     def fraction_after(self, busy_seconds: float, own_seconds: float, sampled_tokens: int) -> float:
         """The fraction to use from here on.

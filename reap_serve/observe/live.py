@@ -88,6 +88,9 @@ class LiveEngine:
         setup: None keeps the statistics in memory.
         facts: What does not change while it serves.
         skipped_routing: Of an engine that compiles its model.
+
+    Attributes:
+        rows_wanted: Whether the rows of the step that has begun matter.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class LiveEngine:
         facts: RankFacts,
         skipped_routing: SkippedRouting | None = None,
     ) -> None:
+        self.rows_wanted = True
         self.observer = observer
         self.masks = masks
         self.shadow = shadow
@@ -121,10 +125,14 @@ class LiveEngine:
         """The scheduler's choice is there."""
         self._step_started = time.perf_counter()
         if self._skipped_routing is not None:
-            self._skipped_routing.enter()
-        if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
+            self._skipped_routing.step_begins()
+        changes = bool(scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs)
+        if changes:
             self._requests_change(scheduler_output)
-            self.observer.own_seconds += time.perf_counter() - self._step_started
+        self.rows_wanted = (
+            changes or self.masks.in_use or self.shadow is not None or not self.observer.passes_over(scheduler_output)
+        )
+        self.observer.own_seconds += time.perf_counter() - self._step_started
 
     def _requests_change(self, scheduler_output: SchedulerOutput) -> None:
         self.masks.finish(scheduler_output.finished_req_ids)
@@ -146,8 +154,6 @@ class LiveEngine:
     def step_ends(self) -> None:
         """The engine is between two steps: offers the sums when a file is due."""
         ended = time.perf_counter()
-        if self._skipped_routing is not None:
-            self._skipped_routing.leave()
         self.observer.step_ends(ended - self._step_started)
         if self.masks.step:
             self.masks.end_step()

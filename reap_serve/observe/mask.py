@@ -143,6 +143,11 @@ class EngineMasks:
         self._plan_of_request: dict[str, int] = {}
 
     @property
+    def in_use(self) -> bool:
+        """Whether a request is under a plan."""
+        return bool(self._plan_of_request)
+
+    @property
     def plans(self) -> tuple[str, ...]:
         """Ids of the loaded plans."""
         return tuple(self.gate_mass)

@@ -51,25 +51,27 @@ define(
 )
 
 
+# One for all engines of a process, as the name is.
+_SKIPPED = StandIn(torch.ops.reap_serve, "mask_routing")
+
+
 class SkippedRouting:
     """Spares the steps of a compiled engine without hooks the operator of its routers.
 
     Args:
-        layers: The fused MoE layers of this process; hooks are set in all of them or in none.
+        layers: The fused MoE layers of one engine; hooks are set in all of them or in none.
     """
 
     def __init__(self, layers: Sequence[MoERunner]) -> None:
         self._router = layers[0].router
-        self._stand_in = StandIn(torch.ops.reap_serve, "mask_routing")
 
-    def enter(self) -> None:
-        """A step begins."""
+    def step_begins(self) -> None:
+        """Puts what does nothing in the operator's place, or the operator back, until another engine's step."""
         if self._router.reap_routing is None:
-            self._stand_in.enter()
-
-    def leave(self) -> None:
-        """The step is over."""
-        self._stand_in.leave()
+            if not _SKIPPED.entered:
+                _SKIPPED.enter()
+        elif _SKIPPED.entered:
+            _SKIPPED.leave()
 
 
 def add_routing_hook(layer: MoERunner, traced: bool) -> None:
@@ -82,6 +84,8 @@ def add_routing_hook(layer: MoERunner, traced: bool) -> None:
     layer.router.reap_routing = None
     layer.router.reap_layer_name = layer.layer_name
     if traced:
+        # The graph that is traced next has to find the operator itself.
+        _SKIPPED.leave()
         _show_choices(layer.router)
 
 

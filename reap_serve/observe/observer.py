@@ -144,6 +144,22 @@ class Observer:
             if not self._masks.admit(request_id, prompt_tokens, arguments):
                 self._rows.add_request(request_id, prompt_tokens, arguments)
 
+    def passes_over(self, scheduler_output: SchedulerOutput) -> bool:
+        """Whether nothing of the step that begins is recorded, nor is there anything to be learned from its rows."""
+        if not self.recording:
+            return True
+        try:
+            if (
+                scheduler_output.scheduled_cached_reqs.resumed_req_ids
+                or not self._rows.decode_goes_on(scheduler_output.num_scheduled_tokens)
+                or not self._sampler.passes_over()
+            ):
+                return False
+            self._rows.pass_over()
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self.fail(error)
+        return True
+
     def rows_ordered(self, batch: seams.BatchRows) -> None:
         """Labels the rows of the forward pass that follows."""
         if not self.recording:
@@ -214,6 +230,7 @@ class Observer:
 
     def start(self) -> None:
         """Records from the next step on."""
+        self._rows.settle()
         self.recording = True
 
     def stop(self) -> None:

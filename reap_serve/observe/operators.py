@@ -41,9 +41,13 @@ class StandIn:
         namespace: Such as `torch.ops.reap_serve`.
         name: Of the operator.
         default: Takes its arguments, by position.
+
+    Attributes:
+        entered: Whether it stands there.
     """
 
     def __init__(self, namespace: object, name: str, default: Callable[..., None] = _nothing) -> None:
+        self.entered = False
         self.default = default
         self.operator = getattr(namespace, name)
         self._namespace = namespace
@@ -55,7 +59,9 @@ class StandIn:
     def enter(self) -> None:
         """Takes the operator's place."""
         setattr(self._namespace, self._name, self)
+        self.entered = True
 
     def leave(self) -> None:
         """Gives the operator its place back."""
         setattr(self._namespace, self._name, self.operator)
+        self.entered = False

@@ -51,19 +51,33 @@ class RowSampler:
         self._labels = np.empty(0, np.int64)
         self._num_real = 0
         self._step_weight = 1.0
+        # The coming step was drawn already: it is taken.
+        self._taken = False
         self._whole: RowSample | None = None
         self._slots: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
+    def passes_over(self) -> bool:
+        """Whether a step with the labels of the last one is not taken; then it counts as over, else it must begin."""
+        self._taken = self._draw()
+        if not self._taken:
+            self.real_tokens += self._num_real
+        return not self._taken
+
+    def _draw(self) -> bool:
+        return self._random_step.random() < self.fraction * self._step_weight
+
     def begin(self, slots: Slots) -> None:
         """A step with real tokens begins."""
+        taken, self._taken = self._taken, False
         if slots is not self._labels:
+            taken = False
             self._labels, self._whole = slots, None
             self._num_real = int(np.count_nonzero(slots != self._trash_slot))
             self._step_weight = max(1.0, self._num_real / STEP_TOKENS)
         self.real_tokens += self._num_real
         self._slots = self._sample = None
-        if self._random_step.random() >= self.fraction * self._step_weight:
+        if not (taken or self._draw()):
             return
         row_fraction = max(self.fraction, 1 / self._step_weight)
         if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0:

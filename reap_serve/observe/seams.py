@@ -141,7 +141,13 @@ class BatchRows(NamedTuple):
 
 
 class StepHooks(Protocol):
-    """What the seams call at each step of an engine."""
+    """What the seams call at each step of an engine.
+
+    Attributes:
+        rows_wanted: Whether `rows_ordered` is to be called in the step that has begun.
+    """
+
+    rows_wanted: bool
 
     def step_begins(self, scheduler_output: SchedulerOutput) -> None:
         """The scheduler's choice reached the model runner."""
@@ -237,7 +243,7 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
     def observed_prepare(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare_inputs(self, scheduler_output, *args, **kwargs)
         hooks = vars(self).get(STEP_HOOKS)
-        if hooks is not None:
+        if hooks is not None and hooks.rows_wanted:
             hooks.rows_ordered(rows(self, scheduler_output, prepared))
         return prepared
 

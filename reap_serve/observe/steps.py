@@ -6,7 +6,7 @@ anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,16 +29,26 @@ class _DecodeStep:
     Attributes:
         request_ids: Its requests, in order.
         num_scheduled: Rows of each: ones.
-        next_positions: Position of each request's next row.
+        by_request: The same, by request.
+        next_positions: Position of each request's next row, `steps_on` steps ago.
+        steps_on: Steps of the same kind that followed since then.
         slots: Slots of the rows.
         states: States of the requests; their counts are behind while such steps follow each other.
     """
 
     request_ids: list[str]
     num_scheduled: list[int]
+    by_request: dict[str, int]
     next_positions: list[int]
     slots: Slots
     states: list[_RequestState]
+    steps_on: int = 0
+
+    def catch_up(self) -> None:
+        """Advances the positions by the steps that followed."""
+        if self.steps_on:
+            self.next_positions = [position + self.steps_on for position in self.next_positions]
+            self.steps_on = 0
 
 
 @dataclass(slots=True)
@@ -101,7 +111,7 @@ class StepRows:
         """Requests left the engine."""
         for request_id in request_ids:
             if self._requests.pop(request_id, None) is not None:
-                self._settle()
+                self.settle()
 
     def label(self, request_ids: Sequence[str], num_scheduled: Sequence[int], num_computed: Sequence[int]) -> Slots:
         """The slot of every row of a step, requests in the order of the batch; not to be written to.
@@ -114,16 +124,13 @@ class StepRows:
             num_computed: Tokens of each computed before this step: the position of its first row.
         """
         last = self._decode
-        if (
-            last is not None
-            and num_computed == last.next_positions
-            and num_scheduled == last.num_scheduled
-            and request_ids == last.request_ids
-        ):
-            # Most steps of a server: the last one's requests, each a token on.
-            last.next_positions = [position + 1 for position in last.next_positions]
-            return last.slots
-        self._settle()
+        if last is not None and num_scheduled == last.num_scheduled and request_ids == last.request_ids:
+            last.catch_up()
+            if num_computed == last.next_positions:
+                # Most steps of a server: the last one's requests, each a token on.
+                last.steps_on = 1
+                return last.slots
+        self.settle()
         states = [self._requests.get(request_id) for request_id in request_ids]
         # Runs of equal slots, repeated once at the end.
         slots: list[int] = []
@@ -140,7 +147,9 @@ class StepRows:
         labels = np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
         if len(decoding) == len(states):
             following = [int(first) + 1 for first in num_computed]
-            self._decode = _DecodeStep(list(request_ids), list(num_scheduled), following, labels, decoding)
+            ids, rows_each = list(request_ids), list(num_scheduled)
+            by_request = dict(zip(ids, rows_each, strict=True))
+            self._decode = _DecodeStep(ids, rows_each, by_request, following, labels, decoding)
         return labels
 
     def _label_request(
@@ -167,16 +176,26 @@ class StepRows:
             lengths.append(end - boundary)
         self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
 
-    def _settle(self) -> None:
-        """Writes down how far the requests of the last decode steps have come."""
+    def decode_goes_on(self, num_scheduled: Mapping[str, int]) -> bool:
+        """Whether a step of these rows by request, none of which was preempted, is the last one a token on."""
+        return self._decode is not None and num_scheduled == self._decode.by_request
+
+    def pass_over(self) -> None:
+        """A step for which `decode_goes_on` holds runs, and nobody asks for its labels."""
+        assert self._decode is not None
+        self._decode.steps_on += 1
+
+    def settle(self) -> None:
+        """Writes down how far the requests of the last decode steps have come; no step is like these any more."""
         last, self._decode = self._decode, None
         if last is not None:
+            last.catch_up()
             for state, position in zip(last.states, last.next_positions, strict=True):
                 state.counted = state.plain_from = position
 
     def reset(self) -> None:
         """Forgets what was counted; requests in flight are followed on."""
-        self._settle()
+        self.settle()
         self.requests = 0
         for state in self._requests.values():
             state.in_window = False

@@ -13,34 +13,33 @@ def governor(budget: float = 0.02, ceiling: float = 1.0) -> OverheadGovernor:
 
 def test_the_fraction_follows_the_share_towards_three_tenths_of_the_budget() -> None:
     chosen = governor()
-    assert chosen.fraction == 0.05
-    # A share of 0.0075, where 0.006 is wanted.
-    assert chosen.fraction_after(busy_seconds=2.0, own_seconds=0.015, sampled_tokens=100) == pytest.approx(0.04)
+    assert chosen.fraction == MINIMUM_FRACTION == 0.01
+    # A share of 0.004, where 0.006 is wanted.
+    assert chosen.fraction_after(busy_seconds=2.0, own_seconds=0.008, sampled_tokens=100) == pytest.approx(0.015)
     # The next second, by itself: 0.00375.
-    fraction = chosen.fraction_after(busy_seconds=3.0, own_seconds=0.01875, sampled_tokens=200)
-    assert fraction == pytest.approx(0.04 * 1.6)
+    fraction = chosen.fraction_after(busy_seconds=3.0, own_seconds=0.01175, sampled_tokens=200)
+    assert fraction == pytest.approx(0.015 * 1.6)
 
 
 def test_nothing_changes_before_a_buffer_is_full() -> None:
     chosen = governor()
-    assert chosen.fraction_after(busy_seconds=LONGEST_SECONDS / 2, own_seconds=0.5, sampled_tokens=99) == 0.05
+    assert chosen.fraction_after(busy_seconds=LONGEST_SECONDS / 2, own_seconds=0.0, sampled_tokens=99) == 0.01
     # Too few tokens for a buffer: half a minute is the end.
-    assert chosen.fraction_after(busy_seconds=LONGEST_SECONDS, own_seconds=0.9, sampled_tokens=99) == 0.025
+    assert chosen.fraction_after(busy_seconds=LONGEST_SECONDS, own_seconds=0.0, sampled_tokens=99) == 0.02
 
 
 def test_the_ceiling_and_the_floor_hold_and_no_change_is_larger_than_twofold() -> None:
-    cheap = governor(budget=0.5, ceiling=0.3)
-    found = [
-        cheap.fraction_after(busy_seconds=turn + 1.0, own_seconds=0.0, sampled_tokens=100 * (turn + 1))
+    chosen = governor(ceiling=0.05)
+    cheap = [
+        chosen.fraction_after(busy_seconds=turn + 1.0, own_seconds=0.0, sampled_tokens=100 * (turn + 1))
         for turn in range(4)
     ]
-    assert found == [0.1, 0.2, 0.3, 0.3]
-    dear = governor()
-    found = [
-        dear.fraction_after(busy_seconds=turn + 1.0, own_seconds=turn + 1.0, sampled_tokens=100 * (turn + 1))
+    assert cheap == [0.02, 0.04, 0.05, 0.05]
+    dear = [
+        chosen.fraction_after(busy_seconds=turn + 5.0, own_seconds=turn + 1.0, sampled_tokens=100 * (turn + 5))
         for turn in range(4)
     ]
-    assert found == [0.025, 0.0125, MINIMUM_FRACTION, MINIMUM_FRACTION]
+    assert dear == [0.025, 0.0125, MINIMUM_FRACTION, MINIMUM_FRACTION]
 
 
 @pytest.mark.parametrize("fixed_share", [0.0, 0.002, 0.004])

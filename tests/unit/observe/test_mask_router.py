@@ -62,13 +62,17 @@ def test_the_operator_is_skipped_while_a_step_without_hooks_runs() -> None:
     traced = layer(traced=True)
     operator = torch.ops.reap_serve.mask_routing
     skipped = SkippedRouting([traced])
-    skipped.enter()
+    skipped.step_begins()
     # The operator itself would look for the layer in vLLM's forward pass, of which there is none.
     torch.ops.reap_serve.mask_routing.default(torch.ones(1, 1), torch.zeros(1, 1), X_TH, X_TH, "layer")
     assert torch.ops.reap_serve.mask_routing is not operator
-    skipped.leave()
+    hooked = layer(traced=True)
+    # What is traced next has to find the operator.
     assert torch.ops.reap_serve.mask_routing is operator
+    set_routing_hook(hooked, Second())
+    for steps, found in ((skipped, False), (SkippedRouting([hooked]), True), (skipped, False)):
+        steps.step_begins()
+        assert (torch.ops.reap_serve.mask_routing is operator) == found
     set_routing_hook(traced, Second())
-    skipped.enter()
+    skipped.step_begins()
     assert torch.ops.reap_serve.mask_routing is operator
-    skipped.leave()

@@ -72,6 +72,21 @@ def test_a_step_of_few_tokens_is_taken_as_a_whole_or_not_at_all() -> None:
     assert rows.real_tokens == 12_000
 
 
+def test_steps_passed_over_and_steps_begun_are_drawn_once() -> None:
+    rows, labels, taken = sampler(0.25), np.zeros(4, np.int64), 0
+    rows.begin(labels)
+    first = rows.sampled_tokens
+    for _ in range(4000):
+        if not rows.passes_over():
+            rows.begin(labels)
+            assert rows.active
+            taken += 1
+    assert rows.real_tokens == 16_004
+    assert rows.sampled_tokens == first + 4 * taken
+    # Binomial(4000, 0.25): five standard deviations are 137.
+    assert abs(taken - 1000) < 137
+
+
 @pytest.mark.parametrize("num_tokens", [1, 16, STEP_TOKENS, 100, 5 * STEP_TOKENS])
 def test_sums_over_the_sample_divided_by_the_fraction_are_unbiased(num_tokens: int) -> None:
     fraction, steps = 0.3, 3000
