@@ -16,7 +16,8 @@ Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder i
      The plain and the observed engine live in one process. In a turn both run the same requests, some 30 ms of steps of
      the one and then of the other, each on a clock of its own: the speed of a machine that others use changes within a
      second, and so hits both alike. A pair of engines is replaced by a new one after N turns, since where its weights
-     lie in memory makes one engine faster than another. Two to six minutes.
+     lie in memory makes one engine faster than another. The one that started second may be faster by a point: each kind
+     does so in every other pair, so the number of pairs should be even. Two to seven minutes.
 
 Output: one JSON document: model, recorder, workload, compiled, recorder_class, pairs, turns, tokens_per_second of plain
 and observed, throughput_ratio (observed / plain, over all turns) with its 95 % interval, throughput_ratio_spread
@@ -209,9 +210,9 @@ def main() -> None:
     options = parser.parse_args()
     options.workload = options.workload or ("prefill" if options.recorder == "inline" else "serve")
     large, prefill = options.model == "large", options.workload == "prefill"
-    options.turns = options.turns or (8 if large else 40)
+    options.turns = options.turns or (12 if large else 40)
     options.requests = options.requests or (64 if prefill and not large else IN_FLIGHT)
-    options.pairs = options.pairs or (3 if large else 6)
+    options.pairs = options.pairs or (2 if large else 6)
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # What vLLM prints does not belong to the document.

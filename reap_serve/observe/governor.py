@@ -5,8 +5,8 @@ from __future__ import annotations
 LONGEST_SECONDS = 30.0
 # A hundredth of the tokens costs at most about a hundredth of the experts' time, and statistics need tokens.
 MINIMUM_FRACTION = 0.01
-# The rest of the budget is left for what cannot be timed: memory and caches that the engine finds cold. How much that
-# is, bench/observe_overhead.py does not tell more exactly than to a point or two on a shared machine.
+# The rest of the budget is left for what cannot be timed: memory and caches that the engine finds cold, a quarter of
+# what a recorded step itself takes, and the seam's look at steps that need no hook.
 AIM = 0.3
 LARGEST_FACTOR = 2.0
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
     from reap_serve.observe.observer import Observer
+    from reap_serve.observe.quiet import QuietRun
 
 logger = logging.getLogger("reap_serve")
 
@@ -91,6 +92,7 @@ class LiveEngine:
 
     Attributes:
         rows_wanted: Whether the rows of the step that has begun matter.
+        quiet_run: Steps that need no hook, if such are expected.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class LiveEngine:
         facts: RankFacts,
         skipped_routing: SkippedRouting | None = None,
     ) -> None:
-        self.rows_wanted = True
+        self.rows_wanted = False
+        self.quiet_run: QuietRun | None = None
         self.observer = observer
         self.masks = masks
         self.shadow = shadow
@@ -126,12 +129,10 @@ class LiveEngine:
         self._step_started = time.perf_counter()
         if self._skipped_routing is not None:
             self._skipped_routing.step_begins()
-        changes = bool(scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs)
-        if changes:
+        self.observer.catch_up()
+        if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
             self._requests_change(scheduler_output)
-        self.rows_wanted = (
-            changes or self.masks.in_use or self.shadow is not None or not self.observer.passes_over(scheduler_output)
-        )
+        self.rows_wanted = self.observer.recording or self.masks.in_use or self.shadow is not None
         self.observer.own_seconds += time.perf_counter() - self._step_started
 
     def _requests_change(self, scheduler_output: SchedulerOutput) -> None:
@@ -155,6 +156,9 @@ class LiveEngine:
         """The engine is between two steps: offers the sums when a file is due."""
         ended = time.perf_counter()
         self.observer.step_ends(ended - self._step_started)
+        if self.rows_wanted and not self.masks.in_use and self.shadow is None:
+            self.quiet_run = self.observer.expect_quiet_run()
+        self.rows_wanted = False
         if self.masks.step:
             self.masks.end_step()
         if self.shadow is not None:

@@ -20,6 +20,7 @@ from reap_serve.observe.governor import OverheadGovernor
 from reap_serve.observe.mask import EngineMasks
 from reap_serve.observe.mask_router import set_routing_hook
 from reap_serve.observe.moe_sum import PersistentSlots
+from reap_serve.observe.quiet import QuietRun
 from reap_serve.observe.sampling import RowSampler
 from reap_serve.observe.settings import ObserveSettings
 from reap_serve.observe.snapshot import RankSums, layer_arrays
@@ -36,6 +37,8 @@ logger = logging.getLogger("reap_serve")
 
 # Of steps, between two looks at what recording costs.
 JUDGE_SECONDS = 1.0
+# Steps without a hook in a row, at most: only others look whether a file is due.
+LONGEST_RUN = 64
 
 
 class Observer:
@@ -53,8 +56,8 @@ class Observer:
         max_rows: Rows of the largest step, padding included.
 
     Attributes:
-        busy_seconds: How long all steps took.
-        own_seconds: What observation has taken of them: the recorders and the hooks at each step.
+        busy_seconds: How long all steps took; those without a hook count like the one before them.
+        own_seconds: What observation has taken of them: the recorders and the hooks.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class Observer:
         self._masks = masks
         self._earlier_sampled_tokens = 0
         self._judged_seconds = 0.0
+        self._step_seconds = 0.0
+        self._quiet_run: QuietRun | None = None
         self._rows = StepRows(settings.max_slices)
         self._sampler = (
             PersistentSlots(settings.sample_fraction, self._rows.trash_slot, device, max_rows)
@@ -144,21 +149,30 @@ class Observer:
             if not self._masks.admit(request_id, prompt_tokens, arguments):
                 self._rows.add_request(request_id, prompt_tokens, arguments)
 
-    def passes_over(self, scheduler_output: SchedulerOutput) -> bool:
-        """Whether nothing of the step that begins is recorded, nor is there anything to be learned from its rows."""
-        if not self.recording:
-            return True
+    def catch_up(self) -> None:
+        """Ends the quiet run, if there is one, and counts its steps."""
+        run, self._quiet_run = self._quiet_run, None
+        if run is None:
+            return
+        run.end()
+        if run.passed == 0:
+            return
         try:
-            if (
-                scheduler_output.scheduled_cached_reqs.resumed_req_ids
-                or not self._rows.decode_goes_on(scheduler_output.num_scheduled_tokens)
-                or not self._sampler.passes_over()
-            ):
-                return False
-            self._rows.pass_over()
+            self._rows.pass_over(run.passed)
+            self._sampler.pass_over(run.passed)
+            self.busy_seconds += run.passed * self._step_seconds
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
-        return True
+
+    def expect_quiet_run(self) -> QuietRun | None:
+        """Draws how many steps like the one that is just over run without a hook; None when none can."""
+        decoding = self._rows.decoding
+        if self.recording and decoding is not None:
+            try:
+                self._quiet_run = QuietRun(decoding, self._sampler.steps_until_taken(LONGEST_RUN))
+            except Exception as error:  # noqa: BLE001 - the hook boundary
+                self.fail(error)
+        return self._quiet_run
 
     def rows_ordered(self, batch: seams.BatchRows) -> None:
         """Labels the rows of the forward pass that follows."""
@@ -184,6 +198,7 @@ class Observer:
                 self._kernel_taps.leave()
             except RuntimeError as error:
                 self.fail(error)
+        self._step_seconds = busy_seconds
         self.busy_seconds += busy_seconds
         if self._governor is not None and self.busy_seconds - self._judged_seconds >= JUDGE_SECONDS:
             self._judged_seconds = self.busy_seconds
@@ -230,6 +245,7 @@ class Observer:
 
     def start(self) -> None:
         """Records from the next step on."""
+        self.catch_up()
         self._rows.settle()
         self.recording = True
 
@@ -240,6 +256,7 @@ class Observer:
 
     def flush(self) -> None:
         """Measures what the recorders hold back."""
+        self.catch_up()
         # As in a step, whose tensors cannot be written to otherwise.
         with torch.inference_mode():
             for recorder in self._recorders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -51,18 +52,30 @@ class RowSampler:
         self._labels = np.empty(0, np.int64)
         self._num_real = 0
         self._step_weight = 1.0
-        # The coming step was drawn already: it is taken.
+        # The coming step was drawn: it is taken if its labels are those of the last one.
         self._taken = False
         self._whole: RowSample | None = None
         self._slots: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
-    def passes_over(self) -> bool:
-        """Whether a step with the labels of the last one is not taken; then it counts as over, else it must begin."""
-        self._taken = self._draw()
-        if not self._taken:
-            self.real_tokens += self._num_real
-        return not self._taken
+    def steps_until_taken(self, at_most: int) -> int:
+        """How many steps with the labels of the last one are not taken before one is.
+
+        The next step that begins is then drawn: taken, if its labels are the same and there are fewer than `at_most`.
+        Whatever comes in between, each step is taken with the same probability, for the draws know nothing of it.
+        """
+        probability = self.fraction * self._step_weight
+        if probability >= 1.0:
+            self._taken = True
+            return 0
+        # Of a geometric distribution, from a uniform number in (0, 1].
+        steps = int(math.log(1.0 - self._random_step.random()) / math.log1p(-probability))
+        self._taken = steps < at_most
+        return min(steps, at_most)
+
+    def pass_over(self, steps: int) -> None:
+        """So many steps with the labels of the last one were not taken."""
+        self.real_tokens += steps * self._num_real
 
     def _draw(self) -> bool:
         return self._random_step.random() < self.fraction * self._step_weight

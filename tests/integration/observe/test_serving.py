@@ -85,6 +85,28 @@ def test_a_cached_prefix_is_not_counted_but_reported(embedded_model: Path) -> No
     assert observed.window.prompt_tokens_computed == observed.tokens_SPL[0, :, 0].sum() == 120 + 24
 
 
+def test_of_a_sample_every_token_is_counted_and_every_row_is_right(embedded_model: Path) -> None:
+    prompts = mixed(48, answer_tokens=40)
+    with engine(embedded_model, ObserveSettings(sample_fraction=0.1)) as llm:
+        ask(llm, prompts)
+        sampled = snapshot(llm)
+        real_tokens = observer(llm)._sampler.real_tokens
+        llm.collective_rpc("reap_reset")
+        observer(llm)._sampler.fraction = 1.0
+        ask(llm, prompts)
+        whole = snapshot(llm)
+    # The last token of an answer is not computed.
+    assert real_tokens == sum(len(prompt.token_ids) + prompt.answer_tokens - 1 for prompt in prompts)
+    assert real_tokens == whole.tokens_SPL[..., 0].sum()
+    assert sampled.window.prompt_tokens_computed == whole.window.prompt_tokens_computed
+    assert 0 < sampled.tokens_SPL[:, 1].sum() < whole.tokens_SPL[:, 1].sum() / 2
+    # Of decode steps few are hooked, and they hold rows of every request: the mean norm over experts is alike.
+    norms = [
+        float(found.sums_SPLEC[:, 1, ..., 2].sum() / found.sums_SPLEC[:, 1, ..., 0].sum()) for found in (sampled, whole)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
 def answers(model: Path, settings: ObserveSettings | None, prompts: list[Prompt], **arguments: object) -> list[Answer]:
     torch._dynamo.reset()
     with engine(model, settings, dtype="bfloat16", **arguments) as llm:

@@ -114,8 +114,8 @@ def test_runs_of_decode_steps_are_labelled_like_single_ones(events: list[str]) -
         computed = [position[name] for name in names]
         single.label(["unknown"], [1], [0])
         expected = single.label(names, scheduled, computed).tolist()
-        if not labelled and running.decode_goes_on(dict(zip(names, scheduled, strict=True))):
-            running.pass_over()
+        if not labelled and running.decoding == dict(zip(names, scheduled, strict=True)):
+            running.pass_over(1)
         else:
             assert running.label(names, scheduled, computed).tolist() == expected
         for name, rows in zip(names, scheduled, strict=True):
