@@ -17,7 +17,9 @@ Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder i
      the one and then of the other, each on a clock of its own: the speed of a machine that others use changes within a
      second, and so hits both alike. A pair of engines is replaced by a new one after N turns, since where its weights
      lie in memory makes one engine faster than another. The one that started second may be faster by a point: each kind
-     does so in every other pair, so the number of pairs should be even. Two to seven minutes.
+     does so in every other pair, so the number of pairs should be even. A governor needs minutes to find its fraction:
+     the first engine that has one runs alone for a minute, from a twentieth on, and each one goes on from where the one
+     before it was. Two to seven minutes.
 
 Output: one JSON document: model, recorder, workload, compiled, recorder_class, pairs, turns, tokens_per_second of plain
 and observed, throughput_ratio (observed / plain, over all turns) with its 95 % interval, throughput_ratio_spread
@@ -71,6 +73,7 @@ VOCABULARY = 4096
 IN_FLIGHT, PROMPT_TOKENS, ANSWER_TOKENS = 16, 128, 48
 PREFILL_TOKENS = 256
 RESAMPLES = 500
+SETTLE_SECONDS, FIRST_FRACTION = 60.0, 0.05
 OBSERVED: dict[str, dict[str, Any]] = {
     "inline": {"recorder": "inline"},
     "deferred": {"recorder": "deferred", "overhead_budget": 0.02},
@@ -185,6 +188,20 @@ class Engine:
         self.engine.engine_core.shutdown()
 
 
+def settle(engine: Engine, workload: Workload, fraction: float | None) -> None:
+    """Lets a governor go on from a fraction, or find it if there is none yet."""
+    governor = engine.observer._governor
+    if governor is None:
+        return
+    governor.fraction = engine.observer._sampler.fraction = fraction or FIRST_FRACTION
+    if fraction is None:
+        started = time.perf_counter()
+        while time.perf_counter() - started < SETTLE_SECONDS:
+            engine.begin(workload)
+            while not engine.done:
+                engine.advance()
+
+
 def run_turn(pair: tuple[Engine, Engine], workload: Workload) -> tuple[Turn, Turn]:
     """The same requests through both engines, block by block."""
     for engine in pair:
@@ -229,7 +246,7 @@ def main() -> None:
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
     workload = workload_of(options)
     turns: list[list[tuple[Turn, Turn]]] = []
-    facts: dict[str, object] = {"recorder_class": None, "sample_fraction": None}
+    facts: dict[str, Any] = {"recorder_class": None, "sample_fraction": None}
     for number in range(options.pairs):
         # Neither kind is always the one that was started first.
         kinds = ("plain", options.recorder)
@@ -240,6 +257,8 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         # As in vLLM's server: no collection of garbage goes through what an engine is made of.
         gc.collect()
         gc.freeze()
+        if pair[1].observer is not None:
+            settle(pair[1], workload, facts["sample_fraction"])
         turns.append([run_turn(pair, workload) for _ in range(options.turns)])
         ratio, (low, high) = ratio_of_sums(seconds_of(turns[-1]))
         print(f"pair {number}: {ratio:.4f}, {low:.4f} to {high:.4f}", file=sys.stderr, flush=True)
