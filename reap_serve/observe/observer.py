@@ -154,13 +154,14 @@ class Observer:
         run, self._quiet_run = self._quiet_run, None
         if run is None:
             return
-        run.end()
-        if run.passed == 0:
-            return
+        complete = run.end()
         try:
-            self._rows.pass_over(run.passed)
-            self._sampler.pass_over(run.passed)
-            self.busy_seconds += run.passed * self._step_seconds
+            if not complete:
+                self._sampler.cut_short()
+            if run.passed:
+                self._rows.pass_over(run.passed)
+                self._sampler.pass_over(run.passed)
+                self.busy_seconds += run.passed * self._step_seconds
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
 

@@ -48,6 +48,7 @@ class QuietRun:
         self.passed += 1
         return True
 
-    def end(self) -> None:
-        """No further step is of the run."""
-        self._left = 0
+    def end(self) -> bool:
+        """No further step is of the run; whether all of its steps had passed."""
+        complete, self._left = self._left == 0, 0
+        return complete

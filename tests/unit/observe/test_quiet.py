@@ -51,8 +51,9 @@ def test_a_run_ends_when_its_steps_have_passed_and_when_it_is_told_to() -> None:
     like = scheduled({"a": 1})
     run = QuietRun({"a": 1}, steps=2)
     assert [run.passes(like) for _ in range(3)] == [True, True, False]
+    assert run.end()
     ended = QuietRun({"a": 1}, steps=2)
-    ended.end()
+    assert not ended.end()
     assert not ended.passes(like)
 
 
@@ -121,6 +122,18 @@ def test_what_comes_between_two_steps_ends_the_run(monkeypatch: pytest.MonkeyPat
     engine.decode(10)
     assert engine.steps == (4 if action == "reset" else 3)
     assert engine.observer.recording
+
+
+def test_a_run_that_is_cut_short_makes_its_next_step_no_likelier(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(monkeypatch, fraction=0.1)
+    engine.step(scheduled({"a": 2, "b": 2}, new=("a", "b")))
+    engine.decode(1)
+    before = engine.observer.tokens_recorded
+    for _ in range(3000):
+        engine.decode(1)
+        engine.observer.flush()
+    # Binomial(3000, 0.1): five standard deviations are 82 steps of two tokens.
+    assert abs((engine.observer.tokens_recorded - before) / 2 - 300) < 82
 
 
 def test_nothing_is_expected_of_steps_that_are_all_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
