@@ -33,7 +33,7 @@ def serve(
     recorder: Annotated[Literal["inline", "deferred"], typer.Option(help="How to record.")] = "deferred",
     sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
     overhead_budget: Annotated[
-        float | None, typer.Option(help="Fraction of the engine's time that recording may take.")
+        float | None, typer.Option(help="Fraction of the engine's time that recording may take, such as 0.02.")
     ] = None,
     flush_seconds: Annotated[float, typer.Option(help="Time between two statistics files.")] = 60.0,
 ) -> None:
