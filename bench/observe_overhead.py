@@ -132,7 +132,7 @@ class Engine:
             settings = OBSERVED[recorder] | {"read_kernel_rows": not options.recompute}
             observing = {
                 "additional_config": {"reap_serve": settings},
-                "worker_extension_cls": "reap_serve.observe.worker.ReapWorkerExtension",
+                "worker_extension_cls": "reap_serve.adapter.worker.ReapWorkerExtension",
             }
         llm = LLM(
             model,

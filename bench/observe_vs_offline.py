@@ -52,9 +52,9 @@ def observe(model: str, rows: list[list[int]]) -> dict[str, Any]:
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR")
     from vllm import SamplingParams
 
+    from reap_serve.adapter.offline import collect, start_engine
     from reap_serve.model import fingerprint, open_model
-    from reap_serve.observe.offline import collect, start_engine
-    from reap_serve.observe.settings import ObserveSettings
+    from reap_serve.record.settings import ObserveSettings
 
     source = open_model(model)
     arguments = {"skip_tokenizer_init": True, "max_model_len": len(rows[0]) + 1, "dtype": "bfloat16"}

@@ -32,16 +32,16 @@ def run(*arguments: str) -> None:
 def measure(pruned: Path, traffic: Path, domains: list[str]) -> dict[str, float]:
     """Dropped gate mass of each domain on the pruned model, by its shadow router."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1")
+    from reap_serve.adapter.offline import start_engine
     from reap_serve.model import open_model
-    from reap_serve.observe.offline import start_engine
-    from reap_serve.observe.settings import ObserveSettings
+    from reap_serve.record.settings import ObserveSettings
     from reap_serve.traffic.read import read_traffic
 
     settings = ObserveSettings(recording=False, drift_fraction=1.0)
     llm = start_engine(open_model(str(pruned)), settings, {"max_model_len": 1024})
     from vllm import SamplingParams
 
-    from reap_serve.observe import engine_view
+    from reap_serve.adapter import engine_view
     from reap_serve.traffic.teacher_forcing import TeacherForcing
 
     forcing = TeacherForcing(engine_view.EngineRenderer(llm))

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from reap_serve.observe.mask import PLAN_ARGUMENT, EngineMasks
-from reap_serve.observe.mask_router import add_routing_hook
-from reap_serve.observe.seams import BatchRows
+from reap_serve.adapter.seams import BatchRows
+from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
+from reap_serve.serve.mask_router import add_routing_hook
 
 NUM_EXPERTS, TOP_K, HIDDEN = 128, 8, 64
 ROWS = (1, 32, 512)

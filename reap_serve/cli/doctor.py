@@ -13,8 +13,8 @@ from reap_serve.cli.output import print_json, stdout
 @app.command("doctor")
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
     """Check what is installed, and test the recorders on this machine. Exit 1 when something is wrong."""
-    from reap_serve.observe.doctor import examine
-    from reap_serve.observe.offline import stdout_to_stderr
+    from reap_serve.adapter.doctor import examine
+    from reap_serve.adapter.offline import stdout_to_stderr
 
     with stdout_to_stderr():
         found = examine()

@@ -53,10 +53,10 @@ def observe(
     if not isinstance(arguments, dict):
         raise RequestError("--engine-args is not a JSON object", 'write it as \'{"dtype": "float32"}\'')
 
+    from reap_serve.adapter.offline import observe_traffic
     from reap_serve.model import open_model
-    from reap_serve.observe.offline import observe_traffic
-    from reap_serve.observe.settings import ObserveSettings, extra_sums_named
     from reap_serve.publish import refuse_existing
+    from reap_serve.record.settings import ObserveSettings, extra_sums_named
     from reap_serve.statistics.file import write_statistics
     from reap_serve.traffic.malformed import Malformed
     from reap_serve.traffic.read import parse_slices, read_traffic

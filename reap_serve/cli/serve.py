@@ -49,8 +49,8 @@ def serve(
     from reap_serve.statistics.storage import is_url
 
     if observe is not None and Path(model).is_dir():
+        from reap_serve.adapter.defects import refuse_misrouted_family
         from reap_serve.model import open_model
-        from reap_serve.observe.defects import refuse_misrouted_family
 
         refuse_misrouted_family(open_model(model).config)
     files, active = named_plan_files(plans or [], mask)

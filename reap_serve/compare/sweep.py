@@ -14,9 +14,9 @@ from reap_serve.compare.run import Comparison, Progress, counter
 from reap_serve.compare.side import is_url, open_side
 from reap_serve.errors import RequestError
 from reap_serve.model import open_model
-from reap_serve.observe.settings import BASE_PLAN
 from reap_serve.plan.record import Plan, read_plan
 from reap_serve.plan.sizes import CheckpointBytes, measure_checkpoint
+from reap_serve.record.settings import BASE_PLAN
 from reap_serve.serve.plan_check import check_plan, served_model
 from reap_serve.traffic.request import Request
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
-from reap_serve.observe.live_status import LayerBalance, RankStatus
+from reap_serve.serve.live_status import LayerBalance, RankStatus
 
 DRIFT_EXCESS = 0.05
 

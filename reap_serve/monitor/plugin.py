@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reap_serve import __version__
+from reap_serve.adapter import engine_view, seams
 from reap_serve.errors import ReapServeError
 from reap_serve.monitor.metrics import Exporter, Reading
-from reap_serve.observe import engine_view, seams
-from reap_serve.observe.live_status import RankStatus
 from reap_serve.prune.manifest import MANIFEST_NAME, read_manifest
 from reap_serve.serve.link import EngineLink
+from reap_serve.serve.live_status import RankStatus
 from reap_serve.serve.plan_check import ServedModel, planned_gate_mass
 
 if TYPE_CHECKING:

@@ -119,9 +119,9 @@ def ask(request: LoadRequest) -> list[float]:
 
 def answer(request: LoadRequest) -> list[float]:
     """Runs one engine in this process."""
-    from reap_serve.observe.mask import PLAN_ARGUMENT
-    from reap_serve.observe.offline import start_engine
-    from reap_serve.observe.settings import ObserveSettings
+    from reap_serve.adapter.offline import start_engine
+    from reap_serve.record.settings import ObserveSettings
+    from reap_serve.serve.mask import PLAN_ARGUMENT
 
     arguments: dict[str, JsonValue] = {
         "dtype": request.dtype,
@@ -144,7 +144,7 @@ def answer(request: LoadRequest) -> list[float]:
 
 
 def _load_mask(engine: MaskingEngine, kept: Mapping[str, Sequence[int]]) -> str:
-    from reap_serve.observe.live_status import PlanEntry
+    from reap_serve.serve.live_status import PlanEntry
 
     entry = PlanEntry(id="verify", experts_kept=len(next(iter(kept.values()))), criterion="", bound=False)
     arguments = ("verify", entry.model_dump(), {layer: list(ids) for layer, ids in kept.items()})

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
-from reap_serve.observe.settings import CONFIG_KEY
-from reap_serve.observe.worker import WORKER_EXTENSION
+from reap_serve.record.settings import CONFIG_KEY
 from reap_serve.records import JsonValue
 
 PLUGIN_NAMES = ("reap_serve", "reap_serve_metrics")

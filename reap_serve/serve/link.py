@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from reap_serve.observe.live_status import LayerBalance, MaskReport, PlanEntry, RankStatus
-from reap_serve.observe.settings import BASE_PLAN, ObserveSettings
+from reap_serve.record.settings import BASE_PLAN, ObserveSettings
+from reap_serve.serve.live_status import LayerBalance, MaskReport, PlanEntry, RankStatus
 
 logger = logging.getLogger("reap_serve")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from reap_serve.architectures.resolve import resolve
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.model import Fingerprint, fingerprint, open_model
-from reap_serve.observe.live_status import PlanEntry
 from reap_serve.plan.record import Plan, require_ordered, require_plan_for
 from reap_serve.prune.decide import MtpChoice, make_cut
 from reap_serve.records import JsonValue
+from reap_serve.serve.live_status import PlanEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reap_serve.errors import RequestError
-from reap_serve.observe.settings import BASE_PLAN
 from reap_serve.plan.record import read_plan
+from reap_serve.record.settings import BASE_PLAN
 
 PLAN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 

@@ -7,13 +7,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reap_serve.adapter import engine_view, seams
+from reap_serve.adapter.metadata_slice import read_slices_of_metadata
 from reap_serve.errors import EngineError, ReapServeError
-from reap_serve.observe import engine_view, seams
-from reap_serve.observe.mask_admission import install_gate
-from reap_serve.observe.metadata_slice import read_slices_of_metadata
 from reap_serve.plan.record import read_plan
 from reap_serve.serve.last_flush import flush_before_shutdown
 from reap_serve.serve.link import EngineLink
+from reap_serve.serve.mask_admission import install_gate
 from reap_serve.serve.plan_check import ServedModel, check_plan, served_model
 from reap_serve.serve.routes import router
 

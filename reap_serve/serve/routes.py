@@ -13,11 +13,11 @@ from pydantic import Field
 
 from reap_serve import __version__
 from reap_serve.errors import ReapServeError
-from reap_serve.observe.live_status import GateMassReport, LayerBalance, MaskReport, WriterReport
-from reap_serve.observe.settings import BASE_PLAN
 from reap_serve.plan.record import Plan
+from reap_serve.record.settings import BASE_PLAN
 from reap_serve.records import Record
 from reap_serve.serve.link import EngineLink
+from reap_serve.serve.live_status import GateMassReport, LayerBalance, MaskReport, WriterReport
 from reap_serve.serve.plan_check import ServedModel, check_plan
 from reap_serve.serve.plan_files import PLAN_NAME
 

@@ -8,6 +8,6 @@ from pathlib import Path
 TESTS = Path(__file__).parents[2]
 sys.path[:0] = [
     str(TESTS / "integration" / "prune"),
-    str(TESTS / "integration" / "observe"),
+    str(TESTS / "integration" / "record"),
     str(TESTS / "unit" / "patches"),
 ]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import reap_serve.cli.serve  # noqa: F401 - defines the command
 from reap_serve.cli.app import app
-from reap_serve.observe.settings import CONFIG_KEY, ObserveSettings
+from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
 from reap_serve.serve import become
 from reap_serve.serve.command import ServerCommand
 

@@ -22,7 +22,7 @@ import yaml
 from known_metrics import DEPLOY, exposed, read_by, recorded
 from serve_lines import serve_line, settings_in
 
-from reap_serve.observe.worker import WORKER_EXTENSION
+from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.serve.command import PLUGIN_NAMES
 
 FOLDER = DEPLOY / "kubernetes"

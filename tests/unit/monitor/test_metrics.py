@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reap_serve.monitor.metrics import TABLE, Exporter, Reading
-from reap_serve.observe.live_status import (
+from reap_serve.serve.live_status import (
     GateMassReport,
     LayerBalance,
     MaskReport,

@@ -28,6 +28,6 @@ def test_the_bias_leaves_the_experts(patched: ModuleType) -> None:
 
 def test_the_installed_one_has_the_defect() -> None:
     """Fails when vLLM has mended it: the patch's Remove-when."""
-    from reap_serve.observe.probes import laguna_bias_is_dropped
+    from reap_serve.adapter.probes import laguna_bias_is_dropped
 
     assert laguna_bias_is_dropped()

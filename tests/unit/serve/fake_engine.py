@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from routing_cases import CASES, E, layer_with
 
+from reap_serve.adapter.worker import ReapWorkerExtension
 from reap_serve.model import Fingerprint
-from reap_serve.observe.live import LiveEngine, LiveSetup, RankFacts
-from reap_serve.observe.mask import EngineMasks
-from reap_serve.observe.mask_router import add_routing_hook
-from reap_serve.observe.snapshot import RankSums
-from reap_serve.observe.worker import ReapWorkerExtension
+from reap_serve.record.snapshot import RankSums
+from reap_serve.serve.live import LiveEngine, LiveSetup, RankFacts
+from reap_serve.serve.mask import EngineMasks
+from reap_serve.serve.mask_router import add_routing_hook
 from reap_serve.statistics.record import Layer, Window
 
 MODEL = Fingerprint(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reap_serve.observe.mask import PLAN_ARGUMENT
-from reap_serve.observe.mask_admission import AdmissionError, admit
+from reap_serve.serve.mask import PLAN_ARGUMENT
+from reap_serve.serve.mask_admission import AdmissionError, admit
 
 IDS = {None: None, "base": None, "a": "id-a", "b": "id-b"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fake_engine import MODEL, FakeObserver, live_engine
 
-from reap_serve.observe.live import LiveSetup
-from reap_serve.observe.live_status import balance_of
+from reap_serve.serve.live import LiveSetup
+from reap_serve.serve.live_status import balance_of
 from reap_serve.statistics.file import read_statistics
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_cases import CASES, E, H, K, RoutingCase, dense, layer_with
 
-from reap_serve.observe.mask import MAX_PLANS, PLAN_ARGUMENT, EngineMasks
-from reap_serve.observe.mask_router import add_routing_hook
-from reap_serve.observe.seams import BatchRows
+from reap_serve.adapter.seams import BatchRows
+from reap_serve.serve.mask import MAX_PLANS, PLAN_ARGUMENT, EngineMasks
+from reap_serve.serve.mask_router import add_routing_hook
 
 CPU = torch.device("cpu")
 

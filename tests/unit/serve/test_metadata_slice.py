@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reap_serve.observe.metadata_slice import read_slices_of_metadata
+from reap_serve.adapter.metadata_slice import read_slices_of_metadata
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

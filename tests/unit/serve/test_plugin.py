@@ -21,8 +21,8 @@ from reap_serve.errors import ReapServeError
 from reap_serve.monitor import plugin as monitor_plugin
 from reap_serve.monitor.metrics import Exporter
 from reap_serve.monitor.plugin import ReapMetrics
-from reap_serve.observe.mask import PLAN_ARGUMENT
-from reap_serve.observe.settings import CONFIG_KEY
+from reap_serve.record.settings import CONFIG_KEY
+from reap_serve.serve.mask import PLAN_ARGUMENT
 from reap_serve.serve.plugin import ReapEndpoints
 
 

@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 from routing_cases import E
 
 from reap_serve.architectures.spec import RoutingLimits
-from reap_serve.observe.live import LiveSetup
-from reap_serve.observe.settings import ObserveSettings
+from reap_serve.record.settings import ObserveSettings
 from reap_serve.serve.link import EngineLink
+from reap_serve.serve.live import LiveSetup
 from reap_serve.serve.plan_check import ServedModel
 from reap_serve.serve.routes import router
 

@@ -15,7 +15,7 @@ from routing_cases import E
 from test_routes import KEY, client_of
 
 from reap_serve.architectures.spec import RoutingLimits
-from reap_serve.observe.settings import ObserveSettings
+from reap_serve.record.settings import ObserveSettings
 from reap_serve.serve.plan_check import ServedModel
 
 schemathesis = pytest.importorskip("schemathesis")

@@ -10,15 +10,15 @@ import torch
 from routing_cases import CASES, E, H, RoutingCase, layer_with
 from safetensors.torch import save_file
 
+from reap_serve.adapter.seams import BatchRows
 from reap_serve.errors import InputFileError
-from reap_serve.observe.gate_mass import HALF_LIFE_TOKENS, GateMass
-from reap_serve.observe.mask import PLAN_ARGUMENT, EngineMasks
-from reap_serve.observe.mask_router import add_routing_hook
-from reap_serve.observe.seams import BatchRows
-from reap_serve.observe.shadow import EngineShadow
-from reap_serve.observe.sidecar import MANIFEST_NAME, SIDECAR_NAME, FullRouter, read_sidecar
 from reap_serve.prune.job import SIDECAR_NAME as PRUNE_SIDECAR
 from reap_serve.prune.manifest import MANIFEST_NAME as PRUNE_MANIFEST
+from reap_serve.serve.gate_mass import HALF_LIFE_TOKENS, GateMass
+from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
+from reap_serve.serve.mask_router import add_routing_hook
+from reap_serve.serve.shadow import EngineShadow
+from reap_serve.serve.sidecar import MANIFEST_NAME, SIDECAR_NAME, FullRouter, read_sidecar
 
 CPU = torch.device("cpu")
 # The last case scales by a tensor inside its function, which no checkpoint tensor tells of.

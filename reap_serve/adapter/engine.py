@@ -1,0 +1,47 @@
+"""What vLLM's seams call in one engine process: layers are built, the model is loaded; its steps go to `LiveEngine`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reap_serve.adapter import engine_view, seams
+from reap_serve.adapter.refusals import refuse_unsound
+from reap_serve.adapter.tap import add_tap
+from reap_serve.record.observer import Observer
+from reap_serve.serve.live import LiveEngine
+from reap_serve.serve.live_build import build_live, build_masks
+from reap_serve.serve.mask_router import add_routing_hook
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+class _Hooks:
+    """Gives every layer its tap and every engine its observer."""
+
+    def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
+        settings = seams.settings_of(vllm_config)
+        assert settings is not None
+        add_tap(layer)
+        add_routing_hook(layer, traced=engine_view.traces_graphs(vllm_config))
+
+    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> LiveEngine:
+        settings = seams.settings_of(vllm_config)
+        assert settings is not None
+        layers = engine_view.moe_layers(vllm_config)
+        refuse_unsound(settings, vllm_config, layers)
+        masks = build_masks(settings, layers, model_runner.device)
+        observer = Observer(
+            settings,
+            layers,
+            model_runner.device,
+            vllm_config.parallel_config.tensor_parallel_size,
+            masks,
+            engine_view.max_rows(vllm_config),
+        )
+        return build_live(settings, layers, model_runner, observer, masks)
+
+
+HOOKS: seams.EngineHooks = _Hooks()

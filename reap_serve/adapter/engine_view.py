@@ -1,0 +1,268 @@
+"""What observation reads of a running vLLM 0.32 engine: its layers, their kernels, its configuration.
+
+What observation changes in vLLM, and the check that this vLLM fits, stand in `seams`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from reap_serve.adapter.operators import StandIn
+from reap_serve.adapter.seams import vllm_version
+from reap_serve.record.recorder import LayerFacts
+from reap_serve.records import JsonValue
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+# cpu_utils::ScratchPadManager::get_scratchpad_manager()
+SCRATCHPAD_SYMBOL = "_ZN9cpu_utils17ScratchPadManager22get_scratchpad_managerEv"
+
+
+def max_rows(vllm_config: VllmConfig) -> int:
+    """Rows of the largest step of an engine, with the padding of CUDA graphs."""
+    largest_graph = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+    return int(max(vllm_config.scheduler_config.max_num_batched_tokens, largest_graph))
+
+
+def captures_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether the engine captures its forward passes in CUDA graphs."""
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
+
+
+def traces_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether the engine compiles its model: what is not in the graph then, is not run."""
+    from vllm.config import CompilationMode
+
+    return bool(vllm_config.compilation_config.mode != CompilationMode.NONE)
+
+
+def device_type() -> str:
+    """Where vLLM computes on this machine."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+def kernel_name(layer: MoERunner) -> str:
+    """Class of the kernel that runs a layer's experts, with its instruction set on a CPU."""
+    kernel = layer.routed_experts.quant_method.moe_kernel
+    experts = layer.routed_experts.quant_method if kernel is None else kernel.fused_experts
+    instructions = getattr(experts, "isa", None)
+    return type(experts).__name__ + (f" ({instructions})" if instructions else "")
+
+
+def reducing_kernel(layer: MoERunner) -> object | None:
+    """The kernel of a layer that adds weighted rows in its method `moe_sum`, None when it adds them elsewhere."""
+    from vllm.model_executor.layers.fused_moe.experts.marlin_moe import BatchedMarlinExperts, MarlinExperts
+    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+
+    kernel = layer.routed_experts.quant_method.moe_kernel
+    experts = None if kernel is None else kernel.fused_experts
+    if isinstance(experts, (TritonExperts, MarlinExperts)) and not isinstance(experts, BatchedMarlinExperts):
+        return cast(object, experts)
+    return None
+
+
+def opaque_forward(layer: MoERunner) -> Callable[..., Any]:
+    """vLLM's operator that runs a layer's Python at every step, whatever was compiled."""
+    entries = torch.ops.vllm
+    return cast(
+        Callable[..., Any], entries.moe_forward if layer._shared_experts is None else entries.moe_forward_shared
+    )
+
+
+def cpu_kernel(layer: MoERunner) -> Any:
+    """The kernel object of a layer that runs `cpu_fused_moe`, None when another kernel runs it."""
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+    kernel = layer.routed_experts.quant_method.moe_kernel
+    experts = None if kernel is None else kernel.fused_experts
+    if isinstance(experts, CPUUnquantizedExperts) and not experts._use_zentorch:
+        return experts
+    return None
+
+
+def cpu_kernel_stand_in(call: Callable[..., None]) -> StandIn:
+    """What may stand in for the operator of that kernel.
+
+    Args:
+        call: Takes output, input, w13, w2, their biases, weights, ids, whether the weights were applied on the input,
+            activation and instruction set.
+    """
+    return StandIn(torch.ops._C, "cpu_fused_moe", call)
+
+
+def scratchpad_address() -> int | None:
+    """Where the object that manages the CPU kernels' scratch memory is, None when the extension does not tell."""
+    import vllm
+
+    for library in sorted(Path(vllm.__file__).parent.glob("_C*.so")):
+        try:
+            # One of several builds is loaded, the one for this machine.
+            find = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)[SCRATCHPAD_SYMBOL]
+        except (OSError, AttributeError):
+            continue
+        find.restype = ctypes.c_void_p
+        return cast(int | None, find())
+    return None
+
+
+def new_requests(scheduler_output: SchedulerOutput) -> Iterator[tuple[str, int, dict[str, object] | None]]:
+    """(id, prompt tokens, extra arguments) of the requests that a step sees for the first time."""
+    for request in scheduler_output.scheduled_new_reqs:
+        tokens = request.prompt_token_ids
+        if tokens is not None:
+            parameters = request.sampling_params
+            yield request.req_id, len(tokens), parameters.extra_args if parameters is not None else None
+
+
+def moe_layers(vllm_config: VllmConfig) -> list[MoERunner]:
+    """The fused MoE layers of this process, in the order of the model."""
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    context = vllm_config.compilation_config.static_forward_context
+    return [layer for layer in context.values() if isinstance(layer, MoERunner)]
+
+
+def tensor_parallel_rank() -> int:
+    """Rank of this process among those that share the experts."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
+
+
+def model_reference(vllm_config: VllmConfig) -> str:
+    """The served model as `open_model` takes it."""
+    model = vllm_config.model_config
+    return model.model if model.revision is None else f"{model.model}@{model.revision}"
+
+
+def engine_header(vllm_config: VllmConfig) -> dict[str, str]:
+    """What ran the model, for the header of its statistics."""
+    return {
+        "vllm": vllm_version() or "",
+        "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
+        "device": str(vllm_config.device_config.device_type),
+    }
+
+
+def api_server_rank(vllm_config: VllmConfig) -> int:
+    """Which of the API servers in front of one engine this process is, from 0."""
+    return max(0, int(vllm_config.parallel_config._api_process_rank))
+
+
+def kv_cache_tokens(vllm_config: VllmConfig) -> int | None:
+    """Tokens that the KV cache holds, right for hybrid models too; None before vLLM knows."""
+    tokens = vllm_config.cache_config.kv_cache_size_tokens
+    return None if tokens is None else int(tokens)
+
+
+def replays_graphs(vllm_config: VllmConfig) -> bool:
+    """Whether steps are replayed from captured graphs, in which no Python runs."""
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    mode = vllm_config.compilation_config.cudagraph_mode
+    return not current_platform.is_cpu() and mode not in (None, CUDAGraphMode.NONE)
+
+
+def routes_in_model(layer: MoERunner) -> bool:
+    """Whether the Transformers model routes by itself and hands the chosen weights over as logits."""
+    from vllm.model_executor.models.transformers.moe import TransformersMoERunner
+
+    return isinstance(layer, TransformersMoERunner)
+
+
+def current_layer(name: str) -> MoERunner:
+    """The layer of that name in the model whose forward pass is running."""
+    return cast("MoERunner", _forward_context()().no_compile_layers[name])
+
+
+# Every layer asks at every step: an import statement takes longer than the call.
+@functools.cache
+def _forward_context() -> Callable[[], Any]:
+    from vllm.forward_context import get_forward_context
+
+    return cast(Callable[[], Any], get_forward_context)
+
+
+class EngineRenderer:
+    """Renders requests as vLLM's own chat endpoint would: template, tools and template arguments of the body.
+
+    Args:
+        llm: The engine.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+
+    def render_chat(self, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
+        """Tokens of a chat request; see `traffic.teacher_forcing.Renderer`."""
+        messages = [*cast(Sequence[Any], body["messages"]), *([dict(answer)] if answer is not None else [])]
+        rendered = self._llm._preprocess_chat_one(
+            messages,
+            chat_template=body.get("chat_template"),
+            chat_template_kwargs=body.get("chat_template_kwargs"),
+            tools=body.get("tools"),
+            add_generation_prompt=answer is None,
+        )
+        return list(rendered["prompt_token_ids"])
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Tokens of a text."""
+        return list(self._llm.get_tokenizer().encode(text, add_special_tokens=special)) if text else []
+
+
+def run_overlapped_shared_experts(shared_experts: Any, shared_experts_input: torch.Tensor | None) -> None:
+    """Runs the shared experts where the plain kernel would have run them inside itself; else does nothing."""
+    from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExpertsOrder
+
+    if shared_experts is not None:
+        shared_experts(shared_experts_input, SharedExpertsOrder.MK_INTERNAL_OVERLAPPED)
+
+
+def layer_facts(layer: MoERunner) -> LayerFacts:
+    """What a recorder needs of a layer whose weights are in place."""
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    experts, config = layer.routed_experts, layer.moe_config
+
+    def forward_experts(x_NH: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        # Not `experts.forward_modular`: that is tapped.
+        return cast(
+            torch.Tensor,
+            experts.quant_method.apply(
+                layer=experts,
+                x=x_NH,
+                topk_weights=weights,
+                topk_ids=ids,
+                shared_experts=None,
+                shared_experts_input=None,
+            ),
+        )
+
+    return LayerFacts(
+        name=layer.layer_name,
+        index=layer.layer_id,
+        num_experts=config.num_logical_experts,
+        top_k=config.experts_per_token,
+        gate_scale=layer.routed_scaling_factor,
+        weight_on_input=experts.apply_router_weight_on_input,
+        forward_experts=forward_experts,
+        complete_rows=tensor_model_parallel_all_reduce if config.tp_size > 1 else None,
+        expert_map_E=experts.expert_map,
+    )

@@ -1,0 +1,44 @@
+"""The slice of a served request, where its body names it as OpenAI's clients tag their requests: `metadata.reap_slice`.
+
+Target: `to_sampling_params` of `ChatCompletionRequest`, `CompletionRequest` and `ResponsesRequest`, in the API server.
+Why: recorded traffic names its slice in `metadata`, and an application names it there once for its logs and for us;
+    vLLM hands `vllm_xargs` to the engine and drops `metadata`.
+How: the parameters that vLLM makes of a body get the slice as the extra argument `reap_slice`, which wins over that of
+    `vllm_xargs`. The gate checks it like any other (`mask_admission`).
+Upstream: none carries metadata into the engine.
+Remove when: vLLM puts a request's metadata into its sampling parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from reap_serve.record.steps import SLICE_ARGUMENT
+
+
+def read_slices_of_metadata() -> None:
+    """Reads them from every request that this process makes parameters of from now on; once a process."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    request_classes: tuple[Any, ...] = (ChatCompletionRequest, CompletionRequest, ResponsesRequest)
+    for request_class in request_classes:
+        if not hasattr(request_class.to_sampling_params, "reap_slices"):
+            request_class.to_sampling_params = _naming_slices(request_class.to_sampling_params)
+
+
+def _naming_slices(to_sampling_params: Any) -> Any:
+    @functools.wraps(to_sampling_params)
+    def named(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        parameters = to_sampling_params(self, *arguments, **keywords)
+        metadata = getattr(self, "metadata", None)
+        if isinstance(metadata, Mapping) and metadata.get(SLICE_ARGUMENT) is not None:
+            # vLLM's dictionary is the body's own `vllm_xargs`.
+            parameters.extra_args = {**(parameters.extra_args or {}), SLICE_ARGUMENT: metadata[SLICE_ARGUMENT]}
+        return parameters
+
+    vars(named)["reap_slices"] = True
+    return named

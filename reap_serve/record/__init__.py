@@ -1,0 +1,1 @@
+"""Steps and their rows to sums per slice, phase, layer and expert."""

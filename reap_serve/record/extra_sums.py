@@ -1,0 +1,160 @@
+"""The optional sums of one layer: what merging needs and pruning does not.
+
+They are H or E times larger than the others, so that a slot gets memory with its first token. Nothing here runs unless
+`ObserveSettings.extra_sums` asks for it.
+
+Axes: T tokens, K experts per token, E experts, H hidden, N = T*K rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reap_serve.record.sampling import RowSampler
+from reap_serve.record.settings import ExtraSum
+
+if TYPE_CHECKING:
+    from reap_serve.serve.mask_router import RoutingHook
+
+# Rows are widened to float64 block by block.
+BLOCK_ELEMENTS = 2**20
+
+
+class ExtraSums:
+    """Optional sums of one layer, by slot.
+
+    `output_sum` [E, H] is the sum of f, the expert's output before weighting. `coselection_count` [E, E] counts tokens
+    routed to both experts. `logit_gram` [E, E] is the sum of z z' over the tokens of the layer, z the router's logits:
+    the cosine of two experts' logits over the tokens is gram[i, j] / sqrt(gram[i, i] gram[j, j]).
+
+    Args:
+        wanted: Which ones; none costs nothing.
+        trash_slot: Slot of rows that do not count.
+        num_experts: Experts of the layer.
+        device: Where the layer's outputs are.
+    """
+
+    def __init__(self, wanted: Collection[ExtraSum], trash_slot: int, num_experts: int, device: torch.device) -> None:
+        self.wanted = tuple(wanted)
+        self._trash_slot = trash_slot
+        self._num_experts = num_experts
+        self._device = device
+        self._sums: dict[tuple[ExtraSum, int], torch.Tensor] = {}
+
+    def add_rows(
+        self, slot_T: torch.Tensor, ids_TK: torch.Tensor, rows_TKH: torch.Tensor, weight_TK: torch.Tensor | None
+    ) -> None:
+        """Adds the outputs of some tokens' experts.
+
+        Args:
+            slot_T: Slot of each token, int64.
+            ids_TK: Chosen experts; -1 for a slot that vLLM padded.
+            rows_TKH: Their outputs.
+            weight_TK: Weights that the rows carry, None when they carry none.
+        """
+        if not any(name in self.wanted for name in ("output_sum", "coselection_count")):
+            return
+        for slot in self._slots(slot_T):
+            tokens = slot_T == slot
+            ids = ids_TK[tokens].long()
+            if "coselection_count" in self.wanted:
+                self._add_pairs(slot, ids)
+            if "output_sum" in self.wanted:
+                self._add_outputs(slot, ids, rows_TKH[tokens], None if weight_TK is None else weight_TK[tokens])
+
+    def add_logits(self, slot_T: torch.Tensor, logits_TE: torch.Tensor) -> None:
+        """Adds the router's logits of some tokens."""
+        for slot in self._slots(slot_T):
+            logits = logits_TE[slot_T == slot].double()
+            self._sum("logit_gram", slot, self._num_experts).addmm_(logits.T, logits)
+
+    def arrays(self, num_slots: int) -> dict[str, npt.NDArray[np.float64]]:
+        """Copies of the first slots' sums in the main memory, [slots, E, ...]; those never added to are absent."""
+        found: dict[str, npt.NDArray[np.float64]] = {}
+        for name in self.wanted:
+            used = {slot: values for (key, slot), values in self._sums.items() if key == name and slot < num_slots}
+            if used:
+                array = np.zeros((num_slots, *next(iter(used.values())).shape))
+                for slot, values in used.items():
+                    array[slot] = values.cpu().numpy()
+                found[name] = array
+        return found
+
+    def reset(self) -> None:
+        """Sums of nothing; the memory is given back."""
+        self._sums.clear()
+
+    def _slots(self, slot_T: torch.Tensor) -> list[int]:
+        return [slot for slot in torch.unique(slot_T).tolist() if slot != self._trash_slot]
+
+    def _sum(self, name: ExtraSum, slot: int, width: int) -> torch.Tensor:
+        if (name, slot) not in self._sums:
+            shape = (self._num_experts, width)
+            self._sums[name, slot] = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        return self._sums[name, slot]
+
+    def _add_pairs(self, slot: int, ids_TK: torch.Tensor) -> None:
+        chosen_TE = torch.zeros(ids_TK.shape[0], self._num_experts + 1, dtype=torch.float64, device=self._device)
+        chosen_TE.scatter_(1, torch.where(ids_TK < 0, self._num_experts, ids_TK), 1.0)
+        chosen_TE = chosen_TE[:, : self._num_experts]
+        self._sum("coselection_count", slot, self._num_experts).addmm_(chosen_TE.T, chosen_TE)
+
+    def _add_outputs(
+        self, slot: int, ids_TK: torch.Tensor, rows_TKH: torch.Tensor, weight_TK: torch.Tensor | None
+    ) -> None:
+        hidden = rows_TKH.shape[-1]
+        real_N = ids_TK.reshape(-1) >= 0
+        ids_N, rows_NH = ids_TK.reshape(-1)[real_N], rows_TKH.reshape(-1, hidden)[real_N]
+        inverse_N = None
+        if weight_TK is not None:
+            # As in `measure_rows`: a weight of 0 leaves no trace of the output.
+            weight_N = weight_TK.reshape(-1)[real_N].double()
+            inverse_N = torch.where(weight_N == 0, 0.0, 1.0 / weight_N)
+        total_EH = self._sum("output_sum", slot, hidden)
+        step = max(1, BLOCK_ELEMENTS // hidden)
+        for start in range(0, ids_N.shape[0], step):
+            block_NH = rows_NH[start : start + step].double()
+            if inverse_N is not None:
+                block_NH *= inverse_N[start : start + step, None]
+            total_EH.index_add_(0, ids_N[start : start + step], block_NH)
+
+
+class LogitHook:
+    """Shows a router's logits of the sampled tokens to the optional sums.
+
+    Args:
+        before: The hook that was there, which acts first.
+        sums: Where to add.
+        sampler: Labels and sample of the current step's rows.
+        guarded: Runs an action behind the hook boundary; see `Observer.guarded`.
+    """
+
+    def __init__(
+        self,
+        before: RoutingHook | None,
+        sums: ExtraSums,
+        sampler: RowSampler,
+        guarded: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._before = before
+        self._sums = sums
+        self._sampler = sampler
+        self._guarded = guarded
+
+    def routed(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
+    ) -> None:
+        """See `mask_router.RoutingHook`; writes nothing."""
+        if self._before is not None:
+            self._before.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+        self._guarded(lambda: self._add(logits_TE))
+
+    def _add(self, logits_TE: torch.Tensor) -> None:
+        sample = self._sampler.sampled_rows(logits_TE.shape[0])
+        if sample is not None:
+            self._sums.add_logits(sample.slots, logits_TE[sample.rows])

@@ -1,0 +1,153 @@
+"""Which rows of the current step are recorded: the same ones in every layer."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reap_serve.record.steps import Slots
+
+# Fewer tokens than these are not worth a step's fixed cost.
+STEP_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RowSample:
+    """Sampled rows of a step: their indices and their slots, both int64."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+
+
+class RowSampler:
+    """Holds the labels of the current step.
+
+    Each real token is taken with probability `fraction`, so that every sum is an unbiased estimate, up to that factor,
+    of the sum over all tokens. A step that has few tokens is taken as a whole or not at all, since what recording costs
+    hardly depends on how few of them it takes; in decode its tokens belong to as many requests. Of n tokens, with the
+    fraction p, a step is taken with probability q = min(1, max(p, n p / STEP_TOKENS)), each of its tokens with p / q.
+
+    Args:
+        fraction: Probability with which a token is recorded.
+        trash_slot: Slot of rows that do not count.
+        device: Where the layers' inputs are.
+        seed: Of the random choice.
+    """
+
+    def __init__(self, fraction: float, trash_slot: int, device: torch.device, seed: int = 0) -> None:
+        self.fraction = fraction
+        self.real_tokens = 0
+        self.sampled_tokens = 0
+        self._trash_slot = trash_slot
+        self._device = device
+        self._random = np.random.default_rng(seed)
+        # Single draws take NumPy's generator ten times as long.
+        self._random_step = random.Random(seed)
+        # The labels of the last step, and what was found out about them: decode steps that follow each other come with
+        # the same array.
+        self._labels = np.empty(0, np.int64)
+        self._num_real = 0
+        self._step_weight = 1.0
+        # Whether the coming step is taken, if that is drawn already and if its labels are those of the last one.
+        self._drawn: bool | None = None
+        self._whole: RowSample | None = None
+        self._slots: torch.Tensor | None = None
+        self._sample: RowSample | None = None
+
+    def steps_until_taken(self, at_most: int) -> int:
+        """How many steps with the labels of the last one are not taken before one is.
+
+        The step that begins after them is drawn by that, if its labels are the same: taken, if there are fewer than
+        `at_most`; else it is drawn for itself. Every step is drawn once, so that each is as likely as the others.
+        """
+        probability = self.fraction * self._step_weight
+        if probability >= 1.0:
+            self._drawn = True
+            return 0
+        # Of a geometric distribution, from a uniform number in (0, 1].
+        steps = int(math.log(1.0 - self._random_step.random()) / math.log1p(-probability))
+        self._drawn = True if steps < at_most else None
+        return min(steps, at_most)
+
+    def cut_short(self) -> None:
+        """A step begins before all those that `steps_until_taken` told have passed: it is drawn as one of them."""
+        self._drawn = False
+
+    def pass_over(self, steps: int) -> None:
+        """So many steps with the labels of the last one were not taken."""
+        self.real_tokens += steps * self._num_real
+
+    def _draw(self) -> bool:
+        return self._random_step.random() < self.fraction * self._step_weight
+
+    def begin(self, slots: Slots) -> None:
+        """A step with real tokens begins."""
+        taken, self._drawn = self._drawn, None
+        if slots is not self._labels:
+            taken = None
+            self._labels, self._whole = slots, None
+            self._num_real = int(np.count_nonzero(slots != self._trash_slot))
+            self._step_weight = max(1.0, self._num_real / STEP_TOKENS)
+        self.real_tokens += self._num_real
+        self._slots = self._sample = None
+        if not (self._draw() if taken is None else taken):
+            return
+        row_fraction = max(self.fraction, 1 / self._step_weight)
+        if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0:
+            self._begin_whole(slots)
+            return
+        chosen = slots != self._trash_slot
+        if row_fraction < 1.0:
+            chosen &= self._random.random(slots.shape[0]) < row_fraction
+        rows = np.flatnonzero(chosen)
+        self.sampled_tokens += rows.shape[0]
+        if rows.shape[0] == 0:
+            return
+        self._slots = self._tensor(np.where(chosen, slots, self._trash_slot))
+        self._sample = RowSample(self._tensor(rows), self._tensor(slots[rows]))
+
+    def _begin_whole(self, slots: Slots) -> None:
+        """Takes every row of a step.
+
+        Decode steps with the same labels share one sample: what is allocated in front of a forward pass and lives
+        through it keeps glibc from using the memory around it again, at the cost of forty page faults a step.
+        """
+        if self._whole is None:
+            self._whole = RowSample(self._tensor(np.arange(slots.shape[0])), self._tensor(slots))
+        self._slots, self._sample = self._whole.slots, self._whole
+        self.sampled_tokens += slots.shape[0]
+
+    def _tensor(self, values: Slots) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+    @property
+    def active(self) -> bool:
+        """Whether a row of the current step is recorded."""
+        return self._sample is not None
+
+    def end(self) -> None:
+        """The step is over: what runs now is a dummy or warm-up run, of which nothing counts."""
+        self._slots = None
+        self._sample = None
+
+    def all_slots(self, num_rows: int) -> torch.Tensor | None:
+        """Slots of all rows of a layer call, padding rows appended as trash; None when no row counts."""
+        slots = self._slots
+        if slots is None or slots.shape[0] == num_rows:
+            return slots
+        padding = torch.full((num_rows - slots.shape[0],), self._trash_slot, dtype=torch.int64, device=self._device)
+        return torch.cat((slots, padding))
+
+    def sampled_rows(self, num_rows: int) -> RowSample | None:
+        """The sampled rows of a layer call; None when there are none."""
+        assert self._slots is None or self._slots.shape[0] <= num_rows, "a layer saw fewer rows than the step has"
+        return self._sample
+
+    def reset(self) -> None:
+        """Forgets the counts."""
+        self.real_tokens = 0
+        self.sampled_tokens = 0

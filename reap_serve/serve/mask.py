@@ -1,0 +1,222 @@
+"""Virtual pruning: rows of a running full model routed as the pruned checkpoint would route them.
+
+A row under a plan is routed anew over the kept experts alone: their logits and correction biases, in ascending order of
+their ids, go through the router's own computation, as in the pruned checkpoint, and the chosen positions are translated
+back to ids. That equals logits of -inf for the dropped experts, and stays right where -inf would not: a sigmoid router
+adds the correction bias to a score of 0, and group-limited routers score each group by its best members.
+A custom routing function may hold tensors of its own by expert id, so it gets the -inf logits.
+
+A request keeps the plan under which it entered. Rows under plans are left out of the statistics, which stay those of
+the full model.
+
+Axes: R requests, T tokens, H hidden, E experts, D kept experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reap_serve.record.steps import StepRows
+from reap_serve.serve.gate_mass import GateMass
+from reap_serve.serve.mask_router import RoutingHook, plain_routing, set_routing_hook
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    from reap_serve.adapter.seams import BatchRows
+
+logger = logging.getLogger("reap_serve")
+
+PLAN_ARGUMENT = "reap_plan_id"
+MAX_PLANS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRows:
+    """Rows of a step under one plan.
+
+    Attributes:
+        plan: Id of the plan.
+        rows: Their indices, int64.
+        slots: Slice and phase of each, int64.
+        measured: Whether this step measures the dropped gate mass.
+    """
+
+    plan: str
+    rows: torch.Tensor
+    slots: torch.Tensor
+    measured: bool
+
+
+class LayerPlan:
+    """One layer under one plan.
+
+    Args:
+        router: The layer's router.
+        kept: Kept experts, ascending.
+        num_experts: Experts of the layer.
+        device: Where the logits are.
+    """
+
+    def __init__(self, router: Any, kept: Sequence[int], num_experts: int, device: torch.device) -> None:
+        self._kept_D = torch.tensor(kept, dtype=torch.int64, device=device)
+        self.dropped_E = torch.ones(num_experts, dtype=torch.bool, device=device)
+        self.dropped_E[self._kept_D] = False
+        self._router = router
+        self._compact = None if getattr(router, "custom_routing_function", None) is not None else self._pruned(router)
+
+    def _pruned(self, router: Any) -> Any:
+        pruned = copy.copy(router)
+        pruned.global_num_experts = self._kept_D.shape[0]
+        bias_E = getattr(router, "e_score_correction_bias", None)
+        if bias_E is not None:
+            pruned.e_score_correction_bias = bias_E.data[self._kept_D]
+        return pruned
+
+    def route(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gate weights [T, K] and expert ids [T, K] over the kept experts."""
+        if self._compact is None:
+            return plain_routing(self._router, x_TH, logits_TE.masked_fill(self.dropped_E, -torch.inf), ids_dtype)
+        weights_TK, position_TK = plain_routing(self._compact, x_TH, logits_TE[:, self._kept_D], ids_dtype)
+        return weights_TK, self._kept_D[position_TK.long()].to(position_TK.dtype)
+
+
+class LayerMask:
+    """The plans of one layer: overwrites the router's choice for rows under a plan."""
+
+    def __init__(self, masks: EngineMasks, layer_position: int) -> None:
+        self._masks = masks
+        self._position = layer_position
+        self.before: RoutingHook | None = None
+        self.plans: dict[str, LayerPlan] = {}
+
+    def routed(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
+    ) -> None:
+        """See `mask_router.RoutingHook`."""
+        if self.before is not None:
+            self.before.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+        for group in self._masks.step:
+            plan, rows = self.plans[group.plan], group.rows
+            if group.measured:
+                dropped_TK = plan.dropped_E[expert_ids_TK[rows].long()]
+                self._masks.gate_mass[group.plan].add(self._position, group.slots, weights_TK[rows], dropped_TK)
+            weights, ids = plan.route(x_TH[rows], logits_TE[rows], expert_ids_TK.dtype)
+            weights_TK[rows] = weights.to(weights_TK.dtype)
+            expert_ids_TK[rows] = ids
+
+
+class EngineMasks:
+    """The plans loaded into one engine process, and who is under which.
+
+    Plans go by an id that stands for their content. A loaded plan stays loaded: requests that name it may still be
+    waiting in vLLM's queue.
+
+    Args:
+        layers: The fused MoE layers of this process.
+        device: Where they compute.
+        max_slices: Slices told apart.
+        drift_fraction: Share of the steps that measure the dropped gate mass.
+    """
+
+    def __init__(
+        self, layers: Sequence[MoERunner], device: torch.device, max_slices: int, drift_fraction: float
+    ) -> None:
+        self.rows = StepRows(max_slices)
+        self.step: tuple[PlanRows, ...] = ()
+        self.gate_mass: dict[str, GateMass] = {}
+        self.masked_tokens = 0
+        self._layers = layers
+        self._device = device
+        self._drift_fraction = drift_fraction
+        self._random = np.random.default_rng(0)
+        self._hooks = [LayerMask(self, position) for position in range(len(layers))]
+        self._plan_of_request: dict[str, int] = {}
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a request is under a plan."""
+        return bool(self._plan_of_request)
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """Ids of the loaded plans."""
+        return tuple(self.gate_mass)
+
+    def load(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
+        """Loads a plan that was checked against the model.
+
+        Args:
+            plan: Its id.
+            kept: Kept experts by index of the decoder layer, ascending; layers of other processes are passed over.
+
+        Raises:
+            ValueError: Too many plans are loaded.
+        """
+        if plan in self.gate_mass:
+            return
+        if len(self.gate_mass) >= MAX_PLANS:
+            raise ValueError(f"{MAX_PLANS} plans were loaded since the start")
+        for layer, hook in zip(self._layers, self._hooks, strict=True):
+            experts = layer.moe_config.num_logical_experts
+            hook.plans[plan] = LayerPlan(layer.router, kept[layer.layer_id], experts, self._device)
+        self.gate_mass[plan] = GateMass(len(self._layers), self.rows.trash_slot, self._device)
+        for layer, hook in zip(self._layers, self._hooks, strict=True):
+            if layer.router.reap_routing is not hook:
+                hook.before = layer.router.reap_routing
+                set_routing_hook(layer, hook)
+
+    def admit(self, request_id: str, prompt_tokens: int, arguments: Mapping[str, object] | None) -> bool:
+        """A request enters; whether it is under a plan, and so not part of the statistics."""
+        plan = (arguments or {}).get(PLAN_ARGUMENT)
+        # Without a plan loaded there is no request gate either that would keep strangers from naming one.
+        if plan is None or not self.gate_mass:
+            return False
+        if plan not in self.gate_mass:
+            raise ValueError(f"the request {request_id} names the plan {plan!r}, which is not loaded")
+        self._plan_of_request[request_id] = self.plans.index(str(plan))
+        self.rows.add_request(request_id, prompt_tokens, dict(arguments or {}))
+        return True
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Requests left the engine."""
+        if self._plan_of_request:
+            self.rows.finish_requests(request_ids)
+            for request_id in request_ids:
+                self._plan_of_request.pop(request_id, None)
+
+    def label(self, batch: BatchRows) -> None:
+        """Notes the rows of the step that begins, by plan."""
+        self.step = ()
+        if not self._plan_of_request:
+            return
+        plan_R = np.array([self._plan_of_request.get(request_id, -1) for request_id in batch.request_ids], np.int64)
+        plan_T = np.repeat(plan_R, np.asarray(batch.num_scheduled, np.int64))
+        slot_T = self.rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed)
+        measured = bool(self._random.random() < self._drift_fraction)
+        groups = []
+        for index in np.unique(plan_R[plan_R >= 0]).tolist():
+            rows = np.flatnonzero(plan_T == index)
+            self.masked_tokens += rows.shape[0]
+            groups.append(
+                PlanRows(
+                    self.plans[index],
+                    torch.from_numpy(rows).to(self._device),
+                    torch.from_numpy(slot_T[rows]).to(self._device),
+                    measured,
+                )
+            )
+        self.step = tuple(groups)
+
+    def end_step(self) -> None:
+        """What runs until the next step is a dummy or warm-up run."""
+        self.step = ()

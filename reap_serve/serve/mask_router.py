@@ -1,0 +1,128 @@
+"""Where a mask meets a layer: behind the router's own computation of gate weights and expert ids.
+
+In eager mode, and inside vLLM's opaque `moe_forward` operator, Python runs at every step and the hook is called as it
+is. In vLLM's compiled mode on the CPU, Dynamo traces through the router, so the call becomes an operator that declares
+what it writes. In both cases the router has computed its plain choice first: where the hook does nothing, the result is
+bit-identical. A router without a hook costs nothing in eager mode, and in compiled mode a call of a function that does
+nothing (`SkippedRouting`).
+
+Axes: T tokens, H hidden, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from reap_serve.adapter import engine_view
+from reap_serve.adapter.operators import StandIn, define
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+
+class RoutingHook(Protocol):
+    """What sees every choice of a router, and may change it."""
+
+    def routed(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
+    ) -> None:
+        """Sees one call of the router; writes other weights and ids in place where rows are masked."""
+
+
+def _mask_routing_op(
+    weights_TK: torch.Tensor,
+    expert_ids_TK: torch.Tensor,
+    x_TH: torch.Tensor,
+    logits_TE: torch.Tensor,
+    layer_name: str,
+) -> None:
+    """Shows a router's choice to the layer's hook, which may overwrite it."""
+    hook = engine_view.current_layer(layer_name).router.reap_routing
+    if hook is not None:
+        hook.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+
+
+define(
+    "mask_routing(Tensor(a!) weights, Tensor(b!) expert_ids, Tensor x, Tensor logits, str layer_name) -> ()",
+    _mask_routing_op,
+)
+
+
+# One for all engines of a process, as the name is.
+_SKIPPED = StandIn(torch.ops.reap_serve, "mask_routing")
+
+
+class SkippedRouting:
+    """Spares the steps of a compiled engine without hooks the operator of its routers.
+
+    Args:
+        layers: The fused MoE layers of one engine; hooks are set in all of them or in none.
+    """
+
+    def __init__(self, layers: Sequence[MoERunner]) -> None:
+        self._router = layers[0].router
+
+    def step_begins(self) -> None:
+        """Puts what does nothing in the operator's place, or the operator back, until another engine's step."""
+        if self._router.reap_routing is None:
+            if not _SKIPPED.entered:
+                _SKIPPED.enter()
+        elif _SKIPPED.entered:
+            _SKIPPED.leave()
+
+
+def add_routing_hook(layer: MoERunner, traced: bool) -> None:
+    """Makes room for a hook in a layer's router.
+
+    Args:
+        layer: It was just built.
+        traced: Its Python runs once, while it is compiled: the hook's place has to be there from the start.
+    """
+    layer.router.reap_routing = None
+    layer.router.reap_layer_name = layer.layer_name
+    if traced:
+        # The graph that is traced next has to find the operator itself.
+        _SKIPPED.leave()
+        _show_choices(layer.router)
+
+
+def set_routing_hook(layer: MoERunner, hook: RoutingHook) -> None:
+    """Shows every choice of a layer's router to a hook from now on."""
+    _show_choices(layer.router)
+    layer.router.reap_routing = hook
+
+
+def _show_choices(router: Any) -> None:
+    if not hasattr(type(router), "reap_plain_class"):
+        router.__class__ = _hooked_class(type(router))
+
+
+def plain_routing(
+    router: Any, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The choice of a router, or of a changed copy of it, without its hook."""
+    plain = getattr(type(router), "reap_plain_class", type(router))
+    weights_TK, ids_TK = plain._compute_routing(router, x_TH, logits_TE, ids_dtype)
+    return weights_TK, ids_TK
+
+
+def _hooked_class(plain: Any) -> type:
+    def compute_routing(
+        self: Any,
+        hidden_states: torch.Tensor,
+        router_logits: torch.Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = plain._compute_routing(self, hidden_states, router_logits, indices_type, input_ids=input_ids)
+        if torch.compiler.is_compiling():
+            torch.ops.reap_serve.mask_routing(weights, ids, hidden_states, router_logits, self.reap_layer_name)
+        elif self.reap_routing is not None:
+            self.reap_routing.routed(hidden_states, router_logits, weights, ids)
+        return weights, ids
+
+    return type(f"Hooked{plain.__name__}", (plain,), {"_compute_routing": compute_routing, "reap_plain_class": plain})

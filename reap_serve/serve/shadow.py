@@ -1,0 +1,137 @@
+"""The shadow router: on a sampled share of steps, the full router is applied to what a pruned model's router sees.
+
+It tells how much gate mass the full model would have given to dropped experts on the traffic of today. It changes
+nothing that is served.
+
+Axes: T tokens, H hidden, E experts before pruning, D kept experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reap_serve.record.steps import Slots, StepRows
+from reap_serve.serve.gate_mass import GateMass
+from reap_serve.serve.mask_router import plain_routing, set_routing_hook
+from reap_serve.serve.sidecar import FullRouter
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    from reap_serve.adapter.seams import BatchRows
+
+logger = logging.getLogger("reap_serve")
+
+# Rounding of a half-precision router: larger differences mean that the router sees something else than the experts do.
+LOGITS_TOLERANCE = 0.05
+
+
+class LayerShadow:
+    """The full router of one layer.
+
+    Args:
+        shadow: Of the engine.
+        position: Of the layer in this process.
+        router: The layer's router.
+        full: The router before pruning.
+        device: Where the logits are.
+    """
+
+    def __init__(
+        self, shadow: EngineShadow, position: int, router: Any, full: FullRouter, device: torch.device
+    ) -> None:
+        self._shadow = shadow
+        self._position = position
+        self._kept_D = torch.tensor(full.kept, dtype=torch.int64, device=device)
+        self._weight_EH = full.weight_EH.to(device)
+        self._bias_E: torch.Tensor | None = None
+        self._dropped_E = torch.ones(full.weight_EH.shape[0], dtype=torch.bool, device=device)
+        self._dropped_E[self._kept_D] = False
+        self._checked = False
+        self._router = copy.copy(router)
+        self._router.global_num_experts = full.weight_EH.shape[0]
+        correction_D = getattr(router, "e_score_correction_bias", None)
+        for vector_E in full.vectors_E:
+            vector = vector_E.to(device)
+            kept_D = vector[self._kept_D]
+            if correction_D is not None and torch.equal(kept_D.to(correction_D.dtype), correction_D.data):
+                self._router.e_score_correction_bias = vector.to(correction_D.dtype)
+            else:
+                self._bias_E = vector
+
+    def routed(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
+    ) -> None:
+        """See `mask_router.RoutingHook`; writes nothing."""
+        slot_T = self._shadow.slots
+        if slot_T is None:
+            return
+        try:
+            self._measure(x_TH[: slot_T.shape[0]], logits_TE[: slot_T.shape[0]], slot_T, expert_ids_TK.dtype)
+        except Exception as error:  # noqa: BLE001 - the hook boundary: serving goes on without the measure
+            self._shadow.give_up(f"{type(error).__name__}: {error}")
+
+    def _measure(self, x_TH: torch.Tensor, logits_TD: torch.Tensor, slot_T: torch.Tensor, ids: torch.dtype) -> None:
+        logits_TE = torch.nn.functional.linear(x_TH.to(self._weight_EH.dtype), self._weight_EH, self._bias_E)
+        if not self._checked:
+            largest = float(logits_TD.abs().max())
+            difference = float((logits_TE[:, self._kept_D].float() - logits_TD.float()).abs().max())
+            if difference > LOGITS_TOLERANCE * max(largest, 1.0):
+                self._shadow.give_up(f"the full router's logits differ by {difference:.3g} from the served ones")
+                return
+            self._checked = True
+        weights_TK, ids_TK = plain_routing(self._router, x_TH, logits_TE.to(logits_TD.dtype), ids)
+        self._shadow.gate_mass.add(self._position, slot_T, weights_TK, self._dropped_E[ids_TK.long()])
+
+
+class EngineShadow:
+    """The shadow routers of one engine process.
+
+    Args:
+        layers: The fused MoE layers of this process.
+        full: The routers before pruning.
+        device: Where the layers compute.
+        max_slices: Slices told apart.
+        fraction: Share of the steps that are measured.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[MoERunner],
+        full: Mapping[int, FullRouter],
+        device: torch.device,
+        max_slices: int,
+        fraction: float,
+    ) -> None:
+        self.rows = StepRows(max_slices)
+        self.gate_mass = GateMass(len(layers), self.rows.trash_slot, device)
+        self.refusal: str | None = None
+        self.slots: torch.Tensor | None = None
+        self._device = device
+        self._fraction = fraction
+        self._random = np.random.default_rng(0)
+        for position, layer in enumerate(layers):
+            set_routing_hook(layer, LayerShadow(self, position, layer.router, full[layer.layer_id], device))
+
+    def give_up(self, reason: str) -> None:
+        """Measures no more; serving goes on."""
+        if self.refusal is None:
+            logger.error("dropped gate mass is not measured: %s", reason)
+        self.refusal, self.slots = reason, None
+        self.gate_mass.reset()
+
+    def label(self, batch: BatchRows) -> None:
+        """Notes the rows of the step that begins, if it is one of those that are measured."""
+        slot_T: Slots = self.rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed)
+        chosen = self.refusal is None and self._random.random() < self._fraction
+        self.slots = torch.from_numpy(slot_T).to(self._device) if chosen else None
+
+    def end_step(self) -> None:
+        """What runs until the next step is a dummy or warm-up run."""
+        self.slots = None

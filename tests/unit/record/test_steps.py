@@ -1,0 +1,149 @@
+"""Rows of a step get the slot of their slice and phase, once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reap_serve.record.steps import StepRows
+
+
+def test_prompt_rows_are_prefill_and_the_rest_decode() -> None:
+    rows = StepRows(max_slices=4)
+    rows.add_request("a", 3, {"reap_slice": "code"})
+    rows.add_request("b", 2, {"reap_slice": "prose"})
+    assert rows.label(["a", "b"], [3, 2], [0, 0]).tolist() == [0, 0, 0, 2, 2]
+    assert rows.label(["b", "a"], [1, 1], [2, 3]).tolist() == [3, 1]
+    assert rows.slices == ["code", "prose"]
+    assert (rows.requests, rows.prompt_tokens_total, rows.prompt_tokens_computed) == (2, 5, 5)
+
+
+def test_a_teacher_forced_answer_is_decode_also_across_a_chunk() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 6, {"reap_prompt_tokens": 4})
+    assert rows.label(["a"], [3], [0]).tolist() == [0, 0, 0]
+    assert rows.label(["a"], [3], [3]).tolist() == [0, 1, 1]
+    assert rows.prompt_tokens_computed == 6
+
+
+def test_rows_that_are_computed_anew_after_preemption_do_not_count() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 2, None)
+    assert rows.label(["a"], [2], [0]).tolist() == [0, 0]
+    assert rows.label(["a"], [1], [2]).tolist() == [1]
+    trash = rows.trash_slot
+    # Preempted: three known tokens again, and one new one.
+    assert rows.label(["a"], [4], [0]).tolist() == [trash, trash, trash, 1]
+    assert rows.prompt_tokens_computed == 2
+
+
+def test_prefix_cached_tokens_are_in_the_total_only() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 5, None)
+    assert rows.label(["a"], [2], [3]).tolist() == [0, 0]
+    assert (rows.prompt_tokens_total, rows.prompt_tokens_computed) == (5, 2)
+
+
+def test_unknown_requests_are_trash() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 1, None)
+    rows.finish_requests(["a", "never seen"])
+    assert rows.label(["a"], [2], [0]).tolist() == [rows.trash_slot] * 2
+
+
+def test_slices_beyond_the_limit_share_one() -> None:
+    rows = StepRows(max_slices=3)
+    for number, name in enumerate(("x", "y", "z", "w", "x")):
+        rows.add_request(str(number), 1, {"reap_slice": name})
+    labels = rows.label(["0", "1", "2", "3", "4"], [1] * 5, [0] * 5)
+    assert rows.slices == ["x", "y", "other"]
+    assert labels.tolist() == [0, 2, 4, 4, 0]
+    assert rows.trash_slot == 6
+
+
+@pytest.mark.parametrize("arguments", [None, {}, {"reap_slice": ""}, {"reap_slice": 3}])
+def test_a_request_without_a_name_of_its_slice_is_default(arguments: dict[str, object] | None) -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 1, arguments)
+    assert rows.slices == ["default"]
+
+
+def test_a_reset_forgets_what_was_counted_but_not_what_is_in_flight() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 4, None)
+    rows.add_request("b", 2, None)
+    rows.label(["a", "b"], [3, 2], [0, 0])
+    rows.finish_requests(["b"])
+    rows.reset()
+    assert (rows.requests, rows.prompt_tokens_total, rows.prompt_tokens_computed) == (0, 1, 0)
+    assert rows.label(["a"], [1], [3]).tolist() == [0]
+    assert (rows.requests, rows.prompt_tokens_computed) == (1, 1)
+
+
+def test_a_finished_request_that_is_not_yet_announced_is_not_of_the_next_window() -> None:
+    rows = StepRows(max_slices=2)
+    rows.add_request("a", 2, None)
+    rows.label(["a"], [2], [0])
+    rows.reset()
+    assert (rows.requests, rows.prompt_tokens_total) == (0, 0)
+
+
+EVENTS = ["step", "step", "pass", "preempt a", "preempt b", "leave", "enter", "reset", "pause"]
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=40))
+def test_runs_of_decode_steps_are_labelled_like_single_ones(events: list[str]) -> None:
+    """Two requests decode; `single` never sees two steps alike, since a third request comes and goes between them."""
+    running, single = StepRows(max_slices=4), StepRows(max_slices=4)
+    position = {"a": 0, "b": 0}
+    lengths = {"a": 3, "b": 2}
+
+    def enter(name: str) -> None:
+        for rows in (running, single):
+            rows.add_request(name, lengths[name], {"reap_slice": name})
+        position[name] = 0
+
+    def leave(name: str) -> None:
+        for rows in (running, single):
+            rows.finish_requests([name])
+        position[name] = -1
+
+    def step(names: list[str], labelled: bool) -> None:
+        scheduled = [lengths[name] if position[name] == 0 else 1 for name in names]
+        computed = [position[name] for name in names]
+        single.label(["unknown"], [1], [0])
+        expected = single.label(names, scheduled, computed).tolist()
+        if not labelled and running.decoding == dict(zip(names, scheduled, strict=True)):
+            running.pass_over(1)
+        else:
+            assert running.label(names, scheduled, computed).tolist() == expected
+        for name, rows in zip(names, scheduled, strict=True):
+            position[name] += rows
+
+    enter("a")
+    enter("b")
+    for event in events:
+        here = [name for name in ("a", "b") if position[name] >= 0]
+        if event in ("step", "pass") and here:
+            step(here, labelled=event == "step")
+        elif event.startswith("preempt") and event[-1] in here:
+            position[event[-1]] = 0
+        elif event == "leave" and here:
+            leave(here[-1])
+        elif event == "enter":
+            for name in {"a", "b"} - set(here):
+                enter(name)
+        elif event == "reset":
+            running.reset()
+            single.reset()
+        elif event == "pause" and here:
+            # Steps that nobody follows.
+            running.settle()
+            for name in here:
+                position[name] += 2 if position[name] else 0
+        counted = [(rows.requests, rows.prompt_tokens_total, rows.prompt_tokens_computed) for rows in (running, single)]
+        assert counted[0] == counted[1]
+    running.reset()
+    single.reset()
+    assert running.prompt_tokens_total == single.prompt_tokens_total
