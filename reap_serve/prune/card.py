@@ -88,7 +88,7 @@ def _text(manifest: Manifest) -> str:
         "",
         "- Experts that the observed traffic did not use may be gone: other languages, domains and tools can be worse "
         "than the table of any benchmark shows. Compare on your own traffic before serving.",
-        "- `reap_manifest.json` holds the plan and the old id of every expert; `reap_router.safetensors` holds the "
+        "- `reap_manifest.json` holds the plan and the old id of every expert; `reap_router.sidecar` holds the "
         "source's full routers, for watching drift. No loader reads them.",
         *_mtp_lines(manifest),
     ]

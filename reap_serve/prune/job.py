@@ -33,9 +33,14 @@ from reap_serve.records import JsonValue, provenance, read_json_object
 CONFIG_NAME = "config.json"
 QUANT_CONFIG_NAME = "hf_quant_config.json"
 CARD_NAME = "README.md"
-SIDECAR_NAME = "reap_router.safetensors"
+# A safetensors file by another name: loaders that read every `*.safetensors`, as vLLM's `runai_streamer` does, would
+# load the full routers over the cut ones.
+SIDECAR_NAME = "reap_router.sidecar"
+OLD_SIDECAR_NAME = "reap_router.safetensors"
 SIDECAR_METADATA = {"format": "pt"}
-REWRITTEN = frozenset({CONFIG_NAME, QUANT_CONFIG_NAME, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME})
+REWRITTEN = frozenset(
+    {CONFIG_NAME, QUANT_CONFIG_NAME, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME, OLD_SIDECAR_NAME}
+)
 
 
 @dataclass(frozen=True, slots=True)

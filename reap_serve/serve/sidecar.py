@@ -15,7 +15,8 @@ from reap_serve.errors import InputFileError
 from reap_serve.records import read_json_object
 
 # Names that `prune` gives its files; the stages meet only through files.
-SIDECAR_NAME = "reap_router.safetensors"
+SIDECAR_NAME = "reap_router.sidecar"
+OLD_SIDECAR_NAME = "reap_router.safetensors"
 MANIFEST_NAME = "reap_manifest.json"
 
 
@@ -42,8 +43,8 @@ def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
     """
     from safetensors.torch import load_file
 
-    path = directory / SIDECAR_NAME
-    if not path.exists():
+    path = next((path for name in (SIDECAR_NAME, OLD_SIDECAR_NAME) if (path := directory / name).exists()), None)
+    if path is None:
         return None
     config = read_json_object(directory / "config.json")
     architecture = resolve(config)

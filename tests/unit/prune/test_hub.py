@@ -70,7 +70,7 @@ def test_the_result_is_that_of_a_local_run(hub: FakeHub, tmp_path: Path) -> None
     prune(str(hub.directory), plan, tmp_path / "local", OPTIONS, overwrite=False)
     result = prune("org/name", plan, tmp_path / "remote", OPTIONS, overwrite=False, remote=hub)
     assert read_all(tmp_path / "remote") == read_all(tmp_path / "local")
-    for name in ("reap_router.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json"):
+    for name in ("reap_router.sidecar", "config.json", "model.safetensors.index.json", "tokenizer.json"):
         assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
     manifest = json.loads((tmp_path / "remote" / "reap_manifest.json").read_text())
     assert manifest["source_fingerprint"] == fingerprint(open_model(str(hub.directory))).model_dump()

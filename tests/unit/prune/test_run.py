@@ -97,7 +97,7 @@ def test_what_goes_along(tmp_path: Path) -> None:
         "modeling_own.py",
         "own/layers.py",
         "reap_manifest.json",
-        "reap_router.safetensors",
+        "reap_router.sidecar",
         "tokenizer.json",
     }
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -114,7 +114,7 @@ def test_the_sidecar_holds_the_full_routers(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source")
     prune(str(source), write_plan(tmp_path / "plan.json", KEPT), tmp_path / "out", OPTIONS, overwrite=False)
     rows = b"".join(bytes([expert] * 4) for expert in range(4))
-    assert read_back(tmp_path / "out" / "reap_router.safetensors") == {
+    assert read_back(tmp_path / "out" / "reap_router.sidecar") == {
         f"model.layers.{layer}.mlp.gate.weight": ("BF16", [4, 2], rows) for layer in (0, 1)
     }
 

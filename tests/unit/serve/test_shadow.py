@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 
 from reap_serve.adapter.seams import BatchRows
 from reap_serve.errors import InputFileError
+from reap_serve.prune.job import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
 from reap_serve.prune.job import SIDECAR_NAME as PRUNE_SIDECAR
 from reap_serve.prune.manifest import MANIFEST_NAME as PRUNE_MANIFEST
 from reap_serve.serve.gate_mass import HALF_LIFE_TOKENS, GateMass
 from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
 from reap_serve.serve.mask_router import add_routing_hook
 from reap_serve.serve.shadow import EngineShadow
-from reap_serve.serve.sidecar import MANIFEST_NAME, SIDECAR_NAME, FullRouter, read_sidecar
+from reap_serve.serve.sidecar import MANIFEST_NAME, OLD_SIDECAR_NAME, SIDECAR_NAME, FullRouter, read_sidecar
 
 CPU = torch.device("cpu")
 # The last case scales by a tensor inside its function, which no checkpoint tensor tells of.
@@ -142,4 +143,15 @@ def test_a_sidecar_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_files_are_those_of_prune() -> None:
-    assert (SIDECAR_NAME, MANIFEST_NAME) == (PRUNE_SIDECAR, PRUNE_MANIFEST)
+    assert (SIDECAR_NAME, OLD_SIDECAR_NAME) == (PRUNE_SIDECAR, PRUNE_OLD_SIDECAR)
+    assert MANIFEST_NAME == PRUNE_MANIFEST
+
+
+def test_no_loader_of_weights_finds_the_sidecar_and_the_old_name_is_read(tmp_path: Path) -> None:
+    """vLLM's `runai_streamer` reads each `*.safetensors`; outputs of 0.1 had their full routers in one."""
+    assert not SIDECAR_NAME.endswith((".safetensors", ".bin", ".pt"))
+    directory = checkpoint(tmp_path, [1, 3])
+    (directory / SIDECAR_NAME).rename(directory / OLD_SIDECAR_NAME)
+    found = read_sidecar(directory)
+    assert found is not None
+    assert found[0].kept == (1, 3)
