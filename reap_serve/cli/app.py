@@ -41,6 +41,7 @@ def _register() -> None:
     """Imports the command modules; each registers its commands on `app`, in the order of use."""
     from reap_serve.cli import (  # noqa: F401
         compare,
+        cycle,
         demo,
         doctor,
         merge,
@@ -51,6 +52,7 @@ def _register() -> None:
         replay,
         serve,
         stats,
+        stats_drift,
         stats_subspace,
         traffic,
         verify,

@@ -58,7 +58,16 @@ def show(
 
 
 @stats.command("merge")
-def merge(files: Files, output: Output, overwrite: Overwrite = False, as_json: AsJson = False) -> None:
+def merge(
+    files: Files,
+    output: Output,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="7d", help="Only files with a window that ended so long ago at most: s, m, h, d, w."),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
     """Add statistics files of one model into one; a window that is there twice is refused."""
     from reap_serve.statistics.file import write_statistics
     from reap_serve.statistics.merge import merge_files
@@ -66,11 +75,18 @@ def merge(files: Files, output: Output, overwrite: Overwrite = False, as_json: A
 
     refuse_existing(output, overwrite)
     paths = expand_directories(files)
+    older = 0
+    if since is not None:
+        from reap_serve.statistics.windows import require_any, select_since
+
+        chosen = require_any(select_since(paths, since), since)
+        paths, older = list(chosen.paths), len(chosen.older)
     merged = merge_files(paths)
     write_statistics(merged, output, overwrite=overwrite)
     summary = {
         "stats": output,
         "files": len(paths),
+        "files_older": older,
         "windows": len(merged.header.windows),
         "slices": list(merged.header.slices),
         "tokens": sum(merged.tokens_per_slice()),

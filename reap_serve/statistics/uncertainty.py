@@ -61,6 +61,11 @@ def standard_error(terms: Sequence[SliceTerm], criterion: str = "reap") -> Float
     return np.full(terms[0].sums.token_count_LE.shape, np.nan)
 
 
+def is_total(criterion: str) -> bool:
+    """Whether a criterion grows with the tokens: a sum over them, and no mean."""
+    return criterion in _TOTALS
+
+
 def expected_flip_fraction(saliency_LE: Floats, error_LE: Floats, keep: int | Sequence[int]) -> Floats:
     """Expected fraction of keep/drop decisions that differ on as much traffic again, per layer, axis [L].
 

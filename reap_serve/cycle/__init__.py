@@ -1,0 +1,1 @@
+"""The loop as a job: windows of statistics -> drift -> plan -> mask -> checkpoint -> comparison -> a decision."""
