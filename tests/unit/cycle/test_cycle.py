@@ -185,7 +185,7 @@ def test_metrics_tell_success_and_failure(world: World, monkeypatch: pytest.Monk
     text = (world.root / "cycle.prom").read_text()
     assert 'reap_serve_cycle_decision{decision="candidate"} 1.0' in text
     assert "reap_serve_cycle_failed 0.0" in text
-    assert "reap_serve_cycle_candidate_timestamp_seconds" in text
+    assert "reap_serve_cycle_experts_kept 2.0" in text
     world.observe("tuesday", favourites=(0, 2))
     monkeypatch.setattr(steps, "collect", lambda *_: (_ for _ in ()).throw(EngineError("gone", "again")))
     with pytest.raises(EngineError):

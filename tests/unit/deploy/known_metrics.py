@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from reap_serve.cycle.metrics import SERIES
 from reap_serve.monitor.metrics import TABLE
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -16,7 +17,7 @@ KEYWORDS = {"and", "or", "unless", "by", "on", "ignoring", "group_left", "group_
 
 
 def exposed() -> set[str]:
-    """Series of vLLM, read from the source of its logger, of ours, and Prometheus' own `up`."""
+    """Series of vLLM, read from the source of its logger, of our server and cycle, and Prometheus' own `up`."""
     spec = importlib.util.find_spec("vllm")
     assert spec is not None
     assert spec.origin is not None
@@ -25,7 +26,7 @@ def exposed() -> set[str]:
     assert len(found) > 20, "vLLM declares its metrics in another way"
     series = {name + suffix for kind, name in found for suffix in SUFFIXES[kind]}
     series |= {metric.name + SUFFIXES[metric.kind][0] for metric in TABLE}
-    return series | {"up"}
+    return series | set(SERIES) | {"up"}
 
 
 def rules(file: str) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ from reap_serve.serve.command import PLUGIN_NAMES
 
 FOLDER = DEPLOY / "kubernetes"
 VALUES = {"MODEL": "org/name", "SERVED_NAME": "model"}
-CORE = ("Deployment", "Service", "PersistentVolumeClaim")
+CORE = ("Deployment", "Service", "PersistentVolumeClaim", "CronJob")
 CRDS = {"HTTPRoute": "httproute.yaml", "LLMInferenceService": "llmisvc.yaml", "AnalysisTemplate": "at.yaml"}
 
 Manifest = dict[str, Any]
