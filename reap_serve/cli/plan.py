@@ -71,7 +71,7 @@ def make(
 ) -> None:
     """Choose the experts that stay, from statistics.
 
-    Further commands: `plan show PLAN`, `plan diff A B`, `plan plot PLAN --output SVG`.
+    Further commands: `plan show PLAN`, `plan diff A B`, `plan plot PLAN --output SVG`, and `plan restore PLAN STATS`.
     """
     from reap_serve.plan.limits import ServingTarget
     from reap_serve.plan.request import PlanRequest, Size
@@ -117,7 +117,7 @@ def _make(
     from reap_serve.publish import refuse_existing, write_file
 
     refuse_existing(output, overwrite)
-    header, evidence, checkpoint = _gather(stats, model, request)
+    header, evidence, checkpoint = gather_evidence(stats, model, request)
     decision = decide(evidence, request.size, checkpoint)
     require_stable(evidence, decision)
     plan = make_plan(header, evidence, decision, checkpoint)
@@ -134,7 +134,7 @@ def _sweep(stats: list[str], model: str | None, request: PlanRequest, fractions:
     from reap_serve.cli.plan_tables import print_sweep
     from reap_serve.plan.sweep import sweep
 
-    _, evidence, checkpoint = _gather(stats, model, request)
+    _, evidence, checkpoint = gather_evidence(stats, model, request)
     rows = sweep(evidence, fractions, checkpoint)
     if as_json:
         print_json(
@@ -151,9 +151,10 @@ def _sweep(stats: list[str], model: str | None, request: PlanRequest, fractions:
         print_sweep(rows, evidence.model.num_experts)
 
 
-def _gather(
+def gather_evidence(
     stats: list[str], model: str | None, request: PlanRequest
 ) -> tuple[Header, Evidence, CheckpointBytes | None]:
+    """What plans of these statistics rest on, and the sizes of the model where it is given."""
     from reap_serve.model import open_model
     from reap_serve.plan.decision import gather
     from reap_serve.plan.model_limits import limits_of_model, limits_of_statistics

@@ -1,4 +1,4 @@
-"""`reap-serve plan show`, `plan diff` and `plan plot`: what plans say."""
+"""`reap-serve plan show`, `plan diff`, `plan plot` and `plan restore`: what plans say, and one made from another."""
 
 from __future__ import annotations
 
@@ -61,3 +61,40 @@ def plot(
     refuse_existing(output, overwrite)
     write_file(output, plan_figure(read_plan(plan_path)).encode(), overwrite=overwrite)
     note(f"wrote {output}")
+
+
+@plan_app.command("restore")
+def restore(
+    plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan in use.")],
+    stats: Annotated[
+        list[str], typer.Argument(metavar="STATS...", help="Statistics of the full model on today's traffic.")
+    ],
+    experts: Annotated[int, typer.Option("--experts", metavar="K", help="Experts that each layer gets back.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write.")],
+    model: Annotated[str | None, typer.Option(help="The base, to predict bytes and check counts.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Take back the experts that today's traffic misses most; `prune` makes the checkpoint from the base."""
+    from reap_serve.cli.output import note, print_json
+    from reap_serve.cli.plan import gather_evidence
+    from reap_serve.cli.plan_tables import print_plan
+    from reap_serve.plan.planner import format_plan, make_plan
+    from reap_serve.plan.record import read_plan, require_plan_for
+    from reap_serve.plan.request import PlanRequest, Size
+    from reap_serve.plan.restore import MISSED_BY, restored
+    from reap_serve.publish import refuse_existing, write_file
+
+    refuse_existing(output, overwrite)
+    plan = read_plan(plan_path)
+    kept = max(len(layer.kept) for layer in plan.layers)
+    request = PlanRequest(Size(keep_experts=kept + max(experts, 1)), MISSED_BY)
+    header, evidence, checkpoint = gather_evidence(stats, model, request)
+    require_plan_for(plan, header.model, tuple(layer.index for layer in header.layers))
+    made = make_plan(header, evidence, restored(plan, evidence, experts), checkpoint)
+    write_file(output, format_plan(made), overwrite=overwrite)
+    if as_json:
+        print_json({"output": str(output), **made.model_dump(mode="json")})
+    else:
+        print_plan(made)
+        note(f"wrote {output}")
