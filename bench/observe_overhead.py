@@ -146,7 +146,7 @@ class Engine:
         self.observer: Any = None
         if observing:
             runner = self.engine.model_executor.driver_worker.worker.model_runner  # type: ignore[union-attr]
-            self.observer = runner.reap_live.observer
+            self.observer = runner.reap_live.recorder
         self._parameters = SamplingParams(temperature=0.0, ignore_eos=True, detokenize=False)
 
     def begin(self, workload: Workload) -> None:
@@ -263,7 +263,7 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         ratio, (low, high) = ratio_of_sums(seconds_of(turns[-1]))
         print(f"pair {number}: {ratio:.4f}, {low:.4f} to {high:.4f}", file=sys.stderr, flush=True)
         if pair[1].observer is not None:
-            recorder = type(pair[1].observer._recorders[0]).__name__
+            recorder = type(pair[1].observer.taps[0].recorder).__name__
             facts = {"recorder_class": recorder, "sample_fraction": pair[1].observer.sample_fraction}
         for engine in pair:
             engine.close()

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from reap_serve.adapter.seams import BatchRows
-from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
+from reap_serve.record.requests import Requests
+from reap_serve.record.step import BatchRows
+from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.mask_router import add_routing_hook
 
 NUM_EXPERTS, TOP_K, HIDDEN = 128, 8, 64
@@ -50,19 +51,20 @@ def measure(rows: int) -> dict[str, float]:
         router=hooked, layer_id=0, layer_name="layer", moe_config=SimpleNamespace(num_logical_experts=NUM_EXPERTS)
     )
     add_routing_hook(layer, traced=False)
-    masks = EngineMasks([layer], torch.device("cpu"), max_slices=4, drift_fraction=0.0)
+    requests = Requests(max_slices=4)
+    masks = EngineMasks([layer], torch.device("cpu"), requests, drift_fraction=0.0)
     masks.load("half", {0: tuple(range(0, NUM_EXPERTS, 2))})
     masks.load("other", {0: tuple(range(1, NUM_EXPERTS, 2))})
     for name in ("half", "other"):
-        masks.admit(name, rows, {PLAN_ARGUMENT: name})
+        requests.add(name, rows, None, plan=name)
     x_TH, logits_TE = torch.zeros(rows, HIDDEN), torch.randn(rows, NUM_EXPERTS)
     first = rows // 2
     best = {"plain": float("inf"), "idle": float("inf"), "masked": float("inf")}
     for _ in range(ROUNDS):
         best["plain"] = min(best["plain"], seconds_per_call(plain, x_TH, logits_TE))
-        masks.end_step()
+        masks.end()
         best["idle"] = min(best["idle"], seconds_per_call(hooked, x_TH, logits_TE))
-        masks.label(BatchRows(["half", "other"], [rows - first, first], [0, 0]))
+        masks.begin(requests.step(BatchRows(["half", "other"], [rows - first, first], [0, 0])))
         best["masked"] = min(best["masked"], seconds_per_call(hooked, x_TH, logits_TE))
     times = {f"{name}_microseconds": round(1e6 * value, 2) for name, value in best.items()}
     ratios = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vllm import LLM
     from vllm.config import VllmConfig
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-    from vllm.v1.core.sched.output import SchedulerOutput
 
 # cpu_utils::ScratchPadManager::get_scratchpad_manager()
 SCRATCHPAD_SYMBOL = "_ZN9cpu_utils17ScratchPadManager22get_scratchpad_managerEv"
@@ -119,15 +118,6 @@ def scratchpad_address() -> int | None:
         find.restype = ctypes.c_void_p
         return cast(int | None, find())
     return None
-
-
-def new_requests(scheduler_output: SchedulerOutput) -> Iterator[tuple[str, int, dict[str, object] | None]]:
-    """(id, prompt tokens, extra arguments) of the requests that a step sees for the first time."""
-    for request in scheduler_output.scheduled_new_reqs:
-        tokens = request.prompt_token_ids
-        if tokens is not None:
-            parameters = request.sampling_params
-            yield request.req_id, len(tokens), parameters.extra_args if parameters is not None else None
 
 
 def moe_layers(vllm_config: VllmConfig) -> list[MoERunner]:

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from reap_serve.record.steps import SLICE_ARGUMENT
+from reap_serve.record.requests import SLICE_ARGUMENT
 
 
 def read_slices_of_metadata() -> None:

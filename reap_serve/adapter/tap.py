@@ -7,32 +7,18 @@ A tap behind a kernel is not in the graph at all: see `tap_kernel`.
 
 from __future__ import annotations
 
-import enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reap_serve.adapter import engine_view
 from reap_serve.adapter.operators import define
+from reap_serve.record.recorder import Moment
+from reap_serve.record.tap import Tap
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-
-
-class Moment(enum.Enum):
-    """When a layer's tap sees a call: before its kernel, instead of it, or when it is just over."""
-
-    BEFORE = enum.auto()
-    INSTEAD = enum.auto()
-    AFTER = enum.auto()
-
-
-class LayerTap(Protocol):
-    """What sees every call of a layer."""
-
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
-        """Sees the routed tokens; returns the layer's output if it computed it. Never raises."""
 
 
 def _tap_op(
@@ -75,15 +61,15 @@ def add_tap(layer: MoERunner) -> None:
     experts.register_buffer("reap_anchor", torch.zeros(1, dtype=torch.float32), persistent=False)
 
 
-def connect(layer: MoERunner, tap: LayerTap, moment: Moment) -> None:
+def connect(layer: MoERunner, tap: Tap) -> None:
     """Sets the tap of a layer whose weights are in place, and which nothing has compiled yet."""
     experts = layer.routed_experts
     experts.reap_tap = tap
-    experts.reap_moment = moment
-    if moment is Moment.INSTEAD:
+    experts.reap_moment = tap.moment
+    if tap.moment is Moment.INSTEAD:
         # The layer's Python has to run at every step: through vLLM's opaque operator, as on GPUs.
         layer._forward_entry = engine_view.opaque_forward(layer)
-    elif moment is Moment.AFTER:
+    elif tap.moment is Moment.AFTER:
         # `tap_kernel` shows it the calls.
         experts.__class__ = getattr(type(experts), "reap_plain_class", type(experts))
 

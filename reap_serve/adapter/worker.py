@@ -1,4 +1,4 @@
-"""Control of the observers over vLLM's `collective_rpc`: mixed into the worker by `--worker-extension-cls`."""
+"""Control of the recorders over vLLM's `collective_rpc`: mixed into the worker by `--worker-extension-cls`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ReapWorkerExtension:
 
     def reap_start(self) -> None:
         """Records from the next step on."""
-        self._reap_live().observer.start()
+        self._reap_live().recorder.start()
 
     def reap_stop(self) -> None:
         """Records no more; what was recorded stays."""
-        self._reap_live().observer.stop()
+        self._reap_live().recorder.stop()
 
     def reap_reset(self) -> None:
         """Starts a new window with sums of nothing."""
@@ -31,7 +31,7 @@ class ReapWorkerExtension:
 
     def reap_snapshot(self) -> bytes:
         """This rank's sums of the window: `RankSums.to_bytes`."""
-        return self._reap_live().observer.snapshot().to_bytes()
+        return self._reap_live().recorder.snapshot().to_bytes()
 
     def reap_status(self) -> dict[str, JsonValue]:
         """What this rank is doing: `RankStatus`."""

@@ -6,12 +6,14 @@ kernel call measures them all, so that in decode each expert's weights are read 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.expand import expert_rows, local_ids, measure_rows
 from reap_serve.record.extra_sums import ExtraSums
-from reap_serve.record.recorder import LayerFacts
+from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.sampling import RowSampler
 
 
@@ -25,6 +27,8 @@ class DeferredRecorder:
         buffer_tokens: Tokens held before they are measured.
         extra: Where to add the optional sums, None without them.
     """
+
+    moment: ClassVar[Moment] = Moment.BEFORE
 
     def __init__(
         self,
@@ -77,7 +81,3 @@ class DeferredRecorder:
         self._sums.add(self._slot[:held], local_ids(self._layer, ids_TK), measures)
         if self._extra is not None:
             self._extra.add_rows(self._slot[:held], local_ids(self._layer, ids_TK), rows_TKH, None)
-
-    def discard(self) -> None:
-        """Forgets the buffer unmeasured."""
-        self._held = 0

@@ -9,7 +9,6 @@ Axes: T tokens, K experts per token, E experts, H hidden, N = T*K rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,6 @@ import torch
 
 from reap_serve.record.sampling import RowSampler
 from reap_serve.record.settings import ExtraSum
-
-if TYPE_CHECKING:
-    from reap_serve.serve.mask_router import RoutingHook
 
 # Rows are widened to float64 block by block.
 BLOCK_ELEMENTS = 2**20
@@ -124,24 +120,18 @@ class ExtraSums:
             total_EH.index_add_(0, ids_N[start : start + step], block_NH)
 
 
-class LogitHook:
+class LogitTap:
     """Shows a router's logits of the sampled tokens to the optional sums.
 
     Args:
-        before: The hook that was there, which acts first.
         sums: Where to add.
         sampler: Labels and sample of the current step's rows.
-        guarded: Runs an action behind the hook boundary; see `Observer.guarded`.
+        guarded: Runs an action behind the hook boundary; see `StepRecorder.guarded`.
     """
 
     def __init__(
-        self,
-        before: RoutingHook | None,
-        sums: ExtraSums,
-        sampler: RowSampler,
-        guarded: Callable[[Callable[[], None]], None],
+        self, sums: ExtraSums, sampler: RowSampler, guarded: Callable[[Callable[[], torch.Tensor | None]], object]
     ) -> None:
-        self._before = before
         self._sums = sums
         self._sampler = sampler
         self._guarded = guarded
@@ -149,9 +139,7 @@ class LogitHook:
     def routed(
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
     ) -> None:
-        """See `mask_router.RoutingHook`; writes nothing."""
-        if self._before is not None:
-            self._before.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+        """Sees one call of the router; writes nothing and never raises."""
         self._guarded(lambda: self._add(logits_TE))
 
     def _add(self, logits_TE: torch.Tensor) -> None:

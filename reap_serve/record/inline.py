@@ -7,12 +7,14 @@ bit.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.expand import add_rows, expert_rows, local_ids, measure_rows
 from reap_serve.record.extra_sums import ExtraSums
-from reap_serve.record.recorder import LayerFacts
+from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.sampling import RowSampler
 
 
@@ -25,6 +27,8 @@ class InlineRecorder:
         sampler: Labels of the current step's rows.
         extra: Where to add the optional sums, None without them.
     """
+
+    moment: ClassVar[Moment] = Moment.INSTEAD
 
     def __init__(self, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, extra: ExtraSums | None = None) -> None:
         self._layer = layer

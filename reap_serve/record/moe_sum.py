@@ -11,15 +11,15 @@ Axes: T tokens, K experts per token, H hidden, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
 from reap_serve.record.accumulate import LayerSums, RowMeasures
 from reap_serve.record.expand import local_ids, measure_rows
-from reap_serve.record.recorder import LayerFacts
+from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.sampling import RowSampler
-from reap_serve.record.steps import Slots
+from reap_serve.record.step import Slots
 
 
 class PersistentSlots(RowSampler):
@@ -66,6 +66,8 @@ class MoeSumRecorder:
         slots: Labels of the current step's rows.
     """
 
+    moment: ClassVar[Moment] = Moment.AT_SUM
+
     def __init__(self, layer: LayerFacts, sums: LayerSums, slots: PersistentSlots) -> None:
         self._layer = layer
         self._sums = sums
@@ -108,19 +110,3 @@ class MoeSumRecorder:
 
     def flush(self) -> None:
         """Nothing is held back."""
-
-
-def tap_reduction(experts: object, see: Callable[[torch.Tensor], None]) -> None:
-    """Puts `see` in front of a kernel's `moe_sum`.
-
-    Args:
-        experts: The kernel: an object with a method `moe_sum(input, output, ...)`.
-        see: Gets the rows [T, K, H]. Never raises.
-    """
-    reduce_rows = experts.moe_sum  # type: ignore[attr-defined]
-
-    def moe_sum(input: torch.Tensor, output: torch.Tensor, *args: object, **kwargs: object) -> object:
-        see(input)
-        return reduce_rows(input, output, *args, **kwargs)
-
-    experts.moe_sum = moe_sum  # type: ignore[attr-defined]

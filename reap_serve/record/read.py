@@ -1,19 +1,20 @@
 """The recorder that reads: the kernel computed every row, and left them in memory.
 
 The served computation is the plain one, bit for bit, whatever share of the tokens is recorded. It stands in for
-`inline` and `deferred` where `kernel_rows` finds the rows: nothing is computed twice.
+`inline` and `deferred` where the adapter finds the rows: nothing is computed twice.
 
 Axes: T tokens, K experts per token, N = T*K rows, H hidden.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 
-from reap_serve.adapter.kernel_rows import KernelRows
 from reap_serve.record.accumulate import LayerSums, RowMeasures
-from reap_serve.record.recorder import LayerFacts
+from reap_serve.record.recorder import KernelOutput, LayerFacts, Moment
 from reap_serve.record.row_sizes import row_sizes
 from reap_serve.record.sampling import RowSampler
 
@@ -32,8 +33,10 @@ class ReadRecorder:
         held_tokens: Tokens whose rows the buffer holds; a step that samples more is measured at once.
     """
 
+    moment: ClassVar[Moment] = Moment.AFTER
+
     def __init__(
-        self, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, rows: KernelRows, held_tokens: int
+        self, layer: LayerFacts, sums: LayerSums, sampler: RowSampler, rows: KernelOutput, held_tokens: int
     ) -> None:
         self._layer = layer
         self._sums = sums

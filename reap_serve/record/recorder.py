@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 ForwardExperts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Moment(enum.Enum):
+    """When a recorder sees a call of its layer: before the kernel, in its place, when it is just over, or, with the
+    weighted rows, where the kernel adds them."""
+
+    BEFORE = enum.auto()
+    INSTEAD = enum.auto()
+    AFTER = enum.auto()
+    AT_SUM = enum.auto()
+
+
+class KernelOutput(Protocol):
+    """Where a layer's kernel leaves the outputs of its latest call.
+
+    Attributes:
+        row_bytes: Of one output.
+    """
+
+    row_bytes: int
+
+    def read(self, num_routes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs [N, H], float32, and which of them belongs to each route [N], in the order of the ids.
+
+        Raises:
+            ValueError: The kernel did not leave so many.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +55,7 @@ class LayerFacts:
         complete_rows: Adds up the partial rows of tensor-parallel ranks, None where rows are complete; may work in
             place.
         expert_map_E: Local index of each expert, -1 for those of other ranks; None where all are here.
+        kernel_output: Where the kernel leaves its outputs, None where it does not.
     """
 
     name: str
@@ -38,10 +67,17 @@ class LayerFacts:
     forward_experts: ForwardExperts
     complete_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
     expert_map_E: torch.Tensor | None = None
+    kernel_output: KernelOutput | None = None
 
 
 class Recorder(Protocol):
-    """Turns the routed tokens of one layer into sums."""
+    """Turns the routed tokens of one layer into sums.
+
+    Attributes:
+        moment: When it sees the layer's calls.
+    """
+
+    moment: ClassVar[Moment]
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """Sees one call of the layer.

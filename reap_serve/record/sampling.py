@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from reap_serve.record.steps import Slots
+from reap_serve.record.step import Slots
 
 # Fewer tokens than these are not worth a step's fixed cost.
 STEP_TOKENS = 64
@@ -52,49 +51,19 @@ class RowSampler:
         self._labels = np.empty(0, np.int64)
         self._num_real = 0
         self._step_weight = 1.0
-        # Whether the coming step is taken, if that is drawn already and if its labels are those of the last one.
-        self._drawn: bool | None = None
         self._whole: RowSample | None = None
         self._slots: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
-    def steps_until_taken(self, at_most: int) -> int:
-        """How many steps with the labels of the last one are not taken before one is.
-
-        The step that begins after them is drawn by that, if its labels are the same: taken, if there are fewer than
-        `at_most`; else it is drawn for itself. Every step is drawn once, so that each is as likely as the others.
-        """
-        probability = self.fraction * self._step_weight
-        if probability >= 1.0:
-            self._drawn = True
-            return 0
-        # Of a geometric distribution, from a uniform number in (0, 1].
-        steps = int(math.log(1.0 - self._random_step.random()) / math.log1p(-probability))
-        self._drawn = True if steps < at_most else None
-        return min(steps, at_most)
-
-    def cut_short(self) -> None:
-        """A step begins before all those that `steps_until_taken` told have passed: it is drawn as one of them."""
-        self._drawn = False
-
-    def pass_over(self, steps: int) -> None:
-        """So many steps with the labels of the last one were not taken."""
-        self.real_tokens += steps * self._num_real
-
-    def _draw(self) -> bool:
-        return self._random_step.random() < self.fraction * self._step_weight
-
     def begin(self, slots: Slots) -> None:
         """A step with real tokens begins."""
-        taken, self._drawn = self._drawn, None
         if slots is not self._labels:
-            taken = None
             self._labels, self._whole = slots, None
             self._num_real = int(np.count_nonzero(slots != self._trash_slot))
             self._step_weight = max(1.0, self._num_real / STEP_TOKENS)
         self.real_tokens += self._num_real
         self._slots = self._sample = None
-        if not (self._draw() if taken is None else taken):
+        if self._random_step.random() >= self.fraction * self._step_weight:
             return
         row_fraction = max(self.fraction, 1 / self._step_weight)
         if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0:

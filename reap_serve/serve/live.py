@@ -12,14 +12,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from reap_serve.adapter import engine_view, seams
 from reap_serve.model import Fingerprint
+from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums, join_ranks
+from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.records import provenance
 from reap_serve.serve.live_status import (
     GateMassReport,
@@ -32,13 +32,8 @@ from reap_serve.serve.live_status import (
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.mask_router import SkippedRouting
 from reap_serve.serve.shadow import EngineShadow
+from reap_serve.serve.steps import EngineSteps
 from reap_serve.statistics.rotation import StatisticsWriter
-
-if TYPE_CHECKING:
-    from vllm.v1.core.sched.output import SchedulerOutput
-
-    from reap_serve.record.observer import Observer
-    from reap_serve.record.quiet import QuietRun
 
 logger = logging.getLogger("reap_serve")
 
@@ -79,41 +74,34 @@ class RankFacts:
     weights_bytes: int
 
 
-class LiveEngine:
+class LiveEngine(EngineSteps):
     """One rank of a serving engine.
 
     Args:
-        observer: Its recorders.
+        requests: The engine's requests.
+        recorder: Its recorders.
         masks: Its plans.
         shadow: Its shadow routers, None on a model that was not pruned.
         setup: None keeps the statistics in memory.
         facts: What does not change while it serves.
         skipped_routing: Of an engine that compiles its model.
-
-    Attributes:
-        rows_wanted: Whether the rows of the step that has begun matter.
-        quiet_run: Steps that need no hook, if such are expected.
     """
 
     def __init__(
         self,
-        observer: Observer,
+        requests: Requests,
+        recorder: StepRecorder,
         masks: EngineMasks,
         shadow: EngineShadow | None,
         setup: LiveSetup | None,
         facts: RankFacts,
         skipped_routing: SkippedRouting | None = None,
     ) -> None:
-        self.rows_wanted = False
-        self.quiet_run: QuietRun | None = None
-        self.observer = observer
-        self.masks = masks
-        self.shadow = shadow
+        super().__init__(requests, recorder, masks, shadow, skipped_routing)
         self.plans: dict[str, PlanEntry] = {}
         self.default: str | None = None
         self._setup = setup
         self._facts = facts
-        self._skipped_routing = skipped_routing
         self._writer: StatisticsWriter | None = None
         if setup is not None:
             self._writer = StatisticsWriter(setup.directory, setup.flush_seconds, setup.minimum_tokens)
@@ -121,49 +109,10 @@ class LiveEngine:
         self._offered_slices: dict[str, int] = {}
         self._incomplete = False
         self._lost_offers = 0
-        self._step_started = 0.0
         self._written_files, self._written_at = 0, time.monotonic()
 
-    def step_begins(self, scheduler_output: SchedulerOutput) -> None:
-        """The scheduler's choice is there."""
-        self._step_started = time.perf_counter()
-        if self._skipped_routing is not None:
-            self._skipped_routing.step_begins()
-        self.observer.catch_up()
-        if scheduler_output.finished_req_ids or scheduler_output.scheduled_new_reqs:
-            self._requests_change(scheduler_output)
-        self.rows_wanted = self.observer.recording or self.masks.in_use or self.shadow is not None
-        self.observer.own_seconds += time.perf_counter() - self._step_started
-
-    def _requests_change(self, scheduler_output: SchedulerOutput) -> None:
-        self.masks.finish(scheduler_output.finished_req_ids)
-        self.observer.requests_change(scheduler_output)
-        if self.shadow is not None:
-            self.shadow.rows.finish_requests(scheduler_output.finished_req_ids)
-            for request_id, prompt_tokens, arguments in engine_view.new_requests(scheduler_output):
-                self.shadow.rows.add_request(request_id, prompt_tokens, arguments)
-
-    def rows_ordered(self, batch: seams.BatchRows) -> None:
-        """The forward pass follows."""
-        started = time.perf_counter()
-        self.observer.rows_ordered(batch)
-        self.masks.label(batch)
-        if self.shadow is not None:
-            self.shadow.label(batch)
-        self.observer.own_seconds += time.perf_counter() - started
-
-    def step_ends(self) -> None:
-        """The engine is between two steps: offers the sums when a file is due."""
-        ended = time.perf_counter()
-        self.observer.step_ends(ended - self._step_started)
-        if self.rows_wanted and not self.masks.in_use and self.shadow is None:
-            self.quiet_run = self.observer.expect_quiet_run()
-        self.rows_wanted = False
-        if self.masks.step:
-            self.masks.end_step()
-        if self.shadow is not None:
-            self.shadow.end_step()
-        self.observer.own_seconds += time.perf_counter() - ended
+    def between_steps(self) -> None:
+        """Offers the sums when a file is due."""
         if self._writer is not None and self._writer.due:
             self._offer()
 
@@ -175,7 +124,7 @@ class LiveEngine:
 
     def reset(self) -> None:
         """Forgets what was recorded and not yet written, and the totals; files stay."""
-        self.observer.reset()
+        self.recorder.reset()
         self._offered_counts_LE, self._offered_slices, self._incomplete = None, {}, False
         for gate_mass in self.masks.gate_mass.values():
             gate_mass.reset()
@@ -193,10 +142,10 @@ class LiveEngine:
         """Hands the window over to the writer and begins a new one; what fails is counted, serving goes on."""
         assert self._writer is not None
         assert self._setup is not None
-        if self.observer.tokens_in_window == 0:
+        if self.recorder.tokens_in_window == 0:
             return
         try:
-            rank = self.observer.snapshot()
+            rank = self.recorder.snapshot()
             self._add_to_totals(rank)
             made = provenance(PACKAGES)
             self._writer.offer(join_ranks([rank], self._setup.model, dict(self._setup.engine), made))
@@ -205,7 +154,7 @@ class LiveEngine:
             self._incomplete = True
             logger.error("a window of statistics was lost: %s: %s", type(error).__name__, error)
         finally:
-            self.observer.reset()
+            self.recorder.reset()
 
     def _add_to_totals(self, rank: RankSums) -> None:
         counts_LE = rank.sums_SPLEC[..., 0].sum(axis=(0, 1)).astype(np.int64)
@@ -217,13 +166,13 @@ class LiveEngine:
 
     def expert_counts(self) -> npt.NDArray[np.int64]:
         """Routed tokens by layer and expert since the start or the last reset, without those held back."""
-        current = self.observer.expert_counts()
+        current = self.recorder.expert_counts()
         return current if self._offered_counts_LE is None else self._offered_counts_LE + current
 
     def tokens_by_slice(self) -> dict[str, int]:
         """Recorded tokens by slice since the start or the last reset."""
         found = dict(self._offered_slices)
-        for name, tokens in self.observer.tokens_by_slice().items():
+        for name, tokens in self.recorder.tokens_by_slice().items():
             found[name] = found.get(name, 0) + tokens
         return found
 
@@ -238,20 +187,20 @@ class LiveEngine:
 
     def status(self) -> RankStatus:
         """What this rank is doing."""
-        observer = self.observer
+        recorder = self.recorder
         counts_LE = self.expert_counts()
         return RankStatus(
-            recording=observer.recording,
-            recorder=observer.settings.recorder,
-            complete=observer.complete and not self._incomplete,
-            failures=observer.failures + self._lost_offers,
-            tokens_observed=observer.tokens_recorded,
+            recording=recorder.recording,
+            recorder=recorder.settings.recorder,
+            complete=recorder.complete and not self._incomplete,
+            failures=recorder.failures + self._lost_offers,
+            tokens_observed=recorder.tokens_recorded,
             tokens_masked=self.masks.masked_tokens,
-            sample_fraction=observer.sample_fraction,
-            recorder_seconds=observer.own_seconds,
-            busy_seconds=observer.busy_seconds,
+            sample_fraction=recorder.sample_fraction,
+            recorder_seconds=recorder.own_seconds,
+            busy_seconds=recorder.busy_seconds,
             slices=self.tokens_by_slice(),
-            layers=tuple(map(balance_of, observer.layer_indices, counts_LE)),
+            layers=tuple(map(balance_of, recorder.layer_indices, counts_LE)),
             weights_bytes=self._facts.weights_bytes,
             writer=self._writer_report(),
             mask=MaskReport(refusal=self._facts.mask_refusal, plans=self.plans, default=self.default),
@@ -263,8 +212,8 @@ class LiveEngine:
         return GateMassReport(
             pruned=shadow is not None,
             refusal=self._facts.shadow_refusal if shadow is None else shadow.refusal,
-            served={} if shadow is None else shadow.gate_mass.fractions(shadow.rows.slices),
-            plans={plan: mass.fractions(self.masks.rows.slices) for plan, mass in self.masks.gate_mass.items()},
+            served={} if shadow is None else shadow.gate_mass.fractions(self.requests.slices),
+            plans={plan: mass.fractions(self.requests.slices) for plan, mass in self.masks.gate_mass.items()},
         )
 
     def _writer_report(self) -> WriterReport | None:

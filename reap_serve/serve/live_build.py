@@ -10,7 +10,9 @@ import torch
 from reap_serve.adapter import engine_view
 from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.model import fingerprint, open_model
+from reap_serve.record.requests import Requests
 from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.serve.live import LiveEngine, LiveSetup, RankFacts
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.mask_router import SkippedRouting
@@ -22,19 +24,20 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    from reap_serve.record.observer import Observer
 
-
-def build_masks(settings: ObserveSettings, layers: list[MoERunner], device: torch.device) -> EngineMasks:
+def build_masks(
+    settings: ObserveSettings, layers: list[MoERunner], device: torch.device, requests: Requests
+) -> EngineMasks:
     """Room for plans; none is loaded."""
-    return EngineMasks(layers, device, settings.max_slices, settings.drift_fraction)
+    return EngineMasks(layers, device, requests, settings.drift_fraction)
 
 
 def build_live(
     settings: ObserveSettings,
     layers: list[MoERunner],
     model_runner: GPUModelRunner,
-    observer: Observer,
+    requests: Requests,
+    recorder: StepRecorder,
     masks: EngineMasks,
 ) -> LiveEngine:
     """The live side of one rank.
@@ -47,9 +50,10 @@ def build_live(
     graphs = _graph_refusal(config)
     shadow, shadow_refusal = None, graphs
     if graphs is None and settings.drift_fraction > 0:
-        shadow, shadow_refusal = _build_shadow(settings, layers, model_runner)
+        shadow, shadow_refusal = _build_shadow(settings, layers, model_runner, requests)
     return LiveEngine(
-        observer,
+        requests,
+        recorder,
         masks,
         shadow,
         _setup(settings, config, layers),
@@ -83,14 +87,14 @@ def _setup(settings: ObserveSettings, config: VllmConfig, layers: list[MoERunner
 
 
 def _build_shadow(
-    settings: ObserveSettings, layers: list[MoERunner], model_runner: GPUModelRunner
+    settings: ObserveSettings, layers: list[MoERunner], model_runner: GPUModelRunner, requests: Requests
 ) -> tuple[EngineShadow | None, str | None]:
     """The shadow routers, or None and why there are none; serving goes on without them."""
     try:
         full = read_sidecar(Path(open_model(engine_view.model_reference(model_runner.vllm_config)).path))
         if full is None:
             return None, None
-        shadow = EngineShadow(layers, full, model_runner.device, settings.max_slices, settings.drift_fraction)
+        shadow = EngineShadow(layers, full, model_runner.device, requests, settings.drift_fraction)
     except (ReapServeError, KeyError, RuntimeError) as error:
         return None, f"the sidecar cannot be used: {error}"
     return shadow, None

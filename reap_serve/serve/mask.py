@@ -15,24 +15,20 @@ Axes: R requests, T tokens, H hidden, E experts, D kept experts, K experts per t
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from reap_serve.record.steps import StepRows
+from reap_serve.record.requests import Requests
+from reap_serve.record.step import NewRequest, Step
 from reap_serve.serve.gate_mass import GateMass
-from reap_serve.serve.mask_router import RoutingHook, plain_routing, set_routing_hook
+from reap_serve.serve.mask_router import plain_routing, set_routing_hook
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-
-    from reap_serve.adapter.seams import BatchRows
-
-logger = logging.getLogger("reap_serve")
 
 PLAN_ARGUMENT = "reap_plan_id"
 MAX_PLANS = 32
@@ -96,15 +92,12 @@ class LayerMask:
     def __init__(self, masks: EngineMasks, layer_position: int) -> None:
         self._masks = masks
         self._position = layer_position
-        self.before: RoutingHook | None = None
         self.plans: dict[str, LayerPlan] = {}
 
     def routed(
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
     ) -> None:
         """See `mask_router.RoutingHook`."""
-        if self.before is not None:
-            self.before.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
         for group in self._masks.step:
             plan, rows = self.plans[group.plan], group.rows
             if group.measured:
@@ -124,14 +117,13 @@ class EngineMasks:
     Args:
         layers: The fused MoE layers of this process.
         device: Where they compute.
-        max_slices: Slices told apart.
+        requests: The engine's requests.
         drift_fraction: Share of the steps that measure the dropped gate mass.
     """
 
     def __init__(
-        self, layers: Sequence[MoERunner], device: torch.device, max_slices: int, drift_fraction: float
+        self, layers: Sequence[MoERunner], device: torch.device, requests: Requests, drift_fraction: float
     ) -> None:
-        self.rows = StepRows(max_slices)
         self.step: tuple[PlanRows, ...] = ()
         self.gate_mass: dict[str, GateMass] = {}
         self.masked_tokens = 0
@@ -139,18 +131,8 @@ class EngineMasks:
         self._device = device
         self._drift_fraction = drift_fraction
         self._random = np.random.default_rng(0)
+        self._trash_slot = requests.trash_slot
         self._hooks = [LayerMask(self, position) for position in range(len(layers))]
-        self._plan_of_request: dict[str, int] = {}
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a request is under a plan."""
-        return bool(self._plan_of_request)
-
-    @property
-    def plans(self) -> tuple[str, ...]:
-        """Ids of the loaded plans."""
-        return tuple(self.gate_mass)
 
     def load(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
         """Loads a plan that was checked against the model.
@@ -169,54 +151,39 @@ class EngineMasks:
         for layer, hook in zip(self._layers, self._hooks, strict=True):
             experts = layer.moe_config.num_logical_experts
             hook.plans[plan] = LayerPlan(layer.router, kept[layer.layer_id], experts, self._device)
-        self.gate_mass[plan] = GateMass(len(self._layers), self.rows.trash_slot, self._device)
-        for layer, hook in zip(self._layers, self._hooks, strict=True):
-            if layer.router.reap_routing is not hook:
-                hook.before = layer.router.reap_routing
+        if not self.gate_mass:
+            for layer, hook in zip(self._layers, self._hooks, strict=True):
                 set_routing_hook(layer, hook)
+        self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
 
-    def admit(self, request_id: str, prompt_tokens: int, arguments: Mapping[str, object] | None) -> bool:
-        """A request enters; whether it is under a plan, and so not part of the statistics."""
-        plan = (arguments or {}).get(PLAN_ARGUMENT)
-        # Without a plan loaded there is no request gate either that would keep strangers from naming one.
+    def plan_of(self, request: NewRequest) -> str | None:
+        """Id of the plan under which a request enters, and so not into the statistics; None for the full model.
+
+        Raises:
+            ValueError: It names a plan that is not loaded.
+        """
+        plan = (request.arguments or {}).get(PLAN_ARGUMENT)
+        # Without a plan loaded nothing at the server's door keeps strangers from naming one.
         if plan is None or not self.gate_mass:
-            return False
+            return None
         if plan not in self.gate_mass:
-            raise ValueError(f"the request {request_id} names the plan {plan!r}, which is not loaded")
-        self._plan_of_request[request_id] = self.plans.index(str(plan))
-        self.rows.add_request(request_id, prompt_tokens, dict(arguments or {}))
-        return True
+            raise ValueError(f"the request {request.id} names the plan {plan!r}, which is not loaded")
+        return str(plan)
 
-    def finish(self, request_ids: Iterable[str]) -> None:
-        """Requests left the engine."""
-        if self._plan_of_request:
-            self.rows.finish_requests(request_ids)
-            for request_id in request_ids:
-                self._plan_of_request.pop(request_id, None)
-
-    def label(self, batch: BatchRows) -> None:
+    def begin(self, step: Step) -> None:
         """Notes the rows of the step that begins, by plan."""
-        self.step = ()
-        if not self._plan_of_request:
-            return
-        plan_R = np.array([self._plan_of_request.get(request_id, -1) for request_id in batch.request_ids], np.int64)
-        plan_T = np.repeat(plan_R, np.asarray(batch.num_scheduled, np.int64))
-        slot_T = self.rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed)
         measured = bool(self._random.random() < self._drift_fraction)
-        groups = []
-        for index in np.unique(plan_R[plan_R >= 0]).tolist():
-            rows = np.flatnonzero(plan_T == index)
-            self.masked_tokens += rows.shape[0]
-            groups.append(
-                PlanRows(
-                    self.plans[index],
-                    torch.from_numpy(rows).to(self._device),
-                    torch.from_numpy(slot_T[rows]).to(self._device),
-                    measured,
-                )
+        self.step = tuple(
+            PlanRows(
+                plan,
+                torch.from_numpy(rows).to(self._device),
+                torch.from_numpy(step.slot_T[rows]).to(self._device),
+                measured,
             )
-        self.step = tuple(groups)
+            for plan, rows in step.plan_rows.items()
+        )
+        self.masked_tokens += sum(rows.shape[0] for rows in step.plan_rows.values())
 
-    def end_step(self) -> None:
+    def end(self) -> None:
         """What runs until the next step is a dummy or warm-up run."""
         self.step = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from reap_serve.record.steps import PROMPT_ARGUMENT, SLICE_ARGUMENT
+from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.serve.mask import PLAN_ARGUMENT
 
 if TYPE_CHECKING:

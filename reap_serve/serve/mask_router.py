@@ -32,6 +32,19 @@ class RoutingHook(Protocol):
         """Sees one call of the router; writes other weights and ids in place where rows are masked."""
 
 
+class _InTurn:
+    """Two hooks, of which the second sees what the first has left."""
+
+    def __init__(self, first: RoutingHook, second: RoutingHook) -> None:
+        self._first, self._second = first, second
+
+    def routed(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
+    ) -> None:
+        self._first.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+        self._second.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
+
+
 def _mask_routing_op(
     weights_TK: torch.Tensor,
     expert_ids_TK: torch.Tensor,
@@ -90,9 +103,10 @@ def add_routing_hook(layer: MoERunner, traced: bool) -> None:
 
 
 def set_routing_hook(layer: MoERunner, hook: RoutingHook) -> None:
-    """Shows every choice of a layer's router to a hook from now on."""
+    """Shows every choice of a layer's router to a hook from now on, after the hooks that are there."""
     _show_choices(layer.router)
-    layer.router.reap_routing = hook
+    before = layer.router.reap_routing
+    layer.router.reap_routing = hook if before is None else _InTurn(before, hook)
 
 
 def _show_choices(router: Any) -> None:

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from reap_serve.record.steps import Slots, StepRows
+from reap_serve.record.requests import Requests
+from reap_serve.record.step import Step
 from reap_serve.serve.gate_mass import GateMass
 from reap_serve.serve.mask_router import plain_routing, set_routing_hook
 from reap_serve.serve.sidecar import FullRouter
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-
-    from reap_serve.adapter.seams import BatchRows
 
 logger = logging.getLogger("reap_serve")
 
@@ -97,7 +96,7 @@ class EngineShadow:
         layers: The fused MoE layers of this process.
         full: The routers before pruning.
         device: Where the layers compute.
-        max_slices: Slices told apart.
+        requests: The engine's requests.
         fraction: Share of the steps that are measured.
     """
 
@@ -106,11 +105,10 @@ class EngineShadow:
         layers: Sequence[MoERunner],
         full: Mapping[int, FullRouter],
         device: torch.device,
-        max_slices: int,
+        requests: Requests,
         fraction: float,
     ) -> None:
-        self.rows = StepRows(max_slices)
-        self.gate_mass = GateMass(len(layers), self.rows.trash_slot, device)
+        self.gate_mass = GateMass(len(layers), requests.trash_slot, device)
         self.refusal: str | None = None
         self.slots: torch.Tensor | None = None
         self._device = device
@@ -126,12 +124,11 @@ class EngineShadow:
         self.refusal, self.slots = reason, None
         self.gate_mass.reset()
 
-    def label(self, batch: BatchRows) -> None:
+    def begin(self, step: Step) -> None:
         """Notes the rows of the step that begins, if it is one of those that are measured."""
-        slot_T: Slots = self.rows.label(batch.request_ids, batch.num_scheduled, batch.num_computed)
         chosen = self.refusal is None and self._random.random() < self._fraction
-        self.slots = torch.from_numpy(slot_T).to(self._device) if chosen else None
+        self.slots = torch.from_numpy(step.slot_T).to(self._device) if chosen else None
 
-    def end_step(self) -> None:
+    def end(self) -> None:
         """What runs until the next step is a dummy or warm-up run."""
         self.slots = None

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "reap_serve"
 # Each stage may import the stages before it, the base modules and `architectures`, and nothing behind it.
 STAGES = (
     "traffic",
-    "adapter",
-    "record",
     "statistics",
+    "record",
+    "adapter",
     "plan",
     "prune",
     "merge",
@@ -26,14 +26,9 @@ STAGES = (
     "demo",
     "cli",
 )
-# `record` makes what `statistics` describes: the record of the sums is their common language.
-# To be parted: the adapter builds recorders and masks, and masks reach into layers.
+# To be parted: the adapter builds masks, and masks reach into layers.
 ALLOWED = {
-    ("record", "statistics"),
-    ("adapter", "statistics"),
-    ("adapter", "record"),
     ("adapter", "serve"),
-    ("record", "serve"),
     ("prune", "serve"),
 }
 BASE = {"architectures", "errors", "records", "publish", "model", "engine_environment"}
@@ -74,7 +69,7 @@ def test_only_these_packages_name_vllm() -> None:
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm")
         or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "vllm" for alias in node.names))
     }
-    assert users <= {"adapter", "record", "serve", "monitor", "compare"}
+    assert users <= {"adapter", "serve", "monitor", "compare"}
 
 
 def run_python(code: str) -> str:

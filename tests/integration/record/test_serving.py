@@ -164,7 +164,7 @@ def test_a_recorder_that_raises_loses_no_request(
     with engine(embedded_model, None) as llm:
         plain = ask(llm, prompts)
     with engine(embedded_model, settings) as llm:
-        broken = observer(llm)._recorders[2]
+        broken = observer(llm).taps[2].recorder
         broken._sums = None  # the third layer of the first step raises
         with caplog.at_level(logging.ERROR, "reap_serve"):
             served = ask(llm, prompts)

@@ -13,13 +13,13 @@ from unittest import mock
 import torch
 
 from reap_serve.adapter.engine_view import moe_layers
-from reap_serve.adapter.wiring import make_recorder, wire
+from reap_serve.adapter.wiring import facts_of, wire_layer
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.record.deferred import DeferredRecorder
-from reap_serve.record.observer import Observer
-from reap_serve.record.read import ReadRecorder
+from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.snapshot import RankSums
+from reap_serve.record.step_recorder import StepRecorder
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -108,19 +108,17 @@ def ask(llm: Any, prompts: Sequence[Prompt], logprobs: int | None = None) -> lis
     ]
 
 
-def observer(llm: Any) -> Observer:
-    """The observer of an engine with one worker."""
-    return llm.collective_rpc(lambda worker: worker.model_runner.reap_live.observer)[0]
+def observer(llm: Any) -> StepRecorder:
+    """The recorders of an engine with one worker."""
+    return llm.collective_rpc(lambda worker: worker.model_runner.reap_live.recorder)[0]
 
 
 def record_deferred(llm: Any, buffer_tokens: int) -> None:
     """Puts `deferred` recorders in the place of an engine's `inline` ones, with sums of nothing: spares an engine."""
     llm.collective_rpc("reap_reset")
     running = observer(llm)
-    for number, layer in enumerate(moe_layers(llm.llm_engine.vllm_config)):
-        recorder = DeferredRecorder(running._facts[number], running._sums[number], running._sampler, buffer_tokens)
-        running._recorders[number] = recorder
-        layer.routed_experts.reap_tap._recorder = recorder
+    for number, tap in enumerate(running.taps):
+        tap.recorder = DeferredRecorder(running._layers[number], running._sums[number], running._sampler, buffer_tokens)
 
 
 def record_by_reading(llm: Any) -> None:
@@ -129,18 +127,11 @@ def record_by_reading(llm: Any) -> None:
     running = observer(llm)
     settings = running.settings.model_copy(update={"read_kernel_rows": True})
     for number, layer in enumerate(moe_layers(llm.llm_engine.vllm_config)):
-        recorder = make_recorder(
-            settings,
-            layer,
-            running._facts[number],
-            running._sums[number],
-            running._sampler,
-            running._extra[number],
-            len(running._facts),
-        )
-        assert isinstance(recorder, ReadRecorder)
-        running._recorders[number] = recorder
-        wire(layer, recorder, running, running._kernel_taps)
+        facts, tap = facts_of(layer, settings), running.taps[number]
+        assert recorder_kind(settings, facts) == "read"
+        parts = Parts(facts, running._sums[number], running._sampler, None, settings.buffer_tokens, len(running.taps))
+        tap.recorder = RECORDERS["read"](parts)
+        wire_layer(layer, tap, running.apparatus)
 
 
 def snapshot(llm: Any) -> RankSums:

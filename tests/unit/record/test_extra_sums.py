@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +14,7 @@ from test_rank_sums import fingerprint, window
 from reap_serve.errors import RequestError
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.deferred import DeferredRecorder
-from reap_serve.record.extra_sums import ExtraSums, LogitHook
+from reap_serve.record.extra_sums import ExtraSums, LogitTap
 from reap_serve.record.inline import InlineRecorder
 from reap_serve.record.sampling import RowSampler
 from reap_serve.record.settings import ExtraSum, ObserveSettings, extra_sums_named
@@ -69,10 +68,7 @@ def test_recorders_collect_what_plain_pytorch_does(recorder: str) -> None:
         else DeferredRecorder(facts(FakeExperts()), sums, sampler, 16, extra)
     )
 
-    def run(action: Callable[[], None]) -> None:
-        action()
-
-    hook = LogitHook(None, extra, sampler, run)
+    hook = LogitTap(extra, sampler, lambda action: action())
     hook.routed(x_TH, logits_TE, gate_TK, ids_TK)  # a warm-up run: no step has begun
     sampler.begin(slot_T.numpy())
     hook.routed(x_TH, logits_TE, gate_TK, ids_TK)
@@ -90,19 +86,6 @@ def test_padded_ids_and_gates_of_zero_leave_no_output() -> None:
     extra.add_rows(torch.zeros(2).long(), torch.tensor([[1, -1], [1, 2]]), rows_TKH, torch.tensor([[0.5, 1], [1, 0.0]]))
     assert extra.arrays(1)["output_sum"][0].tolist() == [[0] * 3, [3] * 3, [0] * 3, [0] * 3]
     assert extra.arrays(1)["coselection_count"][0].tolist() == [[0] * 4, [0, 2, 1, 0], [0, 1, 1, 0], [0] * 4]
-
-
-def test_the_logit_hook_lets_the_one_before_it_act() -> None:
-    seen: list[torch.Tensor] = []
-
-    class Before:
-        def routed(self, x: torch.Tensor, logits: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> None:
-            seen.append(logits)
-
-    x_TH, gate_TK, ids_TK, logits_TE, _ = tokens(0)
-    hook = LogitHook(Before(), ExtraSums(ALL, TRASH, NUM_EXPERTS, CPU), RowSampler(1.0, TRASH, CPU), lambda act: act())
-    hook.routed(x_TH, logits_TE, gate_TK, ids_TK)
-    assert seen[0] is logits_TE
 
 
 def test_they_reach_the_statistics_file_and_come_back(tmp_path: Path) -> None:

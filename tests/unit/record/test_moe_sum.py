@@ -7,8 +7,9 @@ import pytest
 import torch
 from fake_layer import FakeExperts, facts
 
+from reap_serve.adapter.wiring import tap_reduction
 from reap_serve.record.accumulate import LayerSums
-from reap_serve.record.moe_sum import MoeSumRecorder, PersistentSlots, tap_reduction
+from reap_serve.record.moe_sum import MoeSumRecorder, PersistentSlots
 
 CPU = torch.device("cpu")
 TRASH = 4

@@ -82,16 +82,6 @@ def test_deferred_flushes_whenever_its_buffer_is_full() -> None:
     assert sums.tokens_S.tolist() == [9, 0, 0, 0, 0]
 
 
-def test_deferred_can_forget_what_it_holds() -> None:
-    sums, sampler = state()
-    recorder = DeferredRecorder(facts(FakeExperts()), sums, sampler, buffer_tokens=8)
-    sampler.begin(np.array([0, 0, 0]))
-    recorder.observe(X_TH, GATE_TK, IDS_TK)
-    recorder.discard()
-    recorder.flush()
-    assert not sums.tokens_S.any()
-
-
 def test_inline_keeps_a_weight_on_the_input_from_the_kernel() -> None:
     sums, sampler = state()
     experts = FakeExperts(overwrites_weights=True)

@@ -72,42 +72,6 @@ def test_a_step_of_few_tokens_is_taken_as_a_whole_or_not_at_all() -> None:
     assert rows.real_tokens == 12_000
 
 
-@pytest.mark.parametrize("at_most", [1, 3, 64])
-def test_steps_that_are_drawn_ahead_are_as_likely_as_others(at_most: int) -> None:
-    rows, labels, steps, taken = sampler(0.25), np.zeros(4, np.int64), 1, 0
-    rows.begin(labels)
-    first = rows.sampled_tokens
-    while steps < 4000:
-        passed = rows.steps_until_taken(at_most)
-        assert passed <= at_most
-        rows.pass_over(passed)
-        rows.begin(labels)
-        assert rows.active or passed == at_most
-        taken += rows.active
-        steps += passed + 1
-    assert rows.real_tokens == 4 * steps
-    assert rows.sampled_tokens == first + 4 * taken
-    # Binomial(4000, 0.25): five standard deviations are 137.
-    assert abs(taken - steps / 4) < 137
-
-
-def test_a_step_that_was_drawn_ahead_is_drawn_anew_when_its_rows_are_others() -> None:
-    taken = 0
-    rows = sampler(0.25)
-    for _ in range(4000):
-        rows.begin(np.zeros(4, np.int64))
-        rows.steps_until_taken(64)
-        rows.begin(np.zeros(4, np.int64))
-        taken += rows.active
-    assert abs(taken - 1000) < 137
-
-
-def test_at_a_fraction_of_one_no_step_is_passed_over() -> None:
-    rows = sampler(1.0)
-    rows.begin(np.array([0]))
-    assert rows.steps_until_taken(64) == 0
-
-
 @pytest.mark.parametrize("num_tokens", [1, 16, STEP_TOKENS, 100, 5 * STEP_TOKENS])
 def test_sums_over_the_sample_divided_by_the_fraction_are_unbiased(num_tokens: int) -> None:
     fraction, steps = 0.3, 3000

@@ -13,6 +13,7 @@ from routing_cases import CASES, E, layer_with
 
 from reap_serve.adapter.worker import ReapWorkerExtension
 from reap_serve.model import Fingerprint
+from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums
 from reap_serve.serve.live import LiveEngine, LiveSetup, RankFacts
 from reap_serve.serve.mask import EngineMasks
@@ -90,9 +91,10 @@ def live_engine(
     """A rank with one layer of E experts."""
     layer = layer_with(CASES[0].make(E, torch.zeros(E)))
     add_routing_hook(layer, traced=False)
-    masks = EngineMasks([layer], torch.device("cpu"), max_slices=4, drift_fraction=1.0)
+    requests = Requests(max_slices=4)
+    masks = EngineMasks([layer], torch.device("cpu"), requests, drift_fraction=1.0)
     facts = RankFacts(mask_refusal=mask_refusal, shadow_refusal=None, weights_bytes=1000)
-    return LiveEngine(observer or FakeObserver(), masks, None, setup, facts)  # type: ignore[arg-type]
+    return LiveEngine(requests, observer or FakeObserver(), masks, None, setup, facts)  # type: ignore[arg-type]
 
 
 class FakeEngine:

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_cases import CASES, E, H, K, RoutingCase, dense, layer_with
 
-from reap_serve.adapter.seams import BatchRows
+from reap_serve.record.requests import Requests
+from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve.mask import MAX_PLANS, PLAN_ARGUMENT, EngineMasks
 from reap_serve.serve.mask_router import add_routing_hook
 
 CPU = torch.device("cpu")
 
 
-def masks_on(router: object, fraction: float = 1.0) -> EngineMasks:
+class Masked:
+    """An engine's masks, and its requests."""
+
+    def __init__(self, layers: list[Any], fraction: float) -> None:
+        self.requests = Requests(max_slices=4)
+        self.masks = EngineMasks(layers, CPU, self.requests, drift_fraction=fraction)
+        self.load, self.gate_mass = self.masks.load, self.masks.gate_mass
+
+    def admit(self, request: str, rows: int, arguments: dict[str, object] | None) -> bool:
+        """A request enters; whether it is under a plan."""
+        plan = self.masks.plan_of(NewRequest(request, rows, arguments))
+        self.requests.add(request, rows, arguments, plan)
+        return plan is not None
+
+    def label(self, batch: BatchRows) -> None:
+        """A step's rows are there."""
+        self.masks.begin(self.requests.step(batch))
+
+
+def masks_on(router: object, fraction: float = 1.0) -> Masked:
     """Masks of an engine with one layer."""
     layer = layer_with(router)
     add_routing_hook(layer, traced=False)
-    return EngineMasks([layer], CPU, max_slices=4, drift_fraction=fraction)
+    return Masked([layer], fraction)
 
 
-def step(masks: EngineMasks, requests: dict[str, tuple[str | None, int]]) -> None:
+def step(masks: Masked, requests: dict[str, tuple[str | None, int]]) -> None:
     """A step in which each request brings some rows, in this order."""
     for request, (plan, rows) in requests.items():
         masks.admit(request, rows, None if plan is None else {PLAN_ARGUMENT: plan})
@@ -96,7 +118,7 @@ def test_padding_and_dummy_runs_are_not_masked() -> None:
     step(masks, {"a": ("p", 3)})
     weights_TK, _ = router.select_experts(x_TH, logits_TE)
     assert torch.equal(weights_TK[3:], plain[0][3:])
-    masks.end_step()
+    masks.masks.end()
     assert torch.equal(router.select_experts(x_TH, logits_TE)[0], plain[0])
 
 
@@ -105,7 +127,7 @@ def test_layers_keep_different_experts() -> None:
     layers = [layer_with(case.make(E, torch.zeros(E)), index=index) for index in (0, 2)]
     for layer in layers:
         add_routing_hook(layer, traced=False)
-    masks = EngineMasks(layers, CPU, max_slices=4, drift_fraction=0.0)
+    masks = Masked(layers, 0.0)
     masks.load("p", {0: (0, 1, 2), 1: (3, 4, 5), 2: (9, 10, 11)})
     step(masks, {"a": ("p", 4)})
     chosen = [
@@ -123,7 +145,7 @@ def test_dropped_gate_mass_is_the_share_of_the_full_routers_weights() -> None:
     row_E[[0, 1, 11]] = torch.log(torch.tensor([2.0, 1.0, 1.0]))
     step(masks, {"a": ("p", 2)})
     router.select_experts(torch.zeros(2, H), row_E.expand(2, E).contiguous())
-    assert masks.gate_mass["p"].fractions(masks.rows.slices) == {"default": pytest.approx(0.25)}
+    assert masks.gate_mass["p"].fractions(masks.requests.slices) == {"default": pytest.approx(0.25)}
 
 
 def test_rows_computed_again_after_a_preemption_are_masked_but_not_measured() -> None:
@@ -131,11 +153,12 @@ def test_rows_computed_again_after_a_preemption_are_masked_but_not_measured() ->
     masks = masks_on(router)
     masks.load("p", {0: tuple(range(6))})
     masks.admit("a", 3, {PLAN_ARGUMENT: "p"})
-    for _ in range(2):
+    for new in (True, False):
         masks.label(BatchRows(["a"], [3], [0]))
+        [group] = masks.masks.step
+        assert group.slots.tolist() == [0 if new else masks.requests.trash_slot] * 3
         _, ids_TK = router.select_experts(torch.zeros(3, H), torch.randn(3, E))
         assert int(ids_TK.max()) < 6
-    assert masks.rows.prompt_tokens_computed == 3
 
 
 def test_an_argument_means_nothing_while_no_plan_is_loaded() -> None:
@@ -159,6 +182,6 @@ def test_a_finished_request_is_forgotten() -> None:
     masks = masks_on(CASES[0].make(E, torch.zeros(E)))
     masks.load("p", {0: tuple(range(6))})
     masks.admit("a", 3, {PLAN_ARGUMENT: "p"})
-    masks.finish(["a"])
+    masks.requests.finish(["a"])
     masks.label(BatchRows(["a"], [3], [0]))
-    assert masks.step == ()
+    assert masks.masks.step == ()

@@ -58,6 +58,21 @@ def test_a_traced_router_has_the_place_of_its_hook_from_the_start() -> None:
     assert chosen(traced.router) == 1
 
 
+def test_a_second_hook_sees_what_the_first_has_left() -> None:
+    eager, seen = layer(traced=False), []
+
+    class Watch:
+        def routed(
+            self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, ids_TK: torch.Tensor
+        ) -> None:
+            seen.append(int(ids_TK))
+
+    for hook in (Watch(), Second(), Watch()):
+        set_routing_hook(eager, hook)
+    assert chosen(eager.router) == 1
+    assert seen == [0, 1]
+
+
 def test_the_operator_is_skipped_while_a_step_without_hooks_runs() -> None:
     traced = layer(traced=True)
     operator = torch.ops.reap_serve.mask_routing

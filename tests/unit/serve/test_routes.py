@@ -105,7 +105,7 @@ def test_the_routes_above_are_all(client: TestClient) -> None:
 def test_recording_is_switched_and_written(client: TestClient, engine: FakeEngine, tmp_path: Path) -> None:
     assert client.post("/v1/reap/stop").json()["recording"] is False
     assert client.post("/v1/reap/start").json()["recording"] is True
-    engine.live.observer.record(50)  # type: ignore[attr-defined]
+    engine.live.recorder.record(50)  # type: ignore[attr-defined]
     status = client.post("/v1/reap/flush").json()
     assert status["writer"]["files_written"] == 1
     assert status["writer"]["tokens_written"] == 50

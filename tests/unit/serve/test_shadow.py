@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from routing_cases import CASES, E, H, RoutingCase, layer_with
 from safetensors.torch import save_file
 
-from reap_serve.adapter.seams import BatchRows
 from reap_serve.errors import InputFileError
 from reap_serve.prune.job import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
 from reap_serve.prune.job import SIDECAR_NAME as PRUNE_SIDECAR
 from reap_serve.prune.manifest import MANIFEST_NAME as PRUNE_MANIFEST
+from reap_serve.record.requests import Requests
+from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve.gate_mass import HALF_LIFE_TOKENS, GateMass
 from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
 from reap_serve.serve.mask_router import add_routing_hook
@@ -26,14 +28,31 @@ CPU = torch.device("cpu")
 SHADOWED = [case for case in CASES if "tensor by expert" not in case.name]
 
 
-def shadowed(case: RoutingCase, bias_E: torch.Tensor, weight_EH: torch.Tensor) -> tuple[object, EngineShadow]:
+class Shadowed:
+    """An engine's shadow routers, and its requests."""
+
+    def __init__(self, layer: Any, full: FullRouter) -> None:
+        self.rows = Requests(max_slices=4)
+        self.shadow = EngineShadow([layer], {0: full}, CPU, self.rows, fraction=1.0)
+        self.gate_mass = self.shadow.gate_mass
+
+    @property
+    def refusal(self) -> str | None:
+        return self.shadow.refusal
+
+    def label(self, batch: BatchRows) -> None:
+        """A step's rows are there."""
+        self.shadow.begin(self.rows.step(batch))
+
+
+def shadowed(case: RoutingCase, bias_E: torch.Tensor, weight_EH: torch.Tensor) -> tuple[Any, Shadowed]:
     """The router of a pruned layer, with the full one beside it."""
     kept_D = torch.tensor(case.kept)
     router = case.make(len(case.kept), bias_E[kept_D])
     layer = layer_with(router, len(case.kept))
     add_routing_hook(layer, traced=False)
-    full = {0: FullRouter(weight_EH, (bias_E,) if "bias" in case.name else (), case.kept)}
-    return router, EngineShadow([layer], full, CPU, max_slices=4, fraction=1.0)
+    full = FullRouter(weight_EH, (bias_E,) if "bias" in case.name else (), case.kept)
+    return router, Shadowed(layer, full)
 
 
 @pytest.mark.parametrize("case", SHADOWED, ids=lambda case: case.name)
@@ -42,7 +61,7 @@ def test_it_measures_what_the_mask_of_the_full_model_measures(case: RoutingCase)
     bias_E, weight_EH = torch.randn(E, generator=random), torch.randn(E, H, generator=random)
     x_TH = torch.randn(40, H, generator=random)
     router, shadow = shadowed(case, bias_E, weight_EH)
-    shadow.rows.add_request("a", 40, {"reap_slice": "code"})
+    shadow.rows.add("a", 40, {"reap_slice": "code"})
     batch = BatchRows(["a"], [40], [0])
     shadow.label(batch)
     logits_TD = x_TH @ weight_EH[torch.tensor(case.kept)].T
@@ -54,12 +73,14 @@ def test_it_measures_what_the_mask_of_the_full_model_measures(case: RoutingCase)
     base = case.make(E, bias_E)
     layer = layer_with(base)
     add_routing_hook(layer, traced=False)
-    masks = EngineMasks([layer], CPU, max_slices=4, drift_fraction=1.0)
+    requests = Requests(max_slices=4)
+    masks = EngineMasks([layer], CPU, requests, drift_fraction=1.0)
     masks.load("p", {0: case.kept})
-    masks.admit("a", 40, {"reap_slice": "code", PLAN_ARGUMENT: "p"})
-    masks.label(batch)
+    arguments = {"reap_slice": "code", PLAN_ARGUMENT: "p"}
+    requests.add("a", 40, arguments, masks.plan_of(NewRequest("a", 40, arguments)))
+    masks.begin(requests.step(batch))
     base.select_experts(x_TH, x_TH @ weight_EH.T)
-    expected = masks.gate_mass["p"].fractions(masks.rows.slices)
+    expected = masks.gate_mass["p"].fractions(requests.slices)
     assert expected["code"] > 0.05
     assert shadow.refusal is None
     assert shadow.gate_mass.fractions(shadow.rows.slices) == pytest.approx(expected)
@@ -69,19 +90,19 @@ def test_a_router_that_sees_something_else_is_not_measured() -> None:
     case = CASES[0]
     weight_EH = torch.randn(E, H)
     router, shadow = shadowed(case, torch.zeros(E), weight_EH)
-    shadow.rows.add_request("a", 3, None)
+    shadow.rows.add("a", 3, None)
     shadow.label(BatchRows(["a"], [3], [0]))
     router.select_experts(torch.randn(3, H), 5 * torch.randn(3, len(case.kept)))
     assert shadow.refusal is not None
     assert "differ" in shadow.refusal
     shadow.label(BatchRows(["a"], [1], [3]))
-    assert shadow.slots is None
+    assert shadow.shadow.slots is None
 
 
 def test_a_failure_is_reported_and_the_choice_stays() -> None:
     case = CASES[0]
     router, shadow = shadowed(case, torch.zeros(E), torch.randn(E, H + 1))
-    shadow.rows.add_request("a", 3, None)
+    shadow.rows.add("a", 3, None)
     shadow.label(BatchRows(["a"], [3], [0]))
     weights_TK, _ = router.select_experts(torch.randn(3, H), torch.randn(3, len(case.kept)))
     assert weights_TK.shape == (3, 3)

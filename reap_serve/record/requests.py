@@ -1,0 +1,238 @@
+"""The requests of an engine, and the step that each batch of their rows is.
+
+A row counts once: not in a dummy or warm-up run, not as padding, and not again when a preempted request is computed
+anew.
+
+Axes: R requests, T rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from reap_serve.record.step import BatchRows, RowIndices, Slots, Step
+from reap_serve.statistics.record import PHASES
+
+DEFAULT_SLICE = "default"
+OVERFLOW_SLICE = "other"
+SLICE_ARGUMENT = "reap_slice"
+PROMPT_ARGUMENT = "reap_prompt_tokens"
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request in the engine.
+
+    Attributes:
+        slice_index: Its slice.
+        decode_from: Position of the first token of the answer.
+        prompt_tokens: Tokens of its prompt, a teacher-forced answer included.
+        plan: Id of the plan that it is under, None for the full model.
+        counted: Its tokens before this position were counted.
+        in_window: Whether a token of it was counted since the last reset.
+        plain_from: From this position on, a row is an answer's token that was not counted yet.
+    """
+
+    slice_index: int
+    decode_from: int
+    prompt_tokens: int
+    plan: str | None
+    counted: int = 0
+    in_window: bool = False
+    plain_from: int = 0
+
+
+@dataclass(slots=True)
+class _DecodeStep:
+    """A step of one new answer token a request; the next one is like it if nothing changes.
+
+    Attributes:
+        request_ids: Its requests, in order.
+        num_scheduled: Rows of each: ones.
+        next_positions: Position of each request's next row.
+        requests: Their states, whose counts are behind while such steps follow each other.
+        recorded: Whether its rows were counted for the window.
+        step: The step.
+    """
+
+    request_ids: list[str]
+    num_scheduled: list[int]
+    next_positions: list[int]
+    requests: list[_Request]
+    recorded: bool
+    step: Step
+
+
+class Requests:
+    """Follows the requests of one engine and makes a step of each batch: the one place where rows get their slots.
+
+    Args:
+        max_slices: Slices told apart, the overflow slice included.
+
+    Attributes:
+        trash_slot: Slot of rows that do not count.
+        slices: Names of the slices seen so far, in the order of their slots.
+        under_plan: Requests in the engine that are under a plan.
+        requests: Requests of the full model with a token counted since the last reset.
+        prompt_tokens_total: Prompt tokens of such requests since then, those found in the prefix cache included.
+        prompt_tokens_computed: Of these, the computed ones.
+    """
+
+    def __init__(self, max_slices: int) -> None:
+        self.max_slices = max_slices
+        self.trash_slot = max_slices * len(PHASES)
+        self.slices: list[str] = []
+        self.under_plan = 0
+        self.requests = 0
+        self.prompt_tokens_total = 0
+        self.prompt_tokens_computed = 0
+        self._requests: dict[str, _Request] = {}
+        self._decode: _DecodeStep | None = None
+
+    def add(
+        self, request_id: str, prompt_tokens: int, arguments: Mapping[str, object] | None, plan: str | None = None
+    ) -> None:
+        """A request enters the engine.
+
+        Args:
+            request_id: The engine's id.
+            prompt_tokens: Tokens of its prompt, a teacher-forced answer included.
+            arguments: `SamplingParams.extra_args` (`vllm_xargs` of an HTTP request): `reap_slice` names the slice,
+                `reap_prompt_tokens` is where a teacher-forced answer begins.
+            plan: Id of the plan that it is under, None for the full model.
+        """
+        if request_id in self._requests:
+            return
+        arguments = arguments or {}
+        name = arguments.get(SLICE_ARGUMENT)
+        decode_from = arguments.get(PROMPT_ARGUMENT)
+        self._requests[request_id] = _Request(
+            slice_index=self._slice_index(name if isinstance(name, str) and name else DEFAULT_SLICE),
+            decode_from=decode_from if isinstance(decode_from, int) else prompt_tokens,
+            prompt_tokens=prompt_tokens,
+            plan=plan,
+        )
+        if plan is None:
+            self.prompt_tokens_total += prompt_tokens
+        else:
+            self.under_plan += 1
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Requests left the engine."""
+        for request_id in request_ids:
+            request = self._requests.pop(request_id, None)
+            if request is not None:
+                self.under_plan -= request.plan is not None
+                self.settle()
+
+    def step(self, batch: BatchRows, recorded: bool = True) -> Step:
+        """The step of a batch whose forward pass follows; the same object while the same requests decode on.
+
+        Args:
+            batch: The requests in the order of the rows.
+            recorded: Whether the window counts the step's requests and prompt tokens.
+        """
+        last = self._decode
+        if (
+            last is not None
+            and batch.num_computed == last.next_positions
+            and batch.num_scheduled == last.num_scheduled
+            and batch.request_ids == last.request_ids
+            and recorded == last.recorded
+        ):
+            # Most steps of a server: the last one's requests, each a token on.
+            last.next_positions = [position + 1 for position in last.next_positions]
+            return last.step
+        self.settle()
+        requests = [self._requests.get(request_id) for request_id in batch.request_ids]
+        # Runs of equal slots, repeated once at the end.
+        slots: list[int] = []
+        lengths: list[int] = []
+        decoding: list[_Request] = []
+        for request, rows, first in zip(requests, batch.num_scheduled, batch.num_computed, strict=True):
+            if rows == 1 and request is not None and first >= request.plain_from > 0:
+                if recorded:
+                    self._count_request(request)
+                decoding.append(request)
+                slots.append(request.slice_index * len(PHASES) + 1)
+                lengths.append(1)
+                request.counted = request.plain_from = first + 1
+            else:
+                self._label(request, int(first), int(first) + int(rows), slots, lengths, recorded)
+        step = _step_of(np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64)), requests, batch, self)
+        if len(decoding) == len(requests):
+            following = [int(first) + 1 for first in batch.num_computed]
+            self._decode = _DecodeStep(
+                list(batch.request_ids), list(batch.num_scheduled), following, decoding, recorded, step
+            )
+        return step
+
+    def _label(
+        self, request: _Request | None, start: int, end: int, slots: list[int], lengths: list[int], recorded: bool
+    ) -> None:
+        """Appends the runs of one request's rows, whose positions are start to end."""
+        new = end if request is None else min(max(start, request.counted), end)
+        if new > start:
+            slots.append(self.trash_slot)
+            lengths.append(new - start)
+        if request is None or new == end:
+            return
+        request.counted = end
+        request.plain_from = max(end, request.decode_from, request.prompt_tokens)
+        slot = request.slice_index * len(PHASES)
+        boundary = min(max(request.decode_from, new), end)
+        if boundary > new:
+            slots.append(slot)
+            lengths.append(boundary - new)
+        if end > boundary:
+            slots.append(slot + 1)
+            lengths.append(end - boundary)
+        if recorded and request.plan is None:
+            self._count_request(request)
+            self.prompt_tokens_computed += max(min(request.prompt_tokens, end) - new, 0)
+
+    def _count_request(self, request: _Request) -> None:
+        if request.plan is None:
+            self.requests += not request.in_window
+            request.in_window = True
+
+    def settle(self) -> None:
+        """Writes down how far the requests of the last decode steps have come; no step is like these any more."""
+        last, self._decode = self._decode, None
+        if last is not None:
+            for request, position in zip(last.requests, last.next_positions, strict=True):
+                request.counted = request.plain_from = position
+
+    def reset(self) -> None:
+        """A new window begins: forgets what was counted; requests in the engine are followed on."""
+        self.settle()
+        self.requests = 0
+        full = [request for request in self._requests.values() if request.plan is None]
+        for request in full:
+            request.in_window = False
+        self.prompt_tokens_total = sum(max(request.prompt_tokens - request.counted, 0) for request in full)
+        self.prompt_tokens_computed = 0
+
+    def _slice_index(self, name: str) -> int:
+        if name in self.slices:
+            return self.slices.index(name)
+        if len(self.slices) >= self.max_slices - 1:
+            name = OVERFLOW_SLICE
+            if name in self.slices:
+                return self.slices.index(name)
+        self.slices.append(name)
+        return len(self.slices) - 1
+
+
+def _step_of(slot_T: Slots, requests: list[_Request | None], batch: BatchRows, all_requests: Requests) -> Step:
+    if not all_requests.under_plan:
+        return Step(slot_T, slot_T, {})
+    plans = [None if request is None else request.plan for request in requests]
+    names = sorted({plan for plan in plans if plan is not None})
+    index_R = np.array([names.index(plan) if plan is not None else -1 for plan in plans], np.int64)
+    index_T = np.repeat(index_R, np.asarray(batch.num_scheduled, np.int64))
+    plan_rows: dict[str, RowIndices] = {name: np.flatnonzero(index_T == index) for index, name in enumerate(names)}
+    return Step(slot_T, np.where(index_T < 0, slot_T, all_requests.trash_slot), plan_rows)

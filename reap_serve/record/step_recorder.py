@@ -1,0 +1,278 @@
+"""Records the steps of one engine process: its recorders, their sums, and the boundary that serving survives."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from reap_serve.record.accumulate import LayerSums
+from reap_serve.record.extra_sums import ExtraSums, LogitTap
+from reap_serve.record.governor import OverheadGovernor
+from reap_serve.record.moe_sum import PersistentSlots
+from reap_serve.record.recorder import LayerFacts
+from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind
+from reap_serve.record.requests import Requests
+from reap_serve.record.sampling import RowSampler
+from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.snapshot import RankSums, layer_arrays
+from reap_serve.record.step import Step
+from reap_serve.record.tap import make_tap
+from reap_serve.statistics.record import PHASES, Layer, Window
+
+logger = logging.getLogger("reap_serve")
+
+# Of steps, between two looks at what recording costs.
+JUDGE_SECONDS = 1.0
+
+
+class Apparatus(Protocol):
+    """What has to be in place while a recorded step runs, and only then."""
+
+    def enter(self) -> None:
+        """Such a step begins."""
+
+    def leave(self) -> None:
+        """It is over.
+
+        Raises:
+            RuntimeError: A layer was not seen in it.
+        """
+
+
+class StepRecorder:
+    """Records the steps of one engine process.
+
+    An exception in a recorder is counted, logged once, stops the recording and marks the statistics incomplete; the
+    request is served.
+
+    Args:
+        settings: What to record.
+        layers: What recorders need of the fused MoE layers of this process, in the order of the model.
+        device: Where they compute.
+        tensor_parallel_size: Ranks that share each expert; their recorders must act in step.
+        requests: The engine's requests.
+        max_rows: Rows of the largest step, padding included.
+
+    Attributes:
+        recording: Whether steps are recorded.
+        failures: Exceptions so far.
+        taps: What to connect to each layer.
+        logit_taps: What to connect to each layer's router; none without the sum of logits.
+        apparatus: What has to be in place in recorded steps, None when nothing has.
+        busy_seconds: How long all steps took.
+        own_seconds: What observation has taken of them: the recorders and the hooks.
+    """
+
+    def __init__(
+        self,
+        settings: ObserveSettings,
+        layers: Sequence[LayerFacts],
+        device: torch.device,
+        tensor_parallel_size: int,
+        requests: Requests,
+        max_rows: int,
+    ) -> None:
+        self.settings = settings
+        self.recording = settings.recording
+        self.failures = 0
+        self.apparatus: Apparatus | None = None
+        self.busy_seconds = 0.0
+        self.own_seconds = 0.0
+        self._earlier_sampled_tokens = 0
+        self._judged_seconds = 0.0
+        self._apparatus_entered = False
+        self._requests = requests
+        self._sampler = (
+            PersistentSlots(settings.sample_fraction, requests.trash_slot, device, max_rows)
+            if settings.recorder == "moe_sum"
+            else RowSampler(settings.sample_fraction, requests.trash_slot, device)
+        )
+        # Ranks that measured their own time would sample different tokens and wait for each other for ever.
+        budget = settings.overhead_budget if tensor_parallel_size == 1 else None
+        self._governor = (
+            OverheadGovernor(budget, settings.sample_fraction, settings.buffer_tokens) if budget is not None else None
+        )
+        self._layers = tuple(layers)
+        num_slots = requests.trash_slot
+        self._sums = [LayerSums(num_slots, layer.num_experts, device) for layer in layers]
+        self._extra = [
+            ExtraSums(settings.extra_sums, num_slots, layer.num_experts, device) if settings.extra_sums else None
+            for layer in layers
+        ]
+        self.kinds = tuple(recorder_kind(settings, layer) for layer in layers)
+        self.taps = [
+            make_tap(
+                self, RECORDERS[kind](Parts(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)))
+            )
+            for kind, layer, sums, extra in zip(self.kinds, layers, self._sums, self._extra, strict=True)
+        ]
+        self.logit_taps = [
+            LogitTap(extra, self._sampler, self.guarded)
+            for extra in self._extra
+            if extra is not None and "logit_gram" in settings.extra_sums
+        ]
+        self._begin_window()
+
+    def begin(self, step: Step) -> None:
+        """The forward pass of a step follows."""
+        try:
+            self._sampler.begin(step.full_slot_T)
+            if self._sampler.active and self.apparatus is not None:
+                self._apparatus_entered = True
+                self.apparatus.enter()
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self.fail(error)
+
+    def end(self, busy_seconds: float) -> None:
+        """The step is over; what runs until the next one is a dummy or warm-up run.
+
+        Args:
+            busy_seconds: How long it took.
+        """
+        if self._sampler.active:
+            self._sampler.end()
+        if self._apparatus_entered and self.apparatus is not None:
+            self._apparatus_entered = False
+            try:
+                self.apparatus.leave()
+            except RuntimeError as error:
+                self.fail(error)
+        self.busy_seconds += busy_seconds
+        if self._governor is not None and self.busy_seconds - self._judged_seconds >= JUDGE_SECONDS:
+            self._judged_seconds = self.busy_seconds
+            self._sampler.fraction = self._governor.fraction_after(
+                self.busy_seconds, self.own_seconds, self.tokens_recorded
+            )
+
+    @property
+    def step_recorded(self) -> bool:
+        """Whether a row of the current step is recorded."""
+        return self.recording and self._sampler.active
+
+    def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+        """Runs a recorder's action; what it raises ends the recording, never the request."""
+        if not self.recording:
+            return None
+        started = time.perf_counter()
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self.fail(error)
+            return None
+        finally:
+            self.own_seconds += time.perf_counter() - started
+
+    def fail(self, error: Exception) -> None:
+        """Ends the recording of a window that is incomplete from here on."""
+        self.failures += 1
+        self.recording = False
+        self._complete = False
+        self._sampler.end()
+        logger.error("recording stopped, statistics are incomplete: %s: %s", type(error).__name__, error)
+
+    @property
+    def tokens_in_window(self) -> int:
+        """Tokens recorded since the window began."""
+        return self._sampler.sampled_tokens
+
+    @property
+    def tokens_recorded(self) -> int:
+        """Tokens recorded since the start."""
+        return self._earlier_sampled_tokens + self._sampler.sampled_tokens
+
+    @property
+    def sample_fraction(self) -> float:
+        """Probability with which a token is recorded now."""
+        return self._sampler.fraction
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of the window was lost."""
+        return self._complete
+
+    @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """Indices of the decoder layers, in the order of the sums."""
+        return tuple(layer.index for layer in self._layers)
+
+    def expert_counts(self) -> npt.NDArray[np.int64]:
+        """Routed tokens of the window by layer and expert, without those held back."""
+        return np.stack([sums.expert_counts() for sums in self._sums])
+
+    def tokens_by_slice(self) -> dict[str, int]:
+        """Recorded tokens of the window by slice, without those held back."""
+        used = len(self._requests.slices) * len(PHASES)
+        tokens_LS = np.stack([sums.tokens_S[:used].cpu().numpy() for sums in self._sums]).reshape(
+            len(self._sums), -1, len(PHASES)
+        )
+        return dict(zip(self._requests.slices, tokens_LS.sum(axis=2).max(axis=0).tolist(), strict=True))
+
+    def start(self) -> None:
+        """Records from the next step on."""
+        self._requests.settle()
+        self.recording = True
+
+    def stop(self) -> None:
+        """Measures what is held back, then records no more."""
+        self.flush()
+        self.recording = False
+
+    def flush(self) -> None:
+        """Measures what the recorders hold back."""
+        # As in a step, whose tensors cannot be written to otherwise.
+        with torch.inference_mode():
+            for tap in self.taps:
+                self.guarded(tap.recorder.flush)
+
+    def reset(self) -> None:
+        """Starts a new window with sums of nothing."""
+        self.flush()
+        for sums in (*self._sums, *self._extra):
+            if sums is not None:
+                sums.reset()
+        self._requests.reset()
+        self._earlier_sampled_tokens += self._sampler.sampled_tokens
+        self._sampler.reset()
+        self._begin_window()
+
+    def snapshot(self) -> RankSums:
+        """The sums of the window so far, in the main memory."""
+        self.flush()
+        requests, sampler = self._requests, self._sampler
+        num_slices = len(requests.slices)
+        # Of few tokens none may have been drawn: then the probability stands for the fraction.
+        fraction = sampler.sampled_tokens / sampler.real_tokens if sampler.sampled_tokens else sampler.fraction
+        arrays = [
+            layer_arrays(sums, num_slices, len(PHASES), extra)
+            for sums, extra in zip(self._sums, self._extra, strict=True)
+        ]
+        window = Window(
+            id=self._window_id,
+            started=self._window_started,
+            ended=_now(),
+            recorder=self.settings.recorder,
+            requests=requests.requests,
+            prompt_tokens_total=requests.prompt_tokens_total,
+            prompt_tokens_computed=requests.prompt_tokens_computed,
+            sample_fraction=fraction,
+            complete=self._complete,
+        )
+        layers = tuple(Layer(index=layer.index, name=layer.name) for layer in self._layers)
+        return RankSums.stack(window, layers, tuple(requests.slices), arrays)
+
+    def _begin_window(self) -> None:
+        self._window_id = uuid.uuid4().hex
+        self._window_started = _now()
+        self._complete = True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,81 @@
+"""A layer's recorder behind the boundary that serving survives: what the adapter connects to the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from reap_serve.record.moe_sum import MoeSumRecorder
+from reap_serve.record.recorder import Moment, Recorder
+
+
+class Boundary(Protocol):
+    """What stands between a recorder and the request.
+
+    Attributes:
+        failures: How many there were.
+    """
+
+    failures: int
+
+    @property
+    def step_recorded(self) -> bool:
+        """Whether a row of the current step is recorded."""
+
+    def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+        """Runs an action; what it raises ends the recording."""
+
+    def fail(self, error: Exception) -> None:
+        """Ends the recording."""
+
+
+class Tap:
+    """One layer's recorder, asked in recorded steps only.
+
+    Attributes:
+        recorder: The recorder.
+    """
+
+    def __init__(self, boundary: Boundary, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._boundary = boundary
+
+    @property
+    def moment(self) -> Moment:
+        """When it has to see the layer's calls."""
+        return self.recorder.moment
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+        """Sees the routed tokens; gives the layer's output if the recorder computed it. Never raises."""
+        if not self._boundary.step_recorded:
+            return None
+        return self._boundary.guarded(lambda: self.recorder.observe(x_TH, gate_TK, expert_ids_TK))
+
+
+class SumTap(Tap):
+    """One layer's `moe_sum` recorder.
+
+    It acts whether or not the engine records: a graph that is captured now is replayed later. What counts is in the
+    labels.
+    """
+
+    recorder: MoeSumRecorder
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+        """Notes the call whose rows follow."""
+        self.recorder.observe(x_TH, gate_TK, expert_ids_TK)
+
+    def rows_written(self, rows_TKH: torch.Tensor) -> None:
+        """Sees the weighted rows that the kernel is about to add. Never raises."""
+        if self._boundary.failures == 0:
+            try:
+                self.recorder.rows_written(rows_TKH)
+            except Exception as error:  # noqa: BLE001 - the hook boundary
+                self._boundary.fail(error)
+
+
+def make_tap(boundary: Boundary, recorder: Recorder) -> Tap:
+    """The tap of a recorder."""
+    return (SumTap if isinstance(recorder, MoeSumRecorder) else Tap)(boundary, recorder)

@@ -1,0 +1,89 @@
+"""A step of the engine, in the order in which it happens: begin, rows, forward, end.
+
+begin    the scheduler has chosen: requests leave, then others enter, each under its plan or the full model
+rows     the order of the rows is final: they become a `Step`, which recorders, masks and the shadow router take up
+forward  vLLM computes; its layers call the recorders' taps, its routers the masks and the shadow router
+end      all of them let go of the step; what runs until the next one is a dummy or warm-up run
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+from reap_serve.record.requests import Requests
+from reap_serve.record.step import BatchRows, NewRequest
+from reap_serve.record.step_recorder import StepRecorder
+from reap_serve.serve.mask import EngineMasks
+from reap_serve.serve.mask_router import SkippedRouting
+from reap_serve.serve.shadow import EngineShadow
+
+
+class EngineSteps:
+    """Follows the steps of one engine process; the adapter calls it.
+
+    Args:
+        requests: The engine's requests.
+        recorder: Its recorders.
+        masks: Its plans.
+        shadow: Its shadow routers, None on a model that was not pruned.
+        skipped_routing: Of an engine that compiles its model.
+
+    Attributes:
+        rows_wanted: Whether the rows of the step that has begun matter.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        recorder: StepRecorder,
+        masks: EngineMasks,
+        shadow: EngineShadow | None,
+        skipped_routing: SkippedRouting | None = None,
+    ) -> None:
+        self.rows_wanted = False
+        self.requests = requests
+        self.recorder = recorder
+        self.masks = masks
+        self.shadow = shadow
+        self._skipped_routing = skipped_routing
+        self._step_started = 0.0
+
+    def step_begins(self, finished: Collection[str], new: Sequence[NewRequest]) -> None:
+        """The scheduler's choice is there."""
+        self._step_started = time.perf_counter()
+        if self._skipped_routing is not None:
+            self._skipped_routing.step_begins()
+        if finished:
+            self.requests.finish(finished)
+        for request in new:
+            plan = self.masks.plan_of(request)
+            self.requests.add(request.id, request.prompt_tokens, request.arguments, plan)
+        self.rows_wanted = self.recorder.recording or self.requests.under_plan > 0 or self.shadow is not None
+        self.recorder.own_seconds += time.perf_counter() - self._step_started
+
+    def rows_ordered(self, batch: BatchRows) -> None:
+        """The forward pass follows."""
+        started = time.perf_counter()
+        step = self.requests.step(batch, recorded=self.recorder.recording)
+        if self.recorder.recording:
+            self.recorder.begin(step)
+        if step.plan_rows:
+            self.masks.begin(step)
+        if self.shadow is not None:
+            self.shadow.begin(step)
+        self.recorder.own_seconds += time.perf_counter() - started
+
+    def step_ends(self) -> None:
+        """The engine is between two steps."""
+        ended = time.perf_counter()
+        self.rows_wanted = False
+        self.recorder.end(ended - self._step_started)
+        self.masks.end()
+        if self.shadow is not None:
+            self.shadow.end()
+        self.recorder.own_seconds += time.perf_counter() - ended
+        self.between_steps()
+
+    def between_steps(self) -> None:
+        """What a serving engine does there; nothing here."""
