@@ -65,6 +65,10 @@ def merge(
         str | None,
         typer.Option(metavar="7d", help="Only files with a window that ended so long ago at most: s, m, h, d, w."),
     ] = None,
+    half_life: Annotated[
+        str | None,
+        typer.Option(metavar="14d", help="Weigh files by age: what ended so long before the newest counts half."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,16 +76,15 @@ def merge(
     from reap_serve.statistics.file import write_statistics
     from reap_serve.statistics.merge import merge_files
     from reap_serve.statistics.storage import expand_directories, refuse_existing
+    from reap_serve.statistics.windows import parse_duration, require_any, select_since
 
     refuse_existing(output, overwrite)
     paths = expand_directories(files)
     older = 0
     if since is not None:
-        from reap_serve.statistics.windows import require_any, select_since
-
         chosen = require_any(select_since(paths, since), since)
         paths, older = list(chosen.paths), len(chosen.older)
-    merged = merge_files(paths)
+    merged = merge_files(paths, None if half_life is None else parse_duration(half_life))
     write_statistics(merged, output, overwrite=overwrite)
     summary = {
         "stats": output,
@@ -147,6 +150,10 @@ def export(
     if form == "llm-compressor" and keep_experts is None:
         raise RequestError("a report holds the experts that stay", "give --keep-experts N")
     statistics = _read(files, slices)
+    if statistics.header.ageing is not None:
+        raise RequestError(
+            "aged statistics hold no whole counts, and other tools read counts", "merge without --half-life"
+        )
     if form == "llm-compressor":
         content = report_bytes(report_of(statistics, criterion, keep_experts or 0))
     else:

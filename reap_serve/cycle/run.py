@@ -67,7 +67,7 @@ def _decide(config: CycleConfig, state: State, config_bytes: bytes, say: Say) ->
     if not inputs.files:
         return end.nothing(f"no statistics of this model in the last {config.statistics.since}")
     say(f"1/6 collect {len(inputs.files)} files of statistics")
-    statistics = steps.collect(inputs, run)
+    statistics = steps.collect(config, inputs, run)
     tokens = sum(statistics.tokens_per_slice())
     if tokens < config.statistics.min_tokens:
         return end.nothing(f"{tokens:,} tokens were observed, fewer than min_tokens {config.statistics.min_tokens:,}")

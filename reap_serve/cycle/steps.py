@@ -31,6 +31,7 @@ from reap_serve.statistics.drift import Drift, drift
 from reap_serve.statistics.file import read_statistics, write_statistics
 from reap_serve.statistics.merge import merge_files
 from reap_serve.statistics.record import Statistics
+from reap_serve.statistics.windows import parse_duration
 from reap_serve.traffic.read import read_traffic
 from reap_serve.traffic.request import Request
 
@@ -50,11 +51,13 @@ COPIES_AT_A_TIME = 2
 NEW, IN_USE = "candidate", "in-use"
 
 
-def collect(inputs: Inputs, run: Path) -> Statistics:
+def collect(config: CycleConfig, inputs: Inputs, run: Path) -> Statistics:
     """The statistics of the stretch, merged."""
     path = run / WINDOWS_NAME
     if not path.exists():
-        write_statistics(merge_files([file.path for file in inputs.files]), str(path), overwrite=True)
+        text = config.statistics.half_life
+        merged = merge_files([file.path for file in inputs.files], None if text is None else parse_duration(text))
+        write_statistics(merged, str(path), overwrite=True)
     return read_statistics(str(path))
 
 

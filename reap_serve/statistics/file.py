@@ -66,10 +66,13 @@ def read_statistics(path: str) -> Statistics:
             pass
         handle.seek(layout.header_bytes)
         num_slices = len(layout.header.slices)
-        arrays = {field: zeros(field, (num_slices, len(PHASES), *shape)) for field, shape in layout.shapes.items()}
+        aged = layout.header.ageing is not None
+        arrays = {
+            field: zeros(field, (num_slices, len(PHASES), *shape), aged=aged) for field, shape in layout.shapes.items()
+        }
         if layout.has_batches:
             shape = (num_slices, len(layout.header.layers), layout.header.model.num_experts)
-            arrays |= {field: zeros(field, shape) for field in BATCH_FIELDS}
+            arrays |= {field: zeros(field, shape, aged=aged) for field in BATCH_FIELDS}
         for block, values in read_blocks(handle, layout, path):
             place = (block.slice_index,) if block.phase_index is None else (block.slice_index, block.phase_index)
             arrays[block.field][place] = values
@@ -162,11 +165,11 @@ def _checked_blocks(take: Callable[[Block], memoryview], layout: Layout, path: s
         content = take(block)
         total += checksum(content)
         values = np.frombuffer(content, block.dtype).reshape(block.shape)
-        if is_count(block.field):
-            if block.dtype == COUNT_DTYPES["I64"] and int(values.min(initial=0)) < 0:
-                raise corrupt(path, f"{block.field} holds a negative count")
+        signed = block.dtype == COUNT_DTYPES["I64"] or block.dtype.kind == "f"
+        if is_count(block.field) and signed and values.min(initial=0) < 0:
+            raise corrupt(path, f"{block.field} holds a negative count")
         # One pass instead of two: a sum is finite only if its terms are.
-        elif not np.isfinite(np.add.reduce(values, axis=None, dtype=np.float64)):
+        if block.dtype.kind == "f" and not np.isfinite(np.add.reduce(values, axis=None, dtype=np.float64)):
             raise corrupt(path, f"{block.field} holds a value that is not finite")
         yield block, values
     if total % CHECKSUM_MODULUS != layout.checksum:

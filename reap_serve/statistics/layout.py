@@ -188,7 +188,8 @@ def _parse_blocks(
         field = (_BATCH_FIELD_OF_NAME if part == BATCHES else _FIELD_OF_NAME).get(short_name)
         if slice_name not in slice_indices or field is None or (phase_index is None and part != BATCHES):
             raise corrupt(path, f"it holds a tensor {ascii(name)[:120]} that its header does not explain")
-        block = _parse_block(entry, field, slice_indices[slice_name], phase_index, data_start, size)
+        dtypes = COUNT_DTYPES if is_count(field) and header.ageing is None else FLOAT_DTYPES
+        block = _parse_block(entry, dtypes, field, slice_indices[slice_name], phase_index, data_start, size)
         if block is None:
             raise corrupt(path, f"the header's entry of a tensor {field} is malformed")
         blocks.append(block)
@@ -204,10 +205,18 @@ def _parse_blocks(
     return tuple(blocks)
 
 
-def _parse_block(entry: JsonValue, field: str, s: int, p: int | None, data_start: int, size: int) -> Block | None:
+def _parse_block(
+    entry: JsonValue,
+    dtypes: Mapping[str, np.dtype[np.generic]],
+    field: str,
+    s: int,
+    p: int | None,
+    data_start: int,
+    size: int,
+) -> Block | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return None
-    dtype = (COUNT_DTYPES if is_count(field) else FLOAT_DTYPES).get(entry["dtype"])
+    dtype = dtypes.get(entry["dtype"])
     shape, offsets = _parse_sizes(entry.get("shape"), size), _parse_sizes(entry.get("data_offsets"), size)
     if dtype is None or shape is None or offsets is None or len(offsets) != 2:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from reap_serve.errors import MismatchError, RequestError
 from reap_serve.model import require_same_model
 from reap_serve.records import provenance
+from reap_serve.statistics.ageing import age_weights, exponent_of
 from reap_serve.statistics.file import blocks_in_memory, read_blocks
 from reap_serve.statistics.layout import Block, Layout, read_layout, require_unchanged
 from reap_serve.statistics.record import (
@@ -24,6 +26,7 @@ from reap_serve.statistics.record import (
     OPTIONAL_FIELDS,
     PHASES,
     SCHEMA_VERSION,
+    Ageing,
     BatchSums,
     Floats,
     Header,
@@ -36,21 +39,28 @@ from reap_serve.statistics.record import (
 from reap_serve.statistics.storage import expand_directories, open_source, read_ahead
 
 
-def merge(statistics: Sequence[Statistics]) -> Statistics:
+def merge(statistics: Sequence[Statistics], half_life: timedelta | None = None) -> Statistics:
     """The sum of statistics.
 
     Optional sums survive only where every input has them. The result does not depend on the order of the inputs.
 
+    Args:
+        statistics: The inputs.
+        half_life: Weighs each by its age, see `ageing`; None adds them as they are.
+
     Raises:
-        MismatchError: The models differ, a layer has two names, or a window is there twice.
+        MismatchError: The models differ, a layer has two names, a window is there twice, or ages do not fit.
         RequestError: There is nothing to merge.
     """
     # Addition in one fixed order makes the float64 sums the same to the bit, whatever the order of the arguments.
     ordered = sorted(statistics, key=lambda item: item.header.windows[0].id)
     shapes = [{name: values.shape[2:] for name, values in item.fields_by_name().items()} for item in ordered]
     names = [f"statistics of window {item.header.windows[0].id}" for item in ordered]
-    accumulator = _Accumulator([item.header for item in ordered], shapes, names)
-    for item in ordered:
+    headers = [item.header for item in ordered]
+    weights = age_weights(headers, names, half_life)
+    accumulator = _Accumulator(headers, shapes, names, weights.ageing)
+    for item, weight in zip(ordered, weights.of_inputs, strict=True):
+        accumulator.weight = weight
         accumulator.add_statistics(item)
     return accumulator.result()
 
@@ -90,11 +100,12 @@ def join_batches(parts: Sequence[Statistics]) -> Statistics:
     return replace(joined, header=joined.header.model_copy(update={"windows": (window,)}))
 
 
-def merge_files(paths: Iterable[str]) -> Statistics:
+def merge_files(paths: Iterable[str], half_life: timedelta | None = None) -> Statistics:
     """The sum of statistics files, holding one accumulator and a few files at a time.
 
     Args:
         paths: Local paths and fsspec URLs; a directory stands for the files in it.
+        half_life: Weighs each by its age, see `ageing`; None adds them as they are.
 
     Raises:
         InputFileError: A file is missing or unsound.
@@ -108,13 +119,12 @@ def merge_files(paths: Iterable[str]) -> Statistics:
             layouts.append((path, read_layout(handle, size, path)))
     layouts.sort(key=lambda item: item[1].header.windows[0].id)
 
-    accumulator = _Accumulator(
-        [layout.header for _, layout in layouts],
-        [layout.shapes for _, layout in layouts],
-        [path for path, _ in layouts],
-    )
-    contents = read_ahead([path for path, _ in layouts])
-    for (path, content), (_, layout) in zip(contents, layouts, strict=True):
+    headers, names = [layout.header for _, layout in layouts], [path for path, _ in layouts]
+    weights = age_weights(headers, names, half_life)
+    accumulator = _Accumulator(headers, [layout.shapes for _, layout in layouts], names, weights.ageing)
+    contents = read_ahead(names)
+    for (path, content), (_, layout), weight in zip(contents, layouts, weights.of_inputs, strict=True):
+        accumulator.weight = weight
         if content is not None:
             _add_file(accumulator, layout, blocks_in_memory(content, layout, path))
             continue
@@ -178,7 +188,11 @@ class _Accumulator:
     """Sums that grow by one tensor at a time."""
 
     def __init__(
-        self, headers: Sequence[Header], shapes: Sequence[Mapping[str, tuple[int, ...]]], names: Sequence[str]
+        self,
+        headers: Sequence[Header],
+        shapes: Sequence[Mapping[str, tuple[int, ...]]],
+        names: Sequence[str],
+        ageing: Ageing | None = None,
     ) -> None:
         """Allocates the sums.
 
@@ -186,8 +200,12 @@ class _Accumulator:
             headers: Of every input.
             shapes: Per input, the shape without the axes S and P of each of its fields.
             names: Of the inputs, for errors.
+            ageing: Of the result.
         """
-        self._header = _merge_headers(headers, names)
+        # Of the input that is added now.
+        self.weight = 1.0
+        aged = ageing is not None
+        self._header = _merge_headers(headers, names).model_copy(update={"ageing": ageing})
         self._row_of_layer = {layer.index: row for row, layer in enumerate(self._header.layers)}
         self._slice_index = {name: index for index, name in enumerate(self._header.slices)}
         dropped = {name for name in OPTIONAL_FIELDS if any(name not in shape for shape in shapes)}
@@ -203,9 +221,13 @@ class _Accumulator:
                         f"{shape[field][1:]}",
                         "use files that were made from the same checkpoint",
                     )
-            self._arrays[field] = zeros(field, (len(self._header.slices), len(PHASES), num_layers, *first[1:]))
+            self._arrays[field] = zeros(
+                field, (len(self._header.slices), len(PHASES), num_layers, *first[1:]), aged=aged
+            )
         for field in BATCH_FIELDS:
-            self._arrays[field] = zeros(field, (len(self._header.slices), num_layers, self._header.model.num_experts))
+            self._arrays[field] = zeros(
+                field, (len(self._header.slices), num_layers, self._header.model.num_experts), aged=aged
+            )
 
     def add(
         self,
@@ -222,6 +244,8 @@ class _Accumulator:
         if phase_index is not None:
             target = target[phase_index]
         combine = np.maximum if field in MAX_FIELDS else np.add
+        if self.weight != 1.0:
+            values = np.multiply(values, self.weight ** exponent_of(field), dtype=np.float64)
         if len(layers) == len(target):
             combine(target, values, out=target)
         else:

@@ -60,6 +60,18 @@ class Window(Record):
     complete: bool
 
 
+class Ageing(Record):
+    """How sums were weighed by age: what ended a half-life before `as_of` counts half.
+
+    Attributes:
+        half_life_seconds: H in the weight 2^(-age / H).
+        as_of: UTC time, ISO 8601, at which the weight is 1.
+    """
+
+    half_life_seconds: float = Field(gt=0, allow_inf_nan=False)
+    as_of: str
+
+
 class Header(Record):
     """What the sums are of.
 
@@ -71,6 +83,7 @@ class Header(Record):
         windows: What was observed when; never empty, since merging refuses a window that it has seen.
         engine: What ran the model, such as `vllm` to its version and `recorder` to its kind.
         provenance: What made the file.
+        ageing: How the sums were weighed by age; their counts are no integers then. None where every token counts 1.
     """
 
     schema_version: int
@@ -80,6 +93,7 @@ class Header(Record):
     windows: tuple[Window, ...] = Field(min_length=1)
     engine: dict[str, str]
     provenance: Provenance
+    ageing: Ageing | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Header:
@@ -188,9 +202,9 @@ def is_count(field: str) -> bool:
     return field == LAYER_FIELD or field in COUNT_FIELDS
 
 
-def zeros(field: str, shape: tuple[int, ...]) -> Ints | Floats:
-    """A field of nothing."""
-    return np.zeros(shape, np.int64) if is_count(field) else np.zeros(shape, np.float64)
+def zeros(field: str, shape: tuple[int, ...], *, aged: bool = False) -> Ints | Floats:
+    """A field of nothing; aged counts are no integers."""
+    return np.zeros(shape, np.int64) if is_count(field) and not aged else np.zeros(shape, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
