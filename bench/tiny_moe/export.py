@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 
 from bench.tiny_moe.conversations import DOMAINS, Conversation
-from bench.tiny_moe.model import TinyMoe, TinyMoeConfig
+from bench.tiny_moe.model import SHAPES, TinyMoe, TinyMoeConfig
 from bench.tiny_moe.sources import LICENCES
 from bench.tiny_moe.tokenizer import END_OF_TEXT, END_OF_TURN
 from bench.tiny_moe.train import BALANCE_COEFFICIENT, MIXTURE
@@ -142,7 +142,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     saved = torch.load(arguments.checkpoint, weights_only=False)
-    model = TinyMoe(TinyMoeConfig())
+    model = TinyMoe(SHAPES[saved.get("shape", "top-2-of-32")])
     model.load_state_dict(saved["model"])
     round_to_bfloat16(model)
 

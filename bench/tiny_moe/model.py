@@ -36,6 +36,13 @@ class TinyMoeConfig:
     max_positions: int = 2048
 
 
+# The embedded model, and a second one for figures on many small experts (bench/paper).
+SHAPES = {
+    "top-2-of-32": TinyMoeConfig(),
+    "top-8-of-64": TinyMoeConfig(hidden_size=128, num_layers=8, num_experts=64, top_k=8, expert_width=32),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardResult:
     """What one pass gives.

@@ -1,7 +1,8 @@
 """Trains the model on packed sequences with two processes of one thread each.
 
-Run: ``python -m bench.tiny_moe.train --data DIR --output DIR [--seed N]``. A run that stopped goes on from its last
-checkpoint. The schedule follows steps, not the clock, so a run can be repeated.
+Run: ``python -m bench.tiny_moe.train --data DIR --output DIR [--shape NAME] [--steps N] [--processes N] [--seed N]``. A
+run that stopped goes on from its last checkpoint, also with other steps as long as their decay has not begun. The
+schedule follows steps, not the clock, so a run can be repeated.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import multiprocessing as mp
 import os
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bench.tiny_moe.model import TinyMoe, TinyMoeConfig
+from bench.tiny_moe.model import SHAPES, TinyMoe
 from bench.tiny_moe.muon import Muon
 from bench.tiny_moe.next_token_loss import next_token_loss
 
-NUM_PROCESSES = 2
 # Sequences of one step by stream; each process takes every second one.
 MIXTURE = {
     "tools_chat": 3,
@@ -37,10 +38,16 @@ BALANCE_COEFFICIENT = 0.03
 MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 0.003
 NUM_STEPS = 1480
-# Share of the peak rate at a step (counted from 1), linear in between: warm-up, constant, decay to zero.
-SCHEDULE = ((0, 0.0), (40, 1.0), (1201, 1.0), (1301, 0.75), (NUM_STEPS + 1, 0.0))
 GRADIENT_NORM_LIMIT = 1.0
-LOG_EVERY, CHECKPOINT_EVERY = 20, 100
+LOG_EVERY, CHECKPOINT_EVERY = 20, 50
+
+# Shares of the peak rate at steps (counted from 1), linear in between.
+Schedule = tuple[tuple[int, float], ...]
+
+
+def schedule_of(num_steps: int) -> Schedule:
+    """Gives warm-up, constant rate and a decay to zero that begins 279 steps before the end."""
+    return (0, 0.0), (40, 1.0), (num_steps - 279, 1.0), (num_steps - 179, 0.75), (num_steps + 1, 0.0)
 
 
 class Streams:
@@ -69,19 +76,19 @@ class Streams:
         index = self._orders[name][1][place]
         return tokens[index], weights[index]
 
-    def batch(self, step: int, rank: int) -> tuple[list[str], Tensor, Tensor]:
+    def batch(self, step: int, rank: int, num_processes: int) -> tuple[list[str], Tensor, Tensor]:
         """Gives this process's share of a step: names of the streams, tokens and weights ``[B, T]``."""
         names = [name for name, count in MIXTURE.items() for _ in range(count)]
         rows = [self.take(name) for name in names]
-        mine = slice((rank + step) % NUM_PROCESSES, None, NUM_PROCESSES)
+        mine = slice((rank + step) % num_processes, None, num_processes)
         tokens = torch.from_numpy(np.stack([row[0] for row in rows[mine]]).astype(np.int64))
         weights = torch.from_numpy(np.stack([row[1] for row in rows[mine]]).astype(np.float32))
         return names[mine], tokens, weights
 
 
-def learning_rate_factor(step: int) -> float:
+def learning_rate_factor(step: int, schedule: Schedule) -> float:
     """Gives the share of the peak rate at a step counted from 0."""
-    steps, factors = zip(*SCHEDULE, strict=True)
+    steps, factors = zip(*schedule, strict=True)
     return float(np.interp(step + 1, steps, factors))
 
 
@@ -100,7 +107,7 @@ def _average_gradients(model: TinyMoe) -> None:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= NUM_PROCESSES
+    flat /= dist.get_world_size()
     flat *= min(1.0, GRADIENT_NORM_LIMIT / (float(flat.norm()) + 1e-6))
     for gradient, part in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -112,16 +119,29 @@ def _save(path: Path, content: dict[str, object]) -> None:
     os.replace(temporary, path)
 
 
-def train(rank: int, data: Path, output: Path, seed: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is trained: files, shape of the model, steps, processes and seed."""
+
+    data: Path
+    output: Path
+    shape: str
+    num_steps: int
+    num_processes: int
+    seed: int
+
+
+def train(rank: int, run: Run) -> None:
     """Runs one of the processes."""
+    output, schedule = run.output, schedule_of(run.num_steps)
     torch.set_num_threads(1)
     meeting = f"file://{output.resolve()}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=NUM_PROCESSES)
-    torch.manual_seed(seed)
-    model = TinyMoe(TinyMoeConfig())
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=run.num_processes)
+    torch.manual_seed(run.seed)
+    model = TinyMoe(SHAPES[run.shape])
     steppers = optimisers(model)
     peaks = [group["lr"] for stepper in steppers for group in stepper.param_groups]
-    streams = Streams(data, seed)
+    streams = Streams(run.data, run.seed)
     first_step, elapsed = 0, 0.0
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
@@ -132,12 +152,12 @@ def train(rank: int, data: Path, output: Path, seed: int) -> None:
         first_step, streams.taken, elapsed = saved["step"], saved["taken"], saved["seconds"]
     start = time.monotonic() - elapsed
     losses: dict[str, list[float]] = defaultdict(list)
-    for step in range(first_step, NUM_STEPS):
-        factor = learning_rate_factor(step)
+    for step in range(first_step, run.num_steps):
+        factor = learning_rate_factor(step, schedule)
         groups = [group for stepper in steppers for group in stepper.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor
-        names, tokens_BT, weights_BT = streams.batch(step, rank)
+        names, tokens_BT, weights_BT = streams.batch(step, rank, run.num_processes)
         result = model(tokens_BT)
         hidden = result.hidden_NH.view(*tokens_BT.shape, -1)[:, :-1].flatten(0, 1)
         loss, losses_N = next_token_loss(
@@ -161,15 +181,16 @@ def train(rank: int, data: Path, output: Path, seed: int) -> None:
             with (output / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
             losses.clear()
-        if rank == 0 and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == NUM_STEPS):
+        if rank == 0 and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == run.num_steps):
             content: dict[str, object] = {
                 "model": model.state_dict(),
                 "optimisers": [stepper.state_dict() for stepper in steppers],
             }
             content |= {
                 "step": step + 1,
-                "schedule": SCHEDULE,
-                "seed": seed,
+                "shape": run.shape,
+                "schedule": schedule,
+                "seed": run.seed,
                 "taken": streams.taken,
             }
             _save(checkpoint, content | {"seconds": time.monotonic() - start})
@@ -182,13 +203,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="top-2-of-32")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=20)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "meeting").unlink(missing_ok=True)
     context = mp.get_context("spawn")
-    settings = (arguments.data, arguments.output, arguments.seed)
-    processes = [context.Process(target=train, args=(rank, *settings)) for rank in range(NUM_PROCESSES)]
+    run = Run(arguments.data, arguments.output, arguments.shape, arguments.steps, arguments.processes, arguments.seed)
+    processes = [context.Process(target=train, args=(rank, run)) for rank in range(run.num_processes)]
     for process in processes:
         process.start()
     for process in processes:

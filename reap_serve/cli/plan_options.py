@@ -44,7 +44,7 @@ Sweep = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(metavar="MODEL", help="The model, for its group limits and tensor sizes.")]
 Criterion = Annotated[
-    str, typer.Option(help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan or random.")
+    str, typer.Option(help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan, asq or random.")
 ]
 Seed = Annotated[int, typer.Option(help="Of the criterion random.")]
 Mix = Annotated[

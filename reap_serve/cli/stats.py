@@ -23,7 +23,7 @@ Files = Annotated[
 ]
 Criterion = Annotated[
     str,
-    typer.Option(help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan or random."),
+    typer.Option(help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan, asq or random."),
 ]
 Slices = Annotated[list[str] | None, typer.Option("--slice", metavar="NAME", help="Slices to pool; all by default.")]
 Keep = Annotated[int | None, typer.Option(metavar="N", help="Experts kept per layer; half by default.")]
@@ -184,7 +184,7 @@ def import_(
         note("a report holds which experts stay and no sums: plan with --keep-experts and its own number")
     else:
         statistics = statistics_of_observer(file, fingerprint(source), moe_layers)
-        note("an observer file holds no second moments: no standard error, and msan is 0")
+        note("an observer file holds no second moments: no standard error, and msan and asq are 0")
     write_statistics(statistics, output, overwrite=overwrite)
 
 

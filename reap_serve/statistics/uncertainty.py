@@ -42,8 +42,8 @@ def standard_error(terms: Sequence[SliceTerm], criterion: str = "reap") -> Float
     those routed elsewhere.
 
     Returns:
-        NaN below two tokens, and for criteria whose second moment is not recorded (`gate_sum`, `msan`) or that are no
-        estimate (`random`).
+        NaN below two tokens, and for criteria whose second moment is not recorded (`gate_sum`, `msan`, `asq`) or that
+        are no estimate (`random`).
 
     Raises:
         RequestError: There is no such criterion.

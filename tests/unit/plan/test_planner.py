@@ -35,6 +35,7 @@ def plan_of(source: Statistics, request: PlanRequest, model: ModelLimits | None 
         ("ean_mean", (0, 2, 4)),  # twice reap
         ("ean_sum", (0, 1, 3)),  # twice weighted_ean_sum
         ("msan", (0, 2, 4)),  # square of twice reap
+        ("asq", (2, 3, 4)),  # 4*9 10*1 2*25 6*9 1*81 0: 81, 54, 50
     ],
 )
 def test_the_highest_stay_and_ties_fall_to_the_smaller_index(criterion: str, kept: tuple[int, ...]) -> None:

@@ -84,7 +84,7 @@ def test_groups_are_cut_each_for_itself() -> None:
     assert 0 < grouped.mean() < 0.5
 
 
-@pytest.mark.parametrize("criterion", ["random", "gate_sum", "msan"])
+@pytest.mark.parametrize("criterion", ["random", "gate_sum", "msan", "asq"])
 def test_criteria_without_a_known_error_are_not_judged(criterion: str) -> None:
     evidence, decision = cut(random_statistics(1, 2, 64), PlanRequest(Size(0.5), criterion))
     assert instability(evidence, decision) is None

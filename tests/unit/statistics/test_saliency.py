@@ -41,6 +41,7 @@ def by_hand() -> Statistics:
         ("ean_mean", [3, 7 / 3, 0]),
         ("weighted_ean_sum", [5, 1.25, 0]),
         ("msan", [(4 + 16 + 9) / 3, 27 / 3, 0]),
+        ("asq", [1 + 1 + 9, 0.25 + 0.5625, 0]),
     ],
 )
 def test_criteria_by_hand(criterion: str, expected: list[float]) -> None:
@@ -48,7 +49,7 @@ def test_criteria_by_hand(criterion: str, expected: list[float]) -> None:
 
 
 def test_every_criterion_of_the_contract_is_there() -> None:
-    names = ["reap", "frequency", "gate_sum", "ean_sum", "ean_mean", "weighted_ean_sum", "msan", "random"]
+    names = ["reap", "frequency", "gate_sum", "ean_sum", "ean_mean", "weighted_ean_sum", "msan", "asq", "random"]
     assert list(CRITERIA) == names
 
 

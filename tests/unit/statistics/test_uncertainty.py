@@ -59,7 +59,7 @@ def test_totals_by_hand() -> None:
     assert standard_error(terms, "ean_mean")[0, 0] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("criterion", ["gate_sum", "msan", "random"])
+@pytest.mark.parametrize("criterion", ["gate_sum", "msan", "asq", "random"])
 def test_criteria_without_second_moment_have_no_error(criterion: str) -> None:
     statistics = statistics_of(random_tokens(np.random.default_rng(0), 20, 1, 4, 2), 4)
     assert np.isnan(standard_error(slice_terms(statistics), criterion)).all()
