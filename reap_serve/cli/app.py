@@ -55,6 +55,7 @@ def _register() -> None:
         stats_drift,
         stats_subspace,
         traffic,
+        tune,
         verify,
     )
 

@@ -21,7 +21,7 @@ from reap_serve.errors import GateError, RequestError
 from reap_serve.records import JsonValue, Record
 
 _EXPRESSION = re.compile(r"\s*(?P<path>[^<>=]+?)\s*(?P<sign>[<>]=?)\s*(?P<limit>[-+.\deE]+)\s*")
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "<": operator.lt,
@@ -52,35 +52,36 @@ class Gate:
     limit: float
 
 
-def parse_gates(texts: Sequence[str], slices: Collection[str]) -> list[Gate]:
+def parse_gates(texts: Sequence[str], slices: Collection[str], option: str = "--fail-if") -> list[Gate]:
     """Gates from their expressions.
 
     Args:
         texts: As the user wrote them.
         slices: Names of the traffic's slices.
+        option: How to call them in an error.
 
     Raises:
         RequestError: An expression is not of the form, or names what no report has.
     """
-    return [_parse(text, slices) for text in texts]
+    return [_parse(text, slices, option) for text in texts]
 
 
-def _parse(text: str, slices: Collection[str]) -> Gate:
+def _parse(text: str, slices: Collection[str], option: str) -> Gate:
     match = _EXPRESSION.fullmatch(text)
     if match is None:
-        raise RequestError(f"--fail-if {text!r} is not PATH>NUMBER", "signs are > >= < <=")
+        raise RequestError(f"{option} {text!r} is not PATH>NUMBER", "signs are > >= < <=")
     try:
         limit = float(match["limit"])
     except ValueError:
-        raise RequestError(f"--fail-if {text!r}: {match['limit']} is no number", "give a number") from None
+        raise RequestError(f"{option} {text!r}: {match['limit']} is no number", "give a number") from None
     name, rest = None, match["path"]
     if rest.startswith("tasks."):
         # Which tasks there are is known when the tools have run.
         fields = re.fullmatch(r"tasks\.(.+?)\.(\w+)(\.low|\.high)?", rest)
         if fields is None:
-            raise RequestError(f"--fail-if {text!r} names no figure of a task", "such as tasks.*.recovery_percent<95")
+            raise RequestError(f"{option} {text!r} names no figure of a task", "such as tasks.*.recovery_percent<95")
         keys = (fields[2], *((fields[3][1:],) if fields[3] else ()))
-        _require_figure(text, keys, TaskReport)
+        _require_figure(text, keys, option, TaskReport)
         return Gate(text, None, fields[1], keys, match["sign"], limit)
     if rest.startswith("slices."):
         rest = rest.removeprefix("slices.")
@@ -88,16 +89,16 @@ def _parse(text: str, slices: Collection[str]) -> Gate:
         fitting = [known for known in (*slices, "*") if rest.startswith(f"{known}.")]
         if not fitting:
             raise RequestError(
-                f"--fail-if {text!r} names no slice of the traffic", f"slices are {', '.join(sorted(slices))}, or *"
+                f"{option} {text!r} names no slice of the traffic", f"slices are {', '.join(sorted(slices))}, or *"
             )
         name = max(fitting, key=len)
         rest = rest.removeprefix(f"{name}.")
     keys = tuple(_WORDS.findall(rest))
-    _require_figure(text, ("slices", "*", *keys) if name is not None else keys)
+    _require_figure(text, ("slices", "*", *keys) if name is not None else keys, option)
     return Gate(text, name, None, keys, match["sign"], limit)
 
 
-def _require_figure(text: str, keys: Sequence[str], root: type[Record] = Report) -> None:
+def _require_figure(text: str, keys: Sequence[str], option: str, root: type[Record] = Report) -> None:
     """Walks a record's types, so that a wrong name is found before anything is started."""
     kind: object = root
     for position, key in enumerate(keys):
@@ -106,7 +107,7 @@ def _require_figure(text: str, keys: Sequence[str], root: type[Record] = Report)
             if field is None:
                 place = ".".join(keys[:position]) or ("the report" if root is Report else "a task")
                 raise RequestError(
-                    f"--fail-if {text!r}: {place} has no {key}", f"it has {', '.join(sorted(kind.model_fields))}"
+                    f"{option} {text!r}: {place} has no {key}", f"it has {', '.join(sorted(kind.model_fields))}"
                 )
             kind = _without_none(field.annotation)
         elif get_origin(kind) is dict:
@@ -114,9 +115,9 @@ def _require_figure(text: str, keys: Sequence[str], root: type[Record] = Report)
         elif get_origin(kind) is tuple and key in _ENDS:
             kind = get_args(kind)[0]
         else:
-            raise RequestError(f"--fail-if {text!r}: there is nothing below {'.'.join(keys[:position])}", "shorten it")
+            raise RequestError(f"{option} {text!r}: there is nothing below {'.'.join(keys[:position])}", "shorten it")
     if kind not in (int, float):
-        raise RequestError(f"--fail-if {text!r} names no number", "go on to one of its figures")
+        raise RequestError(f"{option} {text!r} names no number", "go on to one of its figures")
 
 
 def _without_none(kind: object) -> object:
@@ -133,7 +134,7 @@ def failures(gates: Sequence[Gate], report: Report) -> list[str]:
         for place, value in _figures(gate, document):
             if value is None:
                 lines.append(f"{place} was not measured ({gate.text})")
-            elif _COMPARISONS[gate.sign](value, gate.limit):
+            elif COMPARISONS[gate.sign](value, gate.limit):
                 lines.append(f"{place} is {value:.6g} ({gate.text})")
     return lines
 

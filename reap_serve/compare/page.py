@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 from reap_serve.compare.candidate_figures import candidates_section
@@ -30,12 +30,13 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
 )
 
 
-def report_page(report: Report, plan: Plan | None = None) -> str | None:
+def report_page(report: Report, plan: Plan | None = None, first: Sequence[Section] = ()) -> str | None:
     """The page of a report.
 
     Args:
         report: The comparison.
         plan: The candidate's plan; its saliency and its cut are drawn.
+        first: Sections of a later stage, before all that are optional.
 
     Returns:
         HTML; None where plotly or jinja2 is not installed.
@@ -66,7 +67,7 @@ def report_page(report: Report, plan: Plan | None = None) -> str | None:
         memory_plots=memory_plots(report),
         has_noise=any(entry.noise_floor is not None for entry in report.slices.values()),
         memory_note=memory_note(report),
-        sections=[section for build in SECTIONS if (section := build(report)) is not None],
+        sections=[*first, *(section for build in SECTIONS if (section := build(report)) is not None)],
         plan=plan,
         plan_picture=None if plan is None else plan_figure(plan),
         plan_text=None if plan is None else _plan_text(plan),

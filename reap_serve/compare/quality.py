@@ -135,6 +135,10 @@ def _add_answer_figures(figures: _Figures, answers: Sequence[AnswerPair]) -> Non
         "tool_call_valid_fraction",
         [(one.tool_calls_valid, two.tool_calls_valid) for one, two in judged],
     )
+    if figures.values["tool_answers"]:
+        figures.values["tool_calls_lost"] = sum(
+            one.tool_calls_valid is True and two.tool_calls_valid is False for one, two in judged
+        )
 
 
 def _languages(pair: tuple[Judged, Judged]) -> tuple[bool | None, bool | None]:

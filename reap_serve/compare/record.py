@@ -53,6 +53,7 @@ class Quality(Record):
         tool_answers: Greedy answers whose request offers tools and whose recorded answer calls one.
         tool_call_valid_fraction_base: Share of them that call tools of the request with arguments of their schemas.
         tool_call_valid_fraction_candidate: Likewise.
+        tool_calls_lost: How many of them are valid of the base and not of the candidate: a count, without an interval.
         intervals: Low and high end of the 95 % interval by the name of the figure, over requests: bootstrap for figures
             of tokens, Wilson's for shares of answers. A figure without an interval is left out.
         few_requests: Figures that rest on so few of the requests that their intervals may miss more often than 1 time
@@ -91,6 +92,7 @@ class Quality(Record):
     tool_answers: int = 0
     tool_call_valid_fraction_base: float | None = None
     tool_call_valid_fraction_candidate: float | None = None
+    tool_calls_lost: int | None = None
     intervals: dict[str, tuple[float, float]] = {}
     few_requests: tuple[str, ...] = ()
 

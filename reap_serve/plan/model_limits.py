@@ -33,9 +33,14 @@ def limits_of_model(header: Header, source: ModelSource) -> ModelLimits:
         MismatchError: The statistics are of another model.
         PlanError: Layers are missing.
     """
-    found: Fingerprint = fingerprint(source)
-    require_same_model(header.model, found, "the statistics", source.reference)
+    require_same_model(header.model, fingerprint(source), "the statistics", source.reference)
     require_all_layers(header)
+    return limits_of_source(source)
+
+
+def limits_of_source(source: ModelSource) -> ModelLimits:
+    """The limits that a model's config tells of, whatever was observed."""
+    found: Fingerprint = fingerprint(source)
     routing = resolve(source.config).limits(source.config)
     return ModelLimits(
         found.architecture,

@@ -236,6 +236,21 @@ class LiveEngine(EngineSteps):
         self.masks.load(entry.id, kept)
         self.plans[name] = entry
 
+    def load_masks(self, kept: Mapping[str, Mapping[int, list[int]]]) -> None:
+        """Puts masks that were checked against the model in the place of all plans; they have ids and no names.
+
+        For an engine of which no request is under way.
+
+        Raises:
+            ValueError: This engine cannot mask, or these are too many.
+        """
+        if self._facts.mask_refusal is not None:
+            raise ValueError(self._facts.mask_refusal)
+        self.masks.unload_all()
+        self.plans, self.default = {}, None
+        for plan, layers in kept.items():
+            self.masks.load(plan, layers)
+
     def forget_plan(self, name: str) -> None:
         """Takes a name away; requests under its plan finish under it."""
         self.plans.pop(name, None)

@@ -25,6 +25,7 @@ import torch
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import NewRequest, Step
 from reap_serve.serve.gate_mass import GateMass
+from reap_serve.serve.gate_watch import GateWatch
 from reap_serve.serve.mask_router import plain_routing, set_routing_hook
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class LayerMask:
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
     ) -> None:
         """See `mask_router.RoutingHook`."""
+        self._masks.watch.see(self._position, weights_TK, expert_ids_TK)
         for group in self._masks.step:
             plan, rows = self.plans[group.plan], group.rows
             if group.measured:
@@ -119,6 +121,9 @@ class EngineMasks:
         device: Where they compute.
         requests: The engine's requests.
         drift_fraction: Share of the steps that measure the dropped gate mass.
+
+    Attributes:
+        watch: Requests of the full model whose gates are wanted; it sees them once a plan is loaded.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class EngineMasks:
         self.step: tuple[PlanRows, ...] = ()
         self.gate_mass: dict[str, GateMass] = {}
         self.masked_tokens = 0
+        self.watch = GateWatch(len(layers), device)
         self._layers = layers
         self._device = device
         self._drift_fraction = drift_fraction
@@ -155,6 +161,12 @@ class EngineMasks:
             for layer, hook in zip(self._layers, self._hooks, strict=True):
                 set_routing_hook(layer, hook)
         self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
+
+    def unload_all(self) -> None:
+        """Forgets every plan, so that others find room: for an engine of which no request is under way."""
+        self.gate_mass = {}
+        for hook in self._hooks:
+            hook.plans = {}
 
     def plan_of(self, request: NewRequest) -> str | None:
         """Id of the plan under which a request enters, and so not into the statistics; None for the full model.
@@ -187,3 +199,4 @@ class EngineMasks:
     def end(self) -> None:
         """What runs until the next step is a dummy or warm-up run."""
         self.step = ()
+        self.watch.end()

@@ -56,10 +56,17 @@ class EngineSteps:
             self._skipped_routing.step_begins()
         if finished:
             self.requests.finish(finished)
+            self.masks.watch.finish(finished)
         for request in new:
+            self.masks.watch.admit(request)
             plan = self.masks.plan_of(request)
             self.requests.add(request.id, request.prompt_tokens, request.arguments, plan)
-        self.rows_wanted = self.recorder.recording or self.requests.under_plan > 0 or self.shadow is not None
+        self.rows_wanted = (
+            self.recorder.recording
+            or self.requests.under_plan > 0
+            or self.shadow is not None
+            or self.masks.watch.in_use
+        )
         self.recorder.own_seconds += time.perf_counter() - self._step_started
 
     def rows_ordered(self, batch: BatchRows) -> None:
@@ -70,6 +77,8 @@ class EngineSteps:
             self.recorder.begin(step)
         if step.plan_rows:
             self.masks.begin(step)
+        if self.masks.watch.in_use:
+            self.masks.watch.begin(batch)
         if self.shadow is not None:
             self.shadow.begin(step)
         self.recorder.own_seconds += time.perf_counter() - started

@@ -165,9 +165,9 @@ def _mean(sum_LE: Floats, count_LE: Floats) -> Floats:
 
 
 # Names and formulas. reap, frequency, ean_sum, ean_mean, weighted_ean_sum: arXiv 2510.13999; gate_sum: the soft count
-# of SEER-MoE, arXiv 2404.05089; msan, the mean square norm on routed tokens: arXiv 2606.15716; asq, the energy of what an
-# expert adds to the residual stream, is the diagonal of HOPE's matrix F_jj = sum of (g|f|)^2: arXiv 2609.18916. When to
-# use which: plan/README.md.
+# of SEER-MoE, arXiv 2404.05089; msan, the mean square norm on routed tokens: arXiv 2606.15716; asq, the energy of what
+# an expert adds to the residual stream, is the diagonal of HOPE's matrix, F_jj = sum of (g|f|)^2: arXiv 2609.18916.
+# When to use which: plan/README.md.
 CRITERIA: Mapping[str, Callable[[MixedSums], Floats] | None] = {
     "reap": lambda sums: _mean(sums.weighted_norm_sum_LE, sums.token_count_LE),
     "frequency": lambda sums: sums.token_count_LE,

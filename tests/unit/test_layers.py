@@ -22,6 +22,7 @@ STAGES = (
     "merge",
     "serve",
     "compare",
+    "tune",
     "monitor",
     "demo",
     "cli",

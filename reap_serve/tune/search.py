@@ -1,0 +1,197 @@
+"""The search: which rule at which size, by the selection requests, and how small, by the held-out ones.
+
+The selection requests choose: at each size the rule of the lowest divergence among those that meet the limits. The
+held-out requests judge the chosen plan of one size after the other and choose among no rules. They are asked from the
+selection's size downwards, and the first that fails ends it: a fixed sequence of tests, in which the chance to accept a
+size that does not hold is that of a single test (Learn then Test, arXiv 2110.01052, section 3). Where the first one
+fails, larger sizes are asked until one holds; then the chance grows with the number of looks, which the report tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from reap_serve.compare.gate import Gate
+from reap_serve.compare.record import Quality
+from reap_serve.tune.measuring import Measuring, figures
+from reap_serve.tune.record import CandidateResult, Figures, Part
+from reap_serve.tune.rules import Candidate, Rule, candidate
+from reap_serve.tune.spending import Spending
+
+# Rules that go on being tried where the budget does not afford all of them.
+FEW_RULES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A candidate and what it did on one part."""
+
+    candidate: Candidate
+    part: Part
+    figures: Figures
+    slices: dict[str, Quality]
+
+    @property
+    def held(self) -> bool:
+        """Whether every limit holds."""
+        return all(limit.held for limit in self.figures.limits)
+
+    def result(self, chosen: bool) -> CandidateResult:
+        """For the report."""
+        rule = self.candidate.rule
+        return CandidateResult(
+            criterion=rule.criterion,
+            variant=rule.variant,
+            keep_experts=self.candidate.keep_experts,
+            part=self.part,
+            held=self.held,
+            figures=self.figures,
+            chosen=chosen,
+        )
+
+
+@dataclass(slots=True)
+class Search:
+    """Tries plans and notes all of them.
+
+    Attributes:
+        measuring: Measures them.
+        limits: What shall hold.
+        spending: The budget; `reserve` tokens of it are kept for the held-out requests.
+        allowed: Sizes smaller than the whole model, ascending.
+        reserve: See above.
+        say: Tells of progress.
+        tried: Everything that was tried, in that order.
+    """
+
+    measuring: Measuring
+    limits: Sequence[Gate]
+    spending: Spending
+    allowed: tuple[int, ...]
+    reserve: int
+    say: Callable[[str], None]
+    tried: list[Tried] = field(default_factory=list)
+
+    def at_size(self, rules: Sequence[Rule], keep_experts: int) -> list[Tried]:
+        """Tries rules at one size on the selection requests: best first, those that hold before the others.
+
+        Of rules that the budget does not afford the last are left out; empty where it affords none.
+        """
+        chosen = [candidate(rule, keep_experts) for rule in rules]
+        while chosen and not self._affords(chosen):
+            chosen = chosen[: FEW_RULES if len(chosen) > FEW_RULES else len(chosen) - 1]
+        found = self._try(chosen, "selection")
+        found.sort(key=lambda tried: (not tried.held, tried.figures.kl_divergence_mean))
+        for tried in found[:1]:
+            state = "holds" if tried.held else "does not hold"
+            self.say(
+                f"{keep_experts} experts, {len(found)} rules: {tried.candidate.rule.name} {state}, "
+                f"KL {tried.figures.kl_divergence_mean:.4f}"
+            )
+        return found
+
+    def smallest(self, rules: Sequence[Rule]) -> dict[int, Tried]:
+        """The best candidate of each size that holds on the selection requests, by bisection over the sizes.
+
+        Sizes are taken as ordered: what holds at a size holds at larger ones.
+        """
+        holding: dict[int, Tried] = {}
+        ranked = list(rules)
+        low, high = -1, len(self.allowed)
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self.at_size(ranked, self.allowed[middle])
+            if not found:
+                break
+            order = {id(tried.candidate.rule): place for place, tried in enumerate(found)}
+            ranked.sort(key=lambda rule: order.get(id(rule), len(order)))
+            if found[0].held:
+                high = middle
+                holding[self.allowed[middle]] = found[0]
+            else:
+                low = middle
+        return holding
+
+    def descend(self, rules: Sequence[Rule], holding: dict[int, Tried]) -> None:
+        """Tries further rules at the smallest size that holds, and at smaller ones as long as they hold."""
+        index = self.allowed.index(min(holding)) if holding else len(self.allowed) - 1
+        while index >= 0:
+            keep_experts = self.allowed[index]
+            found = self.at_size(rules, keep_experts)
+            if found and found[0].held and self._better(found[0], holding.get(keep_experts)):
+                holding[keep_experts] = found[0]
+            if keep_experts not in holding:
+                return
+            index -= 1
+
+    def judge(self, holding: dict[int, Tried], rules: Sequence[Rule]) -> tuple[Tried | None, Tried | None, int]:
+        """Asks the held-out requests.
+
+        Args:
+            holding: The best candidate of each size that holds on the selection requests.
+            rules: Rules for sizes that were not tried yet, the best first.
+
+        Returns:
+            The smallest plan that holds, the next smaller size that does not, and the number of sizes judged.
+        """
+        best: Tried | None = None
+        below: Tried | None = None
+        looks = 0
+        index = self.allowed.index(min(holding))
+        while 0 <= index < len(self.allowed):
+            keep_experts = self.allowed[index]
+            chosen = self._chosen_at(keep_experts, holding, rules)
+            if chosen is None:
+                break
+            tried = self._try([chosen], "held-out")[0]
+            looks += 1
+            self.say(
+                f"held-out: {keep_experts} experts by {chosen.rule.name} "
+                f"{'hold' if tried.held else 'do not hold'}, KL {tried.figures.kl_divergence_mean:.4f}"
+            )
+            if tried.held:
+                best = tried
+                if below is not None:
+                    break
+                index -= 1
+            else:
+                below = tried
+                if best is not None:
+                    break
+                index += 1
+            if not self.spending.affords(self.measuring.parts["held-out"].tokens):
+                break
+        return best, below, looks
+
+    def judge_one(self, chosen: Candidate) -> Tried:
+        """Measures one plan on the held-out requests."""
+        return self._try([chosen], "held-out")[0]
+
+    def _chosen_at(self, keep_experts: int, holding: dict[int, Tried], rules: Sequence[Rule]) -> Candidate | None:
+        """What the selection requests choose at a size."""
+        if keep_experts in holding:
+            return holding[keep_experts].candidate
+        known = [
+            tried for tried in self.tried if tried.part == "selection" and tried.candidate.keep_experts == keep_experts
+        ]
+        known = known or self.at_size(rules, keep_experts)
+        known.sort(key=lambda tried: (not tried.held, tried.figures.kl_divergence_mean))
+        return known[0].candidate if known else None
+
+    def _affords(self, chosen: Sequence[Candidate]) -> bool:
+        masks = [each.mask for each in chosen]
+        return self.spending.affords(self.measuring.cost(masks, "selection"), self.reserve)
+
+    def _try(self, chosen: Sequence[Candidate], part: Part) -> list[Tried]:
+        found = []
+        measured = self.measuring.measure([each.mask for each in chosen], part)
+        for each, slices in zip(chosen, measured, strict=True):
+            tried = Tried(each, part, figures(slices, self.limits), slices)
+            found.append(tried)
+            self.tried.append(tried)
+        return found
+
+    @staticmethod
+    def _better(one: Tried, other: Tried | None) -> bool:
+        return other is None or one.figures.kl_divergence_mean < other.figures.kl_divergence_mean
