@@ -106,9 +106,9 @@ class FakeEngine:
                 raise KeyboardInterrupt
             self.scored.append((number, mask))
             self._spend(PROMPT + ANSWER + 1, (PROMPT + ANSWER + 1) * (mask is not None))
-            found.append(self._scores(number, case, mask))
+            found.append(self._scores(case, mask))
             if watch and mask is None:
-                self.watched[number] = self._gates(number)
+                self.watched[number] = self._gates(case)
         return found
 
     def answer(self, cases: Sequence[Case], masks: Sequence[str | None], max_tokens: int) -> list[Answer]:
@@ -119,19 +119,19 @@ class FakeEngine:
         found, self.watched = self.watched, {}
         return found
 
-    def _gates(self, number: int) -> WatchedGates:
-        rng = np.random.default_rng(number)
+    def _gates(self, case: Case) -> WatchedGates:
+        rng = np.random.default_rng([case.request.line, *case.request.slice.encode()])
         rows = ANSWER + 2
         experts = np.stack([rng.choice(NUM_EXPERTS, TOP_K, replace=False) for _ in range(rows * NUM_LAYERS)]).reshape(
             rows, NUM_LAYERS, TOP_K
         )
         return WatchedGates(np.full(experts.shape, 0.5, np.float32), experts.astype(np.int32))
 
-    def _scores(self, number: int, case: Case, mask: str | None) -> TokenScores:
+    def _scores(self, case: Case, mask: str | None) -> TokenScores:
         ids = np.asarray(case.scored_tokens[case.first_scored :], np.int64)
         harm_N = np.zeros(len(ids))
         if mask is not None:
-            gates = self._gates(number)
+            gates = self._gates(case)
             dropped_LE = ~self.masks[mask].kept_LE
             for layer in range(NUM_LAYERS):
                 chosen_NK = gates.experts_TLK[: len(ids), layer]
