@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engine import requests
+from engine_of_known_costs import requests
 
 from reap_serve.compare.record import Quality
 from reap_serve.errors import RequestError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, requests, use
+from engine_of_known_costs import FakeEngine, requests, use
 
 from reap_serve.errors import RequestError
 from reap_serve.plan.limits import ServingTarget
