@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reap_serve.record.step import BatchRows, RowIndices, Slots, Step
+from reap_serve.slice_name import is_slice_name
 from reap_serve.statistics.record import PHASES
 
 DEFAULT_SLICE = "default"
@@ -110,7 +111,7 @@ class Requests:
         name = arguments.get(SLICE_ARGUMENT)
         decode_from = arguments.get(PROMPT_ARGUMENT)
         self._requests[request_id] = _Request(
-            slice_index=self._slice_index(name if isinstance(name, str) and name else DEFAULT_SLICE),
+            slice_index=self._slice_index(name if is_slice_name(name) else DEFAULT_SLICE),
             decode_from=decode_from if isinstance(decode_from, int) else prompt_tokens,
             prompt_tokens=prompt_tokens,
             plan=plan,

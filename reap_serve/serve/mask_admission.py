@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.serve.mask import PLAN_ARGUMENT
+from reap_serve.slice_name import RULE, is_slice_name
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 PLAN_NAME_ARGUMENT = "reap_plan"
 SALT_PREFIX = "reap-plan:"
-MAX_SLICE_NAME = 64
 
 ResolvePlan = Callable[[str | None], str | None]
 
@@ -71,10 +71,8 @@ def settle(given: Mapping[str, Any] | None, resolve: ResolvePlan) -> tuple[dict[
 
 def _check_slice(arguments: dict[str, Any]) -> None:
     name = arguments.get(SLICE_ARGUMENT)
-    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_SLICE_NAME and name.isprintable()):
-        raise AdmissionError(
-            f"{SLICE_ARGUMENT} (of metadata or vllm_xargs) is not 1 to {MAX_SLICE_NAME} printable characters"
-        )
+    if name is not None and not is_slice_name(name):
+        raise AdmissionError(f"{SLICE_ARGUMENT} (of metadata or vllm_xargs) is not {RULE}")
     prompt_tokens = arguments.get(PROMPT_ARGUMENT)
     if prompt_tokens is not None and (
         not isinstance(prompt_tokens, int) or isinstance(prompt_tokens, bool) or prompt_tokens < 0

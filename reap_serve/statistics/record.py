@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from reap_serve.model import Fingerprint
 from reap_serve.records import Provenance, Record
+from reap_serve.slice_name import SliceName
 
 SCHEMA_VERSION = 1
 PHASES = ("prefill", "decode")
@@ -89,7 +90,7 @@ class Header(Record):
     schema_version: int
     model: Fingerprint
     layers: tuple[Layer, ...] = Field(min_length=1)
-    slices: tuple[str, ...] = Field(min_length=1)
+    slices: tuple[SliceName, ...] = Field(min_length=1)
     windows: tuple[Window, ...] = Field(min_length=1)
     engine: dict[str, str]
     provenance: Provenance
@@ -103,8 +104,6 @@ class Header(Record):
         for what, names in (("slice", self.slices), ("window", tuple(window.id for window in self.windows))):
             if len(set(names)) != len(names):
                 raise ValueError(f"a {what} is named twice")
-        if not all(name.isprintable() and name for name in self.slices):
-            raise ValueError("a slice's name is empty or holds a control character")
         return self
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard, cast
 
 from reap_serve.records import JsonValue
+from reap_serve.slice_name import RULE, is_slice_name
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.request import Kind
 
@@ -212,15 +213,15 @@ def take_metadata(body: Object) -> tuple[Object, Object]:
         The body without those keys (without metadata if nothing else is in it), and those keys.
 
     Raises:
-        MalformedRecordError: The metadata is not an object, or `reap_slice` is not a name.
+        MalformedRecordError: The metadata is not an object, or `reap_slice` breaks the rule for names of slices.
     """
     metadata = as_metadata(body.get("metadata"))
     ours = {key: value for key, value in metadata.items() if key in (SLICE_KEY, TIMESTAMP_KEY, SESSION_KEY)}
     if not ours:
         return body, {}
     name = ours.get(SLICE_KEY)
-    if name is not None and (not isinstance(name, str) or not name):
-        raise MalformedRecordError("metadata.reap_slice is not a name")
+    if name is not None and not is_slice_name(name):
+        raise MalformedRecordError(f"metadata.reap_slice is not {RULE}")
     rest = {key: value for key, value in metadata.items() if key not in ours}
     body = {key: value for key, value in body.items() if key != "metadata"}
     return ({**body, "metadata": rest} if rest else body), ours

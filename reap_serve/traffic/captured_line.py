@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pydantic_core import from_json
 
 from reap_serve.records import JsonValue
+from reap_serve.slice_name import is_slice_name
 from reap_serve.traffic.body import SESSION_KEY, SLICE_KEY, TIMESTAMP_KEY, Object, is_list
 
 # Fields of a message whose pieces are joined in the order of the stream.
@@ -65,7 +66,8 @@ def _ours(body: Object) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
     for source in (body.get("vllm_xargs"), body.get("metadata")):
         if isinstance(source, Mapping):
-            found |= {key: source[key] for key in (SLICE_KEY, SESSION_KEY) if isinstance(source.get(key), str)}
+            found |= {SLICE_KEY: source[SLICE_KEY]} if is_slice_name(source.get(SLICE_KEY)) else {}
+            found |= {SESSION_KEY: source[SESSION_KEY]} if isinstance(source.get(SESSION_KEY), str) else {}
     return found
 
 

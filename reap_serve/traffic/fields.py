@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from reap_serve.records import JsonValue
+from reap_serve.slice_name import RULE, is_slice_name
 from reap_serve.traffic.malformed import MalformedRecordError
 
 
@@ -22,6 +23,18 @@ def name(value: JsonValue) -> str | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     raise MalformedRecordError("name is neither text nor a number")
+
+
+def slice_of(value: JsonValue) -> str | None:
+    """The name of a slice; None when absent or empty.
+
+    Raises:
+        MalformedRecordError: It breaks the rule for names of slices.
+    """
+    found = name(value)
+    if found is not None and not is_slice_name(found):
+        raise MalformedRecordError(f"slice is not {RULE}")
+    return found
 
 
 def count(value: JsonValue) -> int | None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from reap_serve.errors import InputFileError, TrafficError
+from reap_serve.slice_name import RULE, is_slice_name
 from reap_serve.traffic.formats import FORMATS
 from reap_serve.traffic.formats.spec import Format
 from reap_serve.traffic.malformed import Malformed, MalformedRecordError
@@ -23,13 +24,15 @@ def parse_slices(options: Sequence[str]) -> dict[str, list[str]]:
     """The files of each slice, from the values of `--slice NAME=FILE`.
 
     Raises:
-        TrafficError: A value is not of that form.
+        TrafficError: A value is not of that form, or its name breaks the rule for names of slices.
     """
     slices: dict[str, list[str]] = {}
     for option in options:
         name, separator, path = option.partition("=")
         if not (name and separator and path):
             raise TrafficError(f"--slice {option} is not NAME=FILE", "write it as --slice code=code.jsonl")
+        if not is_slice_name(name):
+            raise TrafficError(f"--slice {option}: the name is not {RULE}", "give a shorter or a plainer name")
         slices.setdefault(name, []).append(path)
     return slices
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import SLICE_KEY
-from reap_serve.traffic.fields import clock_time, name
+from reap_serve.traffic.fields import clock_time, slice_of
 from reap_serve.traffic.formats.call import as_object, body_of_input, decoded, request_of_call
 from reap_serve.traffic.formats.spec import Format
 from reap_serve.traffic.request import Origin, Request
@@ -32,7 +32,7 @@ def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
         body_of_input(given, parameters, _field(row, "provided_model_name", "model")) if given else None,
         row.get("output"),
         origin,
-        slice=name(as_object(row.get("metadata")).get(SLICE_KEY)) or slice_name,
+        slice=slice_of(as_object(row.get("metadata")).get(SLICE_KEY)) or slice_name,
         timestamp=clock_time(_field(row, "start_time", "startTime")),
         session=_field(row, "session_id", "sessionId"),
         request_id=row.get("id"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import SLICE_KEY, is_list
-from reap_serve.traffic.fields import clock_time, name
+from reap_serve.traffic.fields import clock_time, slice_of
 from reap_serve.traffic.formats.call import as_object, body_of_input, decoded, request_of_call
 from reap_serve.traffic.formats.spec import Format
 from reap_serve.traffic.malformed import MalformedRecordError
@@ -41,7 +41,7 @@ def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
         body,
         None if row.get("status") == "failure" else row.get("response"),
         origin,
-        slice=name(sent.get(SLICE_KEY, metadata.get(SLICE_KEY))) or slice_name,
+        slice=slice_of(sent.get(SLICE_KEY, metadata.get(SLICE_KEY))) or slice_name,
         timestamp=clock_time(row.get("startTime")),
         session=row.get("trace_id"),
         request_id=row.get("id"),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import LENGTH_LIMIT, SLICE_KEY, is_list
-from reap_serve.traffic.fields import clock_time, name, seconds
+from reap_serve.traffic.fields import clock_time, seconds, slice_of
 from reap_serve.traffic.formats.call import body_of_input, decoded, request_of_call
 from reap_serve.traffic.formats.otel_messages import chat_messages, chat_tools, indexed_messages
 from reap_serve.traffic.formats.otel_values import Attributes, attributes_of
@@ -89,7 +89,7 @@ def _request(span: Row, attributes: Attributes, origin: Origin, slice_name: str)
         body,
         answered[0] if answered else None,
         origin,
-        slice=name(attributes.get(SLICE_KEY)) or slice_name,
+        slice=slice_of(attributes.get(SLICE_KEY)) or slice_name,
         timestamp=_start(span),
         session=attributes.get("gen_ai.conversation.id", attributes.get("session.id")),
         request_id=attributes.get("gen_ai.request.id", span_id),
