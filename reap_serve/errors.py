@@ -19,6 +19,8 @@ The command line prints one line, `error: <what>; <remedy>`, and exits with `exi
 
 from __future__ import annotations
 
+from reap_serve.shown_text import shown
+
 
 class ReapServeError(Exception):
     """An expected failure.
@@ -36,7 +38,7 @@ class ReapServeError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return " ".join(f"{self.what}; {self.remedy}".split())
+        return shown(" ".join(f"{self.what}; {self.remedy}".split()))
 
 
 class RequestError(ReapServeError):

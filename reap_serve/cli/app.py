@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
 
 from reap_serve import __version__
-from reap_serve.errors import ReapServeError
+from reap_serve.cli.boundary import run_command
 
 app = typer.Typer(
     name="reap-serve",
@@ -61,34 +59,12 @@ def _register() -> None:
 
 
 def main() -> None:
-    """Entry point: runs a command and turns every expected failure into one line and an exit code."""
-    _register()
+    """Entry point: runs a command; its failure becomes one line and an exit code."""
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        code = app(args=arguments or ["--help"], prog_name="reap-serve", standalone_mode=False)
-        sys.stdout.flush()
-    except ReapServeError as error:
-        sys.exit(_fail(str(error), error.exit_code, debug))
-    except typer.TyperException as error:
-        sys.exit(_fail(f"{error.format_message().rstrip('.')}; see {_command_of(error)} --help", 2, debug))
-    except typer.Abort:
-        sys.exit(_fail("interrupted; run the command again", 130, debug))
-    except BrokenPipeError:
-        # The reader of stdout is gone (`| head`): not our failure; keep the interpreter from reporting it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
 
+    def command() -> object:
+        _register()
+        return app(args=arguments, prog_name="reap-serve", standalone_mode=False)
 
-def _command_of(error: typer.TyperException) -> str:
-    # typer.Context is a subclass of what errors carry, which typer does not export.
-    path = getattr(getattr(error, "ctx", None), "command_path", None)
-    return path if isinstance(path, str) else "reap-serve"
-
-
-def _fail(message: str, exit_code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return exit_code
+    sys.exit(run_command(command, debug=debug))

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
-from reap_serve.cli.output import stdout
+from reap_serve.cli.output import lines, stdout
 from reap_serve.compare.record import Quality, Report
 from reap_serve.compare.verdict import judge_slice, verdict_line, worst_level
 
 
 def print_comparison(report: Report) -> None:
     """The verdict, one line a slice, and, where there are any, the candidates and the tasks."""
-    stdout.print(verdict_line(report), markup=False)
+    stdout.print(verdict_line(report))
     # Two lines a slice: the figures and their intervals fit 80 columns.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_lines=True)
-    for heading in ("slice\ntokens", "KL mean", "base\ntwice", "ppl", "ratio", "same\ntop", "loops", "verdict"):
-        table.add_column(heading, justify="left" if heading == "slice\ntokens" else "right", no_wrap=True)
+    table.add_column(lines("slice", "tokens"), no_wrap=True)
+    for heading in (("KL mean",), ("base", "twice"), ("ppl",), ("ratio",), ("same", "top"), ("loops",), ("verdict",)):
+        table.add_column(lines(*heading), justify="right", no_wrap=True)
     for name, entry in report.slices.items():
         quality = entry.quality
         table.add_row(
-            f"{name}\n{quality.tokens}",
+            lines(name, str(quality.tokens)),
             _with_interval(quality, "kl_divergence_mean", ".3f"),
             "-" if entry.noise_floor is None else f"{entry.noise_floor.kl_divergence_mean:.3f}",
-            f"{quality.perplexity_base:.2f}\n-> {quality.perplexity_candidate:.2f}",
+            lines(f"{quality.perplexity_base:.2f}", f"-> {quality.perplexity_candidate:.2f}"),
             _with_interval(quality, "perplexity_ratio", ".2f"),
             f"{quality.same_top_token_fraction:.0%}",
-            f"{_share(quality.loop_fraction_base)}\n-> {_share(quality.loop_fraction_candidate)}",
+            lines(_share(quality.loop_fraction_base), f"-> {_share(quality.loop_fraction_candidate)}"),
             judge_slice(quality).level,
         )
     stdout.print(table)
-    stdout.print(
-        f"{report.candidate} against {report.base}; below a figure its 95 % interval over requests", markup=False
-    )
+    stdout.print(f"{report.candidate} against {report.base}; below a figure its 95 % interval over requests")
     if report.candidates:
         _print_candidates(report)
     if report.tasks:
@@ -68,10 +68,10 @@ def _print_tasks(report: Report) -> None:
     stdout.print(table)
 
 
-def _with_interval(quality: Quality, name: str, form: str) -> str:
+def _with_interval(quality: Quality, name: str, form: str) -> Text:
     interval = quality.intervals.get(name)
     text = f"{getattr(quality, name):{form}}"
-    return text if interval is None else f"{text}\n{interval[0]:{form}}-{interval[1]:{form}}"
+    return lines(text) if interval is None else lines(text, f"{interval[0]:{form}}-{interval[1]:{form}}")
 
 
 def _share(value: float | None) -> str:

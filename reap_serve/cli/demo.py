@@ -54,6 +54,6 @@ def _print(result: DemoResult) -> None:
             f"weights {base.weights_bytes / 1e6:.1f} MB -> {candidate.weights_bytes / 1e6:.1f} MB; "
             f"KV cache {base.kv_cache_tokens} -> {candidate.kv_cache_tokens} tokens"
         )
-    stdout.print(f"asked through the openai client: {result.question}", markup=False)
-    stdout.print(f"the pruned model answered:       {result.answer}", markup=False)
+    stdout.print(f"asked through the openai client: {result.question}")
+    stdout.print(f"the pruned model answered:       {result.answer}")
     stdout.print("next, on your own model: reap-serve observe MODEL TRAFFIC.jsonl --output my.stats.safetensors")

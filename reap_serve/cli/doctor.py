@@ -22,18 +22,16 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         print_json(found)
     else:
         for name, version in found.versions.items():
-            stdout.print(f"{name} {version}", markup=False)
+            stdout.print(f"{name} {version}")
         for problem in found.seam_problems:
-            stdout.print(f"wrong: {problem}", markup=False)
+            stdout.print(f"wrong: {problem}")
         if not found.seam_problems:
-            stdout.print(f"vLLM's seams are as this release expects; device {found.device}", markup=False)
+            stdout.print(f"vLLM's seams are as this release expects; device {found.device}")
         for defect in found.defects:
             mended = f"mended by {defect.patch}" if defect.patch else "no patch mends it"
-            stdout.print(f"defect {defect.name}: {defect.what}; {mended}; {defect.consequence}", markup=False)
+            stdout.print(f"defect {defect.name}: {defect.what}; {mended}; {defect.consequence}")
         for test in found.self_tests:
             verdict = "right" if test.passed else "wrong"
-            stdout.print(
-                f"{verdict}: recorder {test.recorder} on {test.kernel}: {test.detail} ({test.seconds} s)", markup=False
-            )
+            stdout.print(f"{verdict}: recorder {test.recorder} on {test.kernel}: {test.detail} ({test.seconds} s)")
     if not found.ok:
         raise typer.Exit(1)

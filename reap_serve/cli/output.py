@@ -1,4 +1,8 @@
-"""What every command prints: one JSON document or a table on stdout, everything else on stderr."""
+"""What every command prints: one JSON document or tables and lines on stdout, everything else on stderr.
+
+All of it is text. Names of slices, files, models and tensors come from strangers, so nothing is read as markup, and
+characters that cannot be printed are shown as escapes: here, for every line, cell, title and heading.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,71 @@ import sys
 from collections.abc import Mapping
 
 from pydantic import BaseModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TimeElapsedColumn,
+)
+from rich.style import Style
+from rich.text import Text
 
-stdout = Console(soft_wrap=True, highlight=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+from reap_serve.shown_text import shown
+
+
+class _TextConsole(Console):
+    """A console for which every string is a line of text."""
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """What rich makes of a string, wherever it stands: the string itself, without markup and emoji codes."""
+        return Text(shown(text), style=style, justify=justify, overflow=overflow)
+
+
+stdout = _TextConsole(soft_wrap=True, highlight=False)
+stderr = _TextConsole(stderr=True, soft_wrap=True, highlight=False)
+
+
+def lines(*texts: str) -> Text:
+    """A cell or a heading of several lines."""
+    return Text("\n".join(map(shown, texts)))
 
 
 def print_json(document: Mapping[str, object] | BaseModel) -> None:
-    """Writes one JSON document to stdout."""
+    """Writes one JSON document to stdout, in ASCII."""
     value = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
     sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def note(message: str) -> None:
     """Writes a progress or log line to stderr."""
-    stderr.print(message, markup=False)
+    stderr.print(message)
+
+
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(shown(task.description))
 
 
 def progress_bar() -> Progress:
     """A progress bar on stderr; it shows nothing unless stderr is a terminal."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

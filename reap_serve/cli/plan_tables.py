@@ -19,7 +19,7 @@ def print_plan(plan: Plan, *, layers: bool = False) -> None:
     counts = [len(layer.kept) for layer in plan.layers]
     num_experts = counts[0] + len(plan.layers[0].dropped)
     kept = str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    stdout.print(f"{kept} of {num_experts} experts in each of {len(counts)} layers, by {plan.criterion}", markup=False)
+    stdout.print(f"{kept} of {num_experts} experts in each of {len(counts)} layers, by {plan.criterion}")
     try:
         summary = summary_of(plan)
     except PlanError:
@@ -33,7 +33,7 @@ def print_plan(plan: Plan, *, layers: bool = False) -> None:
 def _print_predictions(summary: Summary) -> None:
     if summary.bytes is not None:
         before, after = summary.bytes.before, summary.bytes.after
-        stdout.print(f"checkpoint {_size(before)} to {_size(after)} ({after / before - 1:+.1%})", markup=False)
+        stdout.print(f"checkpoint {_size(before)} to {_size(after)} ({after / before - 1:+.1%})")
     table = Table("slice", _right("retained saliency"), _right("retained output"))
     for name, fraction in summary.retained_saliency.slices.items():
         table.add_row(name, f"{fraction:.1%}", f"{summary.retained_output[name]:.1%}")
@@ -68,7 +68,6 @@ def print_difference(found: PlanDifference) -> None:
     stdout.print(
         f"{found.changed_fraction:.1%} of the experts are decided differently; overlap of the kept {found.overlap:.1%} "
         f"(A keeps {found.kept[0]} by {found.criteria[0]}, B {found.kept[1]} by {found.criteria[1]})",
-        markup=False,
     )
     table = Table(_right("layer"), _right("overlap"), "only A keeps", "only B keeps")
     for layer in found.layers:

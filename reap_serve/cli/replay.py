@@ -157,7 +157,6 @@ def _print(summary: ReplaySummary, as_json: bool) -> None:
     stdout.print(
         f"{summary.requests:,} requests, {summary.failed:,} failed, {summary.seconds:.1f} s, "
         f"{summary.output_tokens / summary.seconds:.1f} output tokens/s",
-        markup=False,
     )
     for reason, count in summary.failures.items():
-        stdout.print(f"failed: {count:,} × {reason}", markup=False)
+        stdout.print(f"failed: {count:,} × {reason}")

@@ -97,7 +97,7 @@ def merge(
     if as_json:
         print_json(summary)
     else:
-        stdout.print(f"{output}: {summary['files']} files, {summary['tokens']:,} tokens", markup=False)
+        stdout.print(f"{output}: {summary['files']} files, {summary['tokens']:,} tokens")
 
 
 @stats.command("diff")
@@ -222,9 +222,9 @@ def _print_layers(shown: Overview) -> None:
             f"{shown.flips_L[row]:.2%}" if shown.has_errors else "-",
         )
     stdout.print(table)
-    stdout.print(_stability(shown), markup=False)
+    stdout.print(_stability(shown))
     if not header.complete:
-        stdout.print("incomplete: a recorder stopped early, or layers are missing", markup=False)
+        stdout.print("incomplete: a recorder stopped early, or layers are missing")
 
 
 def _stability(shown: Overview) -> str:

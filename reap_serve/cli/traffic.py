@@ -136,7 +136,7 @@ def convert(
     if as_json:
         print_json({"output": str(output), "requests": written, "malformed": malformed.counts})
     else:
-        stdout.print(f"{written} requests written to {output}", markup=False)
+        stdout.print(f"{written} requests written to {output}")
         note_skipped(malformed)
 
 
@@ -209,7 +209,6 @@ def _print_summary(summary: TrafficSummary) -> None:
     stdout.print(
         f"{summary.requests:,} requests ({summary.length_only:,} of lengths only); formats: {formats}; "
         f"sessions: {sessions}; duration: {duration}; tokens: {summary.token_unit}",
-        markup=False,
     )
     for reason, count in summary.malformed.items():
-        stdout.print(f"skipped: {count:,} × {reason}", markup=False)
+        stdout.print(f"skipped: {count:,} × {reason}")

@@ -40,7 +40,7 @@ def verify_command(
         print_json(report)
     else:
         for finding in report.findings:
-            stdout.print(f"{finding.severity}: {finding.check}: {finding.detail}", markup=False)
+            stdout.print(f"{finding.severity}: {finding.check}: {finding.detail}")
         stdout.print("sound" if report.sound else "unsound")
     if not report.sound:
         raise typer.Exit(1)

@@ -5,7 +5,6 @@ Loaded when `VLLM_PLUGINS` names `reap_serve_metrics`, after `reap_serve`, whose
 
 from __future__ import annotations
 
-import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ from reap_serve.prune.manifest import MANIFEST_NAME, read_manifest
 from reap_serve.serve.link import EngineLink
 from reap_serve.serve.live_status import RankStatus
 from reap_serve.serve.plan_check import ServedModel, planned_gate_mass
+from reap_serve.shown_text import shown_logger
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 
 class ReapMetrics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -25,9 +24,10 @@ from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.snapshot import RankSums, layer_arrays
 from reap_serve.record.step import Step
 from reap_serve.record.tap import make_tap
+from reap_serve.shown_text import shown_logger
 from reap_serve.statistics.record import PHASES, Layer, Window
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 # Of steps, between two looks at what recording costs.
 JUDGE_SECONDS = 1.0

@@ -7,14 +7,14 @@ since the last file has to be written before the engine hears of it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from reap_serve.serve.link import EngineLink
+from reap_serve.shown_text import shown_logger
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 LAST_FLUSH_SECONDS = 5.0
 

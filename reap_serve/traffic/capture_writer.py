@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 import os
 import threading
 import time
@@ -14,9 +13,10 @@ from pathlib import Path
 
 from reap_serve.errors import StorageError
 from reap_serve.records import JsonValue
+from reap_serve.shown_text import shown_logger
 from reap_serve.traffic.captured_line import CaptureError, captured_line
 
-_logger = logging.getLogger(__name__)
+_logger = shown_logger(__name__)
 _CLOSE_SECONDS = 10.0
 
 

@@ -32,7 +32,7 @@ ALLOWED = {
     ("adapter", "serve"),
     ("prune", "serve"),
 }
-BASE = {"architectures", "errors", "records", "publish", "model", "engine_environment", "slice_name"}
+BASE = {"architectures", "errors", "records", "publish", "model", "engine_environment", "slice_name", "shown_text"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -196,3 +196,32 @@ def test_planning_needs_neither_torch_nor_vllm_and_help_not_even_numpy() -> None
     assert not planner & {"torch", "vllm", "transformers"}
     command = imported_by("import reap_serve.cli.plan, reap_serve.cli.plan_read")
     assert not command & {"numpy", "torch", "vllm", "safetensors", "pydantic"}
+
+
+def test_names_from_requests_are_printed_as_text(run: Run, tmp_path: Path) -> None:
+    """Slices that strangers named in markup, and a file named in control characters."""
+    statistics = random_statistics(2, 3, 16)
+    header = statistics.header.model_copy(update={"slices": ("[/x]", "a[red]b")})
+    hostile = tmp_path / "\x1b[31mstats"
+    write_statistics(
+        type(statistics)(header, statistics.sums, statistics.layer_token_count_SPL), str(hostile), overwrite=False
+    )
+    plan, svg = tmp_path / "\x1b[32mplan.json", tmp_path / "plan.svg"
+    for words in (
+        ("stats", "show", hostile),
+        ("stats", "show", hostile, "--layer", 1),
+        ("stats", "show", hostile, "--slice", "[/x]"),
+        ("plan", hostile, "--keep-fraction", 0.5, "--output", plan),
+        ("plan", hostile, "--sweep", "0.25,0.5"),
+        ("plan", "show", plan),
+        ("plan", "plot", plan, "--output", svg),
+    ):
+        code, out, err = run(*words)
+        assert code == 0, err
+        assert (out + err).replace("\n", "").isprintable(), words
+        if words[:2] in (("plan", hostile), ("plan", "show")) or words[1:] == ("show", hostile):
+            assert "[/x]" in out, words
+            assert "a[red]b" in out, words
+    code, out, err = run("plan", hostile, "--keep-fraction", 0.5, "--output", plan)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "\\x1b[32mplan.json exists already" in err
