@@ -5,31 +5,17 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 from reap_serve.errors import EngineError
 from reap_serve.serve.command import ServerCommand
-
-API_KEY = "--api-key"
+from reap_serve.serve.vllm_options import redacted
 
 
 def shell_line(command: ServerCommand) -> str:
-    """The command as a line that a shell would run, but for keys, which logs should not hold."""
+    """The command as a line that a shell would run, but for secrets, which logs should not hold."""
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(command.environment.items()))
-    return f"{variables} {shlex.join(_without_keys(command.arguments))}"
-
-
-def _without_keys(arguments: Sequence[str]) -> list[str]:
-    shown: list[str] = []
-    in_keys = False
-    for argument in arguments:
-        # `--api-key` takes several values.
-        in_keys = argument == API_KEY or (in_keys and not argument.startswith("-"))
-        if argument.startswith(f"{API_KEY}="):
-            argument = f"{API_KEY}=***"
-        shown.append("***" if in_keys and argument != API_KEY else argument)
-    return shown
+    return f"{variables} {shlex.join(redacted(command.arguments))}"
 
 
 def become(command: ServerCommand) -> NoReturn:

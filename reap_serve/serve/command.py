@@ -14,6 +14,7 @@ from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.record.settings import CONFIG_KEY
 from reap_serve.records import JsonValue
+from reap_serve.serve.vllm_options import is_option, keys_of_config, option_name
 
 PLUGIN_NAMES = ("reap_serve", "reap_serve_metrics")
 CPU_SERVE = "reap_serve.serve.cpu_serve"
@@ -50,19 +51,15 @@ def server_command(model: str, settings: Mapping[str, JsonValue], options: Seque
         options: Further options of `vllm serve`, handed on unread but for the two that have to be merged.
 
     Raises:
-        RequestError: `--additional-config` is no JSON object, or another worker extension is asked for.
+        RequestError: `--additional-config` is no JSON object, or an option is given that this command sets.
         EngineError: vLLM is not installed.
     """
+    _refuse_what_is_set(options)
     rest, additional = _take_additional_config(options)
     own = additional.get(CONFIG_KEY, {})
     if not isinstance(own, Mapping):
         raise RequestError(f"{ADDITIONAL_CONFIG} holds {CONFIG_KEY} that is no object", "see reap-serve serve --help")
     merged = {**additional, CONFIG_KEY: {**settings, **own}}
-    if any(option == WORKER_OPTION or option.startswith(f"{WORKER_OPTION}=") for option in rest):
-        raise RequestError(
-            f"vLLM takes one {WORKER_OPTION}, and observation needs it",
-            f"derive your class from {WORKER_EXTENSION} and start vllm serve yourself",
-        )
     return ServerCommand(
         (
             *_program(model),
@@ -108,23 +105,41 @@ def _program(model: str) -> tuple[str, ...]:
     raise EngineError("vLLM is not installed", "install reap-serve[cuda] or reap-serve[cpu]")
 
 
+def _refuse_what_is_set(options: Sequence[str]) -> None:
+    """Refuses the options that this command sets itself, however they are written."""
+    given = [option for option in options if is_option(option, WORKER_OPTION, "--worker-e")]
+    configured = [key for key in keys_of_config(options) if option_name(key) in (WORKER_OPTION, ADDITIONAL_CONFIG)]
+    if given or any(option_name(key) == WORKER_OPTION for key in configured):
+        raise RequestError(
+            f"vLLM takes one {WORKER_OPTION}, and observation needs it",
+            f"derive your class from {WORKER_EXTENSION} and start vllm serve yourself",
+        )
+    if configured:
+        raise RequestError(
+            f"the file of --config sets {ADDITIONAL_CONFIG}, which vLLM would pass over", "give it as an option"
+        )
+    if any(is_option(option, "--model", "--model") for option in options):
+        raise RequestError("MODEL is given and --model as well", "leave --model out")
+
+
 def _take_additional_config(options: Sequence[str]) -> tuple[list[str], dict[str, JsonValue]]:
     """The options without `--additional-config`, and its value."""
     rest: list[str] = []
     value: str | None = None
     pending = iter(options)
     for option in pending:
-        if option == ADDITIONAL_CONFIG:
-            value = next(pending, "")
-        elif option.startswith(f"{ADDITIONAL_CONFIG}="):
-            value = option.partition("=")[2]
-        else:
+        if not is_option(option, ADDITIONAL_CONFIG, "--ad"):
             rest.append(option)
+            continue
+        name, separator, glued = option.partition("=")
+        if "." in name:
+            raise RequestError(f"{name} sets a single key, which is not merged", f"give {ADDITIONAL_CONFIG} as JSON")
+        value = glued if separator else next(pending, "")
     if value is None:
         return rest, {}
     try:
         config = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{ADDITIONAL_CONFIG} is not JSON: {error}", "give one JSON object") from None
     if not isinstance(config, dict):
         raise RequestError(f"{ADDITIONAL_CONFIG} is not a JSON object", "give one JSON object")

@@ -13,7 +13,6 @@ from reap_serve.adapter.seams import CONFIG_KEY
 from reap_serve.adapter.worker import WORKER_EXTENSION, ReapWorkerExtension
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.record.settings import ObserveSettings
-from reap_serve.serve.become import shell_line
 from reap_serve.serve.command import PLUGIN_NAMES, ServerCommand, plugin_variable, server_command
 from reap_serve.serve.plan_files import named_plan_files
 
@@ -81,10 +80,57 @@ def test_a_wrong_additional_config_is_refused(installed: set[str], value: str) -
         server_command("org/model", SETTINGS, ["--additional-config", value])
 
 
-def test_a_second_worker_extension_is_refused(installed: set[str]) -> None:
-    for option in (["--worker-extension-cls", "x.Y"], ["--worker-extension-cls=x.Y"]):
-        with pytest.raises(RequestError, match="one --worker-extension-cls"):
-            server_command("org/model", SETTINGS, option)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--worker-extension-cls", "x.Y"],
+        ["--worker-extension-cls=x.Y"],
+        ["--worker_extension_cls", "x.Y"],
+        ["--worker_ext=x.Y"],
+        ["--worker-e", "x.Y"],
+    ],
+)
+def test_a_second_worker_extension_is_refused(installed: set[str], options: list[str]) -> None:
+    with pytest.raises(RequestError, match="one --worker-extension-cls"):
+        server_command("org/model", SETTINGS, options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("worker_extension_cls: x.Y", "one --worker-extension-cls"),
+        ("port: 8001\nadditional-config: {a: 1}", "would pass over"),
+    ],
+)
+def test_what_is_set_is_refused_in_a_file_of_options_too(
+    installed: set[str], tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    with pytest.raises(RequestError, match=message):
+        server_command("org/model", SETTINGS, ["--config", str(file)])
+    file.write_text("port: 8001")
+    assert "--config" in server_command("org/model", SETTINGS, ["--config", str(file)]).arguments
+    # vLLM says what is wrong with a file that is none.
+    assert "--config" in server_command("org/model", SETTINGS, ["--config", str(tmp_path / "missing.yaml")]).arguments
+
+
+@pytest.mark.parametrize("option", ["--additional_config", "--additional", "--ad"])
+def test_an_abbreviated_additional_config_is_merged(installed: set[str], option: str) -> None:
+    command = server_command("org/model", SETTINGS, [f'{option}={{"a": 1}}'])
+    assert additional_config(command) == {"a": 1, CONFIG_KEY: SETTINGS}
+
+
+def test_a_single_key_and_a_second_model_are_refused(installed: set[str]) -> None:
+    for options, message in (
+        (["--additional-config.reap_serve.recording", "false"], "as JSON"),
+        (["--additional_config.a=1"], "as JSON"),
+        (["--model", "other"], "leave --model out"),
+        (["--model=other"], "leave --model out"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            server_command("org/model", SETTINGS, options)
+    assert "--model-impl" in server_command("org/model", SETTINGS, ["--model-impl", "auto"]).arguments
 
 
 def test_plugins_that_the_user_named_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,12 +173,6 @@ def test_the_worker_extension_hides_nothing_of_the_worker() -> None:
         for name in vars(base)
     }
     assert not own & theirs
-
-
-def test_keys_are_not_printed() -> None:
-    arguments = ("python", "--api-key", "one", "two", "--port", "8000", "--api-key=three", "last")
-    line = shell_line(ServerCommand(arguments, {"A": "b c"}))
-    assert line == "A='b c' python --api-key '***' '***' --port 8000 '--api-key=***' last"
 
 
 def test_settings_of_the_command_are_settings_of_the_engine() -> None:
