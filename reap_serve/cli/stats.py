@@ -143,7 +143,8 @@ def export(
 ) -> None:
     """Write statistics in the form of another tool."""
     from reap_serve.errors import RequestError
-    from reap_serve.statistics.foreign import report_bytes, report_of, write_observer_state
+    from reap_serve.statistics.foreign import report_bytes, report_of
+    from reap_serve.statistics.observer_state import write_observer_state
     from reap_serve.statistics.storage import refuse_existing, write_whole
 
     refuse_existing(output, overwrite)
@@ -173,7 +174,8 @@ def import_(
     from reap_serve.architectures.resolve import resolve
     from reap_serve.model import fingerprint, open_model
     from reap_serve.statistics.file import write_statistics
-    from reap_serve.statistics.foreign import statistics_of_observer, statistics_of_report
+    from reap_serve.statistics.foreign import statistics_of_report
+    from reap_serve.statistics.observer_state import statistics_of_observer
     from reap_serve.statistics.storage import refuse_existing
 
     refuse_existing(output, overwrite)
