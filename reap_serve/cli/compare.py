@@ -132,10 +132,10 @@ def compare(
     from reap_serve.compare.vllm_bench import require_vllm_bench
     from reap_serve.compare.write import write_report
     from reap_serve.plan.record import read_plan
-    from reap_serve.publish import refuse_existing
+    from reap_serve.publish import refuse_existing_directory
     from reap_serve.traffic.read import parse_slices, read_traffic
 
-    refuse_existing(output, overwrite)
+    refuse_existing_directory(output, overwrite)
     for reference in (base, *([candidate] if candidate else []), *(also or [])):
         check_reference(reference)
     if load == "vllm-bench":

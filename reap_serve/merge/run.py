@@ -26,7 +26,7 @@ from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job,
 from reap_serve.prune.layout import DEFAULT_SHARD_BYTES, header_bytes
 from reap_serve.prune.manifest import MANIFEST_NAME
 from reap_serve.prune.write import carry, write_shards, write_tensors, write_text
-from reap_serve.publish import new_directory, refuse_existing
+from reap_serve.publish import new_directory, refuse_existing_directory
 from reap_serve.records import provenance
 from reap_serve.statistics.record import Header, Statistics
 
@@ -97,7 +97,7 @@ def merge(
         ArchitectureError: The experts are quantised, or cannot be aligned.
     """
     begun = time.monotonic()
-    refuse_existing(output, overwrite)
+    refuse_existing_directory(output, overwrite)
     source = open_model(model)
     model_print = statistics.header.model
     if model_print.quantization is not None:

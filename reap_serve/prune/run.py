@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reap_serve.errors import InputFileError, OutputExistsError, StorageError
 from reap_serve.model import open_model
+from reap_serve.overwriting import require_replaceable_directory
 from reap_serve.prune.card import model_card
 from reap_serve.prune.hub import RemoteFiles
 from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job, PruneOptions, make_job
@@ -19,7 +20,7 @@ from reap_serve.prune.low_disk import RemoteWeights, open_remote, write_from_hub
 from reap_serve.prune.manifest import MANIFEST_NAME
 from reap_serve.prune.staging import staged_content, staging_directory
 from reap_serve.prune.write import carry, remove_partials, write_shards, write_tensors, write_text
-from reap_serve.publish import refuse_existing
+from reap_serve.publish import refuse_existing_directory
 
 SPARE_BYTES = 16 << 20
 
@@ -94,9 +95,10 @@ def prune(
         raise OutputExistsError(f"{output} exists already", "give another path or --overwrite")
     source = open_model(model) if remote is None else open_remote(model, remote)
     _require_apart(source.path, output)
+    require_replaceable_directory(output)
     job = make_job(source, plan, options, None if remote is None else RemoteWeights(remote))
     watcher.started(job)
-    refuse_existing(output, overwrite)
+    refuse_existing_directory(output, overwrite)
     _require_space(job, output, 0 if remote is None else max(remote.weight_files().values()))
     with staging_directory(output, job.digest) as content:
         remove_partials(content)

@@ -32,7 +32,18 @@ ALLOWED = {
     ("adapter", "serve"),
     ("prune", "serve"),
 }
-BASE = {"architectures", "errors", "records", "publish", "model", "engine_environment", "slice_name", "shown_text"}
+BASE = {
+    "architectures",
+    "engine_environment",
+    "errors",
+    "leftovers",
+    "model",
+    "overwriting",
+    "publish",
+    "records",
+    "shown_text",
+    "slice_name",
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -232,9 +232,14 @@ def test_overwrite_replaces_and_without_it_nothing_is_touched(tmp_path: Path) ->
     with pytest.raises(OutputExistsError):
         prune(str(source), plan, out, OPTIONS, overwrite=False)
     assert [path.name for path in out.iterdir()] == ["mine"]
-    prune(str(source), plan, out, OPTIONS, overwrite=True)
-    assert not (out / "mine").exists()
+    with pytest.raises(OutputExistsError, match="nothing that tells it was made by reap-serve"):
+        prune(str(source), plan, out, OPTIONS, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    (out / "mine").unlink()
+    for _ in range(2):
+        prune(str(source), plan, out, OPTIONS, overwrite=True)
     assert (out / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plan.json", "source"]
 
 
 @pytest.mark.parametrize("place", ["source", "source/out", "."])
