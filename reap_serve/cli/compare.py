@@ -11,6 +11,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
+from reap_serve.cli.traffic import TrustTemplate
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def compare(
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
     skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
+    trust_template: TrustTemplate = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -133,6 +135,7 @@ def compare(
     from reap_serve.compare.write import write_report
     from reap_serve.plan.record import read_plan
     from reap_serve.publish import refuse_existing_directory
+    from reap_serve.traffic.own_template import TemplateSandbox, refuse_own_template, special_tokens_of
     from reap_serve.traffic.read import parse_slices, read_traffic
 
     refuse_existing_directory(output, overwrite)
@@ -156,9 +159,16 @@ def compare(
     )
     read = None if plan is None else read_plan(plan)
     analysis = None if subspace is None else read_subspace(subspace)
-    requests = list(
-        read_traffic(files, format=format, slices=parse_slices(slices or []), skip_malformed=skip_malformed)
-    )
+    with TemplateSandbox(special_tokens_of(Path(base))) as sandbox:
+        requests = list(
+            read_traffic(
+                files,
+                format=format,
+                slices=parse_slices(slices or []),
+                skip_malformed=skip_malformed,
+                settle_template=sandbox.settle if trust_template else refuse_own_template,
+            )
+        )
     gates = parse_gates(fail_if or [], {request.slice for request in requests})
     with progress_bar() as progress:
         shown: dict[str, TaskID] = {}

@@ -10,6 +10,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
+from reap_serve.cli.traffic import TrustTemplate
 from reap_serve.errors import RequestError
 
 
@@ -38,6 +39,7 @@ def observe(
     engine_args: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.")] = "{}",
     format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
     skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
+    trust_template: TrustTemplate = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -59,24 +61,27 @@ def observe(
     from reap_serve.record.settings import ObserveSettings, extra_sums_named
     from reap_serve.statistics.file import write_statistics
     from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.own_template import TemplateSandbox, refuse_own_template, special_tokens_of
     from reap_serve.traffic.read import parse_slices, read_traffic
 
     refuse_existing(output, overwrite)
     source = open_model(model)
     malformed = Malformed()
+    sandbox = TemplateSandbox(special_tokens_of(source.path))
     requests = read_traffic(
         traffic or [],
         format=format,
         slices=parse_slices(slices or []),
         skip_malformed=skip_malformed,
         malformed=malformed,
+        settle_template=sandbox.settle if trust_template else refuse_own_template,
     )
     if max_model_len is not None:
         arguments.setdefault("max_model_len", max_model_len)
     settings = ObserveSettings(
         recorder=recorder, sample_fraction=sample_fraction, extra_sums=extra_sums_named(extra_sums or ())
     )
-    with progress_bar() as progress:
+    with sandbox, progress_bar() as progress:
         task = progress.add_task("requests", total=None)
         done = observe_traffic(
             source, requests, settings, arguments, lambda count: progress.update(task, completed=count)

@@ -75,7 +75,7 @@ def replay_command(
     schedule = _schedule(rate, burstiness, timed, speedup, concurrency, seed)
     if report is not None:
         refuse_existing(report, overwrite)
-    requests, malformed = open_traffic(files, slices, format, skip_malformed, require_text=False)
+    requests, malformed = open_traffic(files, slices, format, skip_malformed, require_text=False, keep_templates=True)
     settings = ClientSettings(
         url=url,
         api_key=_api_key(api_key_env),

@@ -31,6 +31,13 @@ FormatName = Annotated[
 SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="Count malformed records instead of stopping at the first.")
 ]
+TrustTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--trust-request-chat-template",
+        help="Take requests that bring a chat template: a stranger's code, run with bounded time and memory.",
+    ),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option("--tokenizer", metavar="MODEL", help="Count tokens of this model; else characters/4."),
@@ -53,6 +60,7 @@ def show(
     slices: SliceFiles = None,
     format: FormatName = None,
     skip_malformed: SkipMalformed = False,
+    trust_template: TrustTemplate = False,
     tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +68,9 @@ def show(
     from reap_serve.traffic.summary import SummaryTally
     from reap_serve.traffic.tokens import token_counter
 
-    requests, malformed = open_traffic(files, slices, format, skip_malformed, require_text=False)
+    requests, malformed = open_traffic(
+        files, slices, format, skip_malformed, require_text=False, keep_templates=trust_template
+    )
     tally = SummaryTally(token_counter(tokenizer))
     with counted(requests) as counted_requests:
         for request in counted_requests:
@@ -80,6 +90,7 @@ def sample(
     slices: SliceFiles = None,
     format: FormatName = None,
     skip_malformed: SkipMalformed = False,
+    trust_template: TrustTemplate = False,
     tokenizer: Tokenizer = None,
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
     allocation: Annotated[
@@ -96,7 +107,7 @@ def sample(
     from reap_serve.traffic.tokens import token_counter
 
     refuse_existing(output, overwrite)
-    requests, malformed = open_traffic(files, slices, format, skip_malformed)
+    requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template)
     counter = token_counter(tokenizer)
     with counted(requests) as counted_requests:
         chosen = sample_traffic(
@@ -121,6 +132,7 @@ def convert(
     slices: SliceFiles = None,
     format: FormatName = None,
     skip_malformed: SkipMalformed = False,
+    trust_template: TrustTemplate = False,
     model: Annotated[str | None, typer.Option(help="Model to name in every body; the recorded one by default.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -130,7 +142,7 @@ def convert(
     from reap_serve.traffic.convert import write_batch
 
     refuse_existing(output, overwrite)
-    requests, malformed = open_traffic(files, slices, format, skip_malformed)
+    requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template)
     with counted(requests) as counted_requests, new_file(output, overwrite=overwrite) as stream:
         written = write_batch(counted_requests, stream, model=model)
     if as_json:
@@ -147,6 +159,7 @@ def open_traffic(
     skip_malformed: bool,
     *,
     require_text: bool = True,
+    keep_templates: bool = False,
 ) -> tuple[Iterator[Request], Malformed]:
     """The requests that the options of a traffic command name, and the tally of what is skipped.
 
@@ -155,6 +168,7 @@ def open_traffic(
     """
     from reap_serve.errors import RequestError
     from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.own_template import keep_own_template, refuse_own_template
     from reap_serve.traffic.read import parse_slices, read_traffic
 
     if not files and not slices:
@@ -167,6 +181,7 @@ def open_traffic(
         skip_malformed=skip_malformed,
         require_text=require_text,
         malformed=malformed,
+        settle_template=keep_own_template if keep_templates else refuse_own_template,
     )
     return requests, malformed
 

@@ -11,6 +11,7 @@ from reap_serve.slice_name import RULE, is_slice_name
 from reap_serve.traffic.formats import FORMATS
 from reap_serve.traffic.formats.spec import Format
 from reap_serve.traffic.malformed import Malformed, MalformedRecordError
+from reap_serve.traffic.own_template import SettleTemplate, refuse_own_template
 from reap_serve.traffic.request import DEFAULT_SLICE, Origin, Request
 from reap_serve.traffic.rows import NumberedRow, read_rows
 from reap_serve.traffic.source import STDIN, open_source
@@ -45,6 +46,7 @@ def read_traffic(
     skip_malformed: bool = False,
     require_text: bool = True,
     malformed: Malformed | None = None,
+    settle_template: SettleTemplate = refuse_own_template,
 ) -> Iterator[Request]:
     """The requests in traffic files, in order; memory is bounded by the longest record.
 
@@ -58,6 +60,7 @@ def read_traffic(
         skip_malformed: Pass over malformed records and count them, instead of stopping at the first.
         require_text: Refuse requests of which only lengths were recorded.
         malformed: Tally to count the skipped records in.
+        settle_template: What becomes of requests that bring a chat template; refuses them by default.
 
     Yields:
         Requests.
@@ -74,7 +77,7 @@ def read_traffic(
         if path != STDIN and not os.path.isfile(path):
             state = "is not a file" if os.path.exists(path) else "does not exist"
             raise InputFileError(f"{path} {state}", "check the path")
-    return _read_files(files, format, slice_of, skip_malformed, require_text, malformed or Malformed())
+    return _read_files(files, format, slice_of, skip_malformed, require_text, malformed or Malformed(), settle_template)
 
 
 def _slice_by_path(slices: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
@@ -93,6 +96,7 @@ def _read_files(
     skip_malformed: bool,
     require_text: bool,
     malformed: Malformed,
+    settle_template: SettleTemplate,
 ) -> Iterator[Request]:
     found = False
     for path in files:
@@ -111,8 +115,9 @@ def _read_files(
                                 if not skip_malformed:
                                     raise _lengths_only(f"{path}:{line}", kind)
                                 raise MalformedRecordError(_NO_TEXT)
+                            settled = settle_template(request)
                             found = True
-                            yield request
+                            yield settled
                     except MalformedRecordError as error:
                         if not skip_malformed:
                             raise TrafficError(

@@ -90,7 +90,7 @@ class TeacherForcing:
     def _completion_prompt(self, body: Mapping[str, JsonValue]) -> list[int]:
         prompt = body["prompt"]
         if isinstance(prompt, str):
-            return self._renderer.tokenize(prompt, special=True)
+            return self._renderer.tokenize(prompt, special=body.get("add_special_tokens") is not False)
         assert isinstance(prompt, list)
         if prompt and isinstance(prompt[0], str):
             return self._renderer.tokenize(prompt[0], special=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from reap_serve.errors import InputFileError, RequestError, TrafficError
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import Object, is_list
+from reap_serve.traffic.malformed import MalformedRecordError
+from reap_serve.traffic.own_template import TemplateSandbox
 from reap_serve.traffic.request import Request
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ class TokenizerCounter:
         except (OSError, ValueError) as error:
             raise InputFileError(f"{model}: its tokenizer cannot be loaded: {error}", "check the model") from None
         self.unit = f"tokens of {model}"
+        special = self._tokenizer.special_tokens_map
+        self._sandbox = TemplateSandbox({name: str(token) for name, token in special.items()})
 
     def __call__(self, request: Request) -> Length:
         """Length of a request.
@@ -93,6 +97,11 @@ class TokenizerCounter:
         """
         if request.body is None:
             return recorded_length(request)
+        try:
+            request = self._sandbox.settle(request)
+        except MalformedRecordError as error:
+            raise TrafficError(f"{request.origin}: {error}", "leave the request out") from None
+        assert request.body is not None
         if request.kind == "chat" and self._tokenizer.chat_template:
             return self._chat_length(request, request.body)
         prompt = request.body.get("prompt")
