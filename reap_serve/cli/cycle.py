@@ -27,9 +27,9 @@ def cycle(
         document = decision.model_dump(mode="json", exclude={"provenance", "schema_version"})
         print_json(document)
     else:
-        stdout.print(f"{decision.decision}: {decision.reason}", markup=False)
+        stdout.print(f"{decision.decision}: {decision.reason}")
         for name, path in (("candidate", decision.candidate), ("report", decision.report)):
             if path is not None:
-                stdout.print(f"{name}: {path}", markup=False)
+                stdout.print(f"{name}: {path}")
     if decision.decision == "refused":
         raise typer.Exit(1)

@@ -93,5 +93,4 @@ def _print(found: Drift) -> None:
     stdout.print(
         f"a new plan {verdict}: {found.changed_decisions} decisions, {low:.0f} to {high:.0f} by chance, "
         f"p = {found.p_value:.3f}",
-        markup=False,
     )
