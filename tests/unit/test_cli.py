@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -30,12 +30,13 @@ def test_help_names_every_command_of_the_contract() -> None:
 
 
 def test_help_is_quick() -> None:
-    """0.5 s is the promise; the best of three forgives a busy machine."""
+    """0.5 s is the promise; processor time, and the best of three, forgive a busy machine."""
     durations = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         reap_serve("--help")
-        durations.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        durations.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(durations) < 1.0
 
 
