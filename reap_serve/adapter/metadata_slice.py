@@ -4,7 +4,7 @@ Target: `to_sampling_params` of `ChatCompletionRequest`, `CompletionRequest` and
 Why: recorded traffic names its slice in `metadata`, and an application names it there once for its logs and for us;
     vLLM hands `vllm_xargs` to the engine and drops `metadata`.
 How: the parameters that vLLM makes of a body get the slice as the extra argument `reap_slice`, which wins over that of
-    `vllm_xargs`. The gate checks it like any other (`mask_admission`).
+    `vllm_xargs`. A name that breaks the rule is refused here, where the error can name the field.
 Upstream: none carries metadata into the engine.
 Remove when: vLLM puts a request's metadata into its sampling parameters.
 """
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reap_serve.record.requests import SLICE_ARGUMENT
+from reap_serve.slice_name import RULE, is_slice_name
 
 
 def read_slices_of_metadata() -> None:
@@ -31,11 +32,16 @@ def read_slices_of_metadata() -> None:
 
 
 def _naming_slices(to_sampling_params: Any) -> Any:
+    from vllm.exceptions import VLLMValidationError
+
     @functools.wraps(to_sampling_params)
     def named(self: Any, *arguments: Any, **keywords: Any) -> Any:
         parameters = to_sampling_params(self, *arguments, **keywords)
         metadata = getattr(self, "metadata", None)
         if isinstance(metadata, Mapping) and metadata.get(SLICE_ARGUMENT) is not None:
+            if not is_slice_name(metadata[SLICE_ARGUMENT]):
+                field = f"metadata.{SLICE_ARGUMENT}"
+                raise VLLMValidationError(f"{field} is not {RULE}", parameter=field)
             # vLLM's dictionary is the body's own `vllm_xargs`.
             parameters.extra_args = {**(parameters.extra_args or {}), SLICE_ARGUMENT: metadata[SLICE_ARGUMENT]}
         return parameters

@@ -23,7 +23,16 @@ ResolvePlan = Callable[[str | None], str | None]
 
 
 class AdmissionError(ValueError):
-    """The request's own arguments are wrong."""
+    """The request's own arguments are wrong.
+
+    Args:
+        field: The one that is wrong, as a path in the body.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
 
 
 def admit(request: EngineCoreRequest, resolve: ResolvePlan) -> None:
@@ -41,7 +50,7 @@ def admit(request: EngineCoreRequest, resolve: ResolvePlan) -> None:
     if parameters is None:
         return
     if (request.cache_salt or "").startswith(SALT_PREFIX):
-        raise AdmissionError(f"a cache_salt that begins with {SALT_PREFIX} is reserved")
+        raise AdmissionError("cache_salt", f"begins with {SALT_PREFIX}, which is reserved")
     parameters.extra_args, plan = settle(parameters.extra_args, resolve)
     if plan is not None:
         request.cache_salt = f"{SALT_PREFIX}{plan}:{request.cache_salt or ''}"
@@ -56,14 +65,14 @@ def settle(given: Mapping[str, Any] | None, resolve: ResolvePlan) -> tuple[dict[
     arguments = dict(given or {})
     _check_slice(arguments)
     if PLAN_ARGUMENT in arguments:
-        raise AdmissionError(f"vllm_xargs.{PLAN_ARGUMENT} is reserved; choose a plan by {PLAN_NAME_ARGUMENT}")
+        raise AdmissionError(f"vllm_xargs.{PLAN_ARGUMENT}", f"is reserved; choose a plan by {PLAN_NAME_ARGUMENT}")
     name = arguments.pop(PLAN_NAME_ARGUMENT, None)
     if name is not None and not isinstance(name, str):
-        raise AdmissionError(f"vllm_xargs.{PLAN_NAME_ARGUMENT} is not a string")
+        raise AdmissionError(f"vllm_xargs.{PLAN_NAME_ARGUMENT}", "is not a string")
     try:
         plan = resolve(name)
     except KeyError:
-        raise AdmissionError(f"vllm_xargs.{PLAN_NAME_ARGUMENT} names a plan that is not loaded") from None
+        raise AdmissionError(f"vllm_xargs.{PLAN_NAME_ARGUMENT}", "names a plan that is not loaded") from None
     if plan is not None:
         arguments[PLAN_ARGUMENT] = plan
     return arguments or None, plan
@@ -72,12 +81,12 @@ def settle(given: Mapping[str, Any] | None, resolve: ResolvePlan) -> tuple[dict[
 def _check_slice(arguments: dict[str, Any]) -> None:
     name = arguments.get(SLICE_ARGUMENT)
     if name is not None and not is_slice_name(name):
-        raise AdmissionError(f"{SLICE_ARGUMENT} (of metadata or vllm_xargs) is not {RULE}")
+        raise AdmissionError(f"vllm_xargs.{SLICE_ARGUMENT}", f"is not {RULE}")
     prompt_tokens = arguments.get(PROMPT_ARGUMENT)
     if prompt_tokens is not None and (
         not isinstance(prompt_tokens, int) or isinstance(prompt_tokens, bool) or prompt_tokens < 0
     ):
-        raise AdmissionError(f"vllm_xargs.{PROMPT_ARGUMENT} is not a number of tokens")
+        raise AdmissionError(f"vllm_xargs.{PROMPT_ARGUMENT}", "is not a number of tokens")
 
 
 def install_gate(engine_client: Any, resolve: ResolvePlan) -> None:
@@ -96,7 +105,7 @@ def install_gate(engine_client: Any, resolve: ResolvePlan) -> None:
         try:
             admit(request, resolve)
         except AdmissionError as error:
-            raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
+            raise VLLMValidationError(str(error), parameter=error.field) from None
         return request
 
     def checked_generate(*arguments: Any, **keywords: Any) -> Any:
@@ -104,7 +113,7 @@ def install_gate(engine_client: Any, resolve: ResolvePlan) -> None:
         try:
             settle(getattr(parameters, "extra_args", None), resolve)
         except AdmissionError as error:
-            raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
+            raise VLLMValidationError(str(error), parameter=error.field) from None
         return generate(*arguments, **keywords)
 
     processor.process_inputs = gated

@@ -20,6 +20,7 @@ from reap_serve.serve.link import EngineLink
 from reap_serve.serve.live_status import GateMassReport, LayerBalance, MaskReport, WriterReport
 from reap_serve.serve.plan_check import ServedModel, check_plan
 from reap_serve.serve.plan_files import PLAN_NAME
+from reap_serve.serve.route_errors import ErrorRoute, NoSuchRoute
 
 PlanName = Annotated[str, Field(pattern=f"^{PLAN_NAME}$")]
 
@@ -93,6 +94,7 @@ router = APIRouter(
     prefix="/v1/reap",
     tags=["reap-serve"],
     responses={code: {"model": ErrorBody} for code in (400, 401, 404, 409, 503)},
+    route_class=ErrorRoute,
 )
 
 
@@ -203,3 +205,7 @@ def _model(request: Request) -> ServedModel:
     if not isinstance(model, ServedModel):
         raise HTTPException(HTTPStatus.CONFLICT, str(model or "the served model's files are not known"))
     return model
+
+
+# The last of the routes, for every method.
+router.add_route("/{path:path}", NoSuchRoute(router), methods=[], include_in_schema=False)  # type: ignore[arg-type]

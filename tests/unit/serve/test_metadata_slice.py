@@ -60,12 +60,23 @@ def test_a_slice_of_the_metadata_reaches_the_engine(kind: str) -> None:
         ({"vllm_xargs": {"reap_slice": "prose"}}, {"reap_slice": "prose"}),
         ({"vllm_xargs": {"a": 1}, "metadata": {"reap_slice": "code"}}, {"a": 1, "reap_slice": "code"}),
         ({"vllm_xargs": {"reap_slice": "prose"}, "metadata": {"reap_slice": "code"}}, {"reap_slice": "code"}),
-        # The gate refuses it.
-        ({"metadata": {"reap_slice": 3}}, {"reap_slice": 3}),
     ],
 )
 def test_metadata_wins_and_the_rest_stays(body: dict[str, Any], expected: dict[str, Any]) -> None:
     assert (extra_args(body) or {}) == expected
+
+
+@pytest.mark.parametrize("name", [3, "", "x" * 65, "a\x1bb", ["code"], {"a": 1}])
+def test_a_name_that_breaks_the_rule_is_refused_by_its_field(name: object) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    for kind in ("chat", "completion", "responses"):
+        # vLLM's own check of the body may come first: the Responses API takes text alone.
+        with pytest.raises((VLLMValidationError, ValueError)) as caught:
+            extra_args({"metadata": {"reap_slice": name}}, kind)
+        if isinstance(caught.value, VLLMValidationError):
+            assert caught.value.parameter == "metadata.reap_slice"
+            assert "metadata.reap_slice is not 1 to 64 printable characters" in str(caught.value)
 
 
 def test_the_methods_are_wrapped_once() -> None:

@@ -192,16 +192,56 @@ def test_hostile_bodies_are_refused_in_openais_shape(client: TestClient, body: A
     assert client.get("/v1/reap/mask").json() == {"refusal": None, "plans": {}, "default": None}
 
 
-def test_bytes_that_are_no_json_are_refused(client: TestClient) -> None:
-    for content in (b"\xff\xfe", b"{", b"[" * 100_000):
-        response = client.put("/v1/reap/mask", content=content, headers={"content-type": "application/json"})
-        assert 400 <= response.status_code < 500
+def plain_client() -> TestClient:
+    """The routes in an app that handles no error."""
+    app = FastAPI()
+    app.include_router(router)
+    return TestClient(app, raise_server_exceptions=False)
 
 
-def test_actions_take_no_body_and_know_their_names(client: TestClient) -> None:
-    assert client.post("/v1/reap/start", json={"directory": "/etc"}).status_code == 400
-    assert client.post("/v1/reap/dump").status_code == 400
-    assert client.get("/v1/reap/nothing").status_code in (404, 405)
+@pytest.mark.parametrize(
+    ("method", "path", "content", "code", "param"),
+    [
+        ("PUT", "mask", b"\xff\xfe", 400, None),
+        ("PUT", "mask", b"{", 400, None),
+        ("PUT", "mask", b"[" * 100_000, 400, None),
+        ("PUT", "mask", b'{"name": "p", "plan": ' + b"[" * 100_000, 400, None),
+        ("PUT", "mask", b'{"name": "p", "plan": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "plan"),
+        ("PUT", "mask", b"", 400, None),
+        ("PUT", "mask", b'{"name": NaN}', 400, "name"),
+        ("PUT", "mask", b'{"name": "p", "plan": {"schema_version": Infinity}}', 400, "plan.schema_version"),
+        ("PUT", "mask", b'{"name": "p", "activate": []}', 400, "activate"),
+        ("PUT", "mask", b'{"name": "p", "\\ud800": 1}', 400, None),
+        ("POST", "start", b'{"directory": "/etc"}', 400, None),
+        ("POST", "dump", b"", 400, "action"),
+        ("DELETE", "mask/a%0Ab", b"", 400, "name"),
+        ("DELETE", "mask/unknown", b"", 404, None),
+        ("GET", "nothing", b"", 405, None),
+        ("GET", "nothing/at/all", b"", 404, None),
+        ("GET", "", b"", 404, None),
+        ("PATCH", "status", b"", 405, None),
+        ("BREW", "mask", b"", 405, None),
+    ],
+)
+@pytest.mark.parametrize("around", ["vllm", "nothing"])
+def test_every_error_has_openais_shape(
+    client: TestClient, around: str, method: str, path: str, content: bytes, code: int, param: str | None
+) -> None:
+    """With vLLM's handlers around the routes, and without."""
+    if around == "nothing":
+        state, client = client.app.state, plain_client()  # type: ignore[attr-defined]
+        client.app.state.reap_link, client.app.state.reap_model = state.reap_link, state.reap_model  # type: ignore[attr-defined]
+    response = client.request(method, f"/v1/reap/{path}", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == code, response.text
+    document = response.json()
+    assert set(document) == {"error"}
+    error = document["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["message"]
+    assert error["message"].isprintable()
+    if code == 405:
+        assert response.headers["allow"]
 
 
 def test_an_engine_that_cannot_mask_says_why(tmp_path: Path) -> None:
