@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from reap_serve.records import JsonValue, Record, read_json_object
 CONFIG_KEYS_WITHOUT_MEANING = frozenset({"_name_or_path", "transformers_version", "use_cache"})
 SAMPLES_PER_FILE = 64
 SAMPLE_BYTES = 4096
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}(?:@[\w.\-/]+)?", re.ASCII)
 
 
 class Fingerprint(Record):
@@ -71,7 +73,7 @@ def open_model(reference: str) -> ModelSource:
     path = Path(reference)
     revision = None
     if not path.exists():
-        if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+        if not HUB_ID.fullmatch(reference):
             raise InputFileError(f"model {reference} does not exist", "give a local directory or a hub id org/name")
         path, revision = _download(reference)
     if not path.is_dir():
@@ -84,12 +86,17 @@ def open_model(reference: str) -> ModelSource:
 
 def _download(reference: str) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     name, _, revision = reference.partition("@")
     try:
         path = Path(snapshot_download(name, revision=revision or None))
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise InputFileError(f"model {name} is neither a directory nor on the hub", "check the name") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ExecutionError(

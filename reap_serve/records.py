@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ from typing_extensions import TypeAliasType
 
 from reap_serve import __version__
 from reap_serve.errors import InputFileError
+
+# Marks a number that json would not write; no text that comes from JSON holds it by chance.
+BEYOND_FLOATS = "reap-serve: a number beyond floats: 5d1f8c52"
 
 RecordT = TypeVar("RecordT", bound="Record")
 
@@ -67,6 +71,31 @@ def _installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def strict_json(value: JsonValue, indent: int | None = None) -> bytes:
+    """JSON that every reader takes, with a newline at its end.
+
+    JSON has no infinity and no NaN: an infinite number becomes one beyond every float, `1e999`, which Python, C and
+    JavaScript read as infinite, and NaN becomes null. Text stays readable, but for halves of a surrogate pair, which
+    UTF-8 cannot hold and which stay escaped.
+    """
+    finite = _without_special_floats(value)
+    text = json.dumps(finite, indent=indent, ensure_ascii=False, allow_nan=False)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        text = json.dumps(finite, indent=indent, allow_nan=False)
+    return (text.replace(f'"{BEYOND_FLOATS}', "").replace(f'{BEYOND_FLOATS}"', "") + "\n").encode()
+
+
+def _without_special_floats(value: JsonValue) -> JsonValue:
+    if isinstance(value, float) and not math.isfinite(value):
+        sign = "-" if value < 0 else ""
+        return None if math.isnan(value) else f"{BEYOND_FLOATS}{sign}1e999{BEYOND_FLOATS}"
+    if isinstance(value, Mapping):
+        return {key: _without_special_floats(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_special_floats(each) for each in value]
+    return value
 
 
 def read_json_object(path: Path) -> dict[str, JsonValue]:

@@ -10,12 +10,38 @@ from reap_serve.architectures.spec import Architecture
 
 NUMBER = r"(?:0|[1-9]\d{0,5})"
 
+# What a linear map has beside `weight`, or in its place, when it is quantised: compressed-tensors, FP8, ModelOpt, GPTQ,
+# AWQ, Quark; and its bias.
+LINEAR_PARTS = frozenset(
+    {
+        "bias",
+        "g_idx",
+        "input_global_scale",
+        "input_scale",
+        "input_zero_point",
+        "output_scale",
+        "qweight",
+        "qzeros",
+        "scales",
+        "weight",
+        "weight_g_idx",
+        "weight_global_scale",
+        "weight_packed",
+        "weight_scale",
+        "weight_scale_2",
+        "weight_scale_inv",
+        "weight_shape",
+        "weight_zero_point",
+    }
+)
+
 
 class Kind(Enum):
     """What a tensor is to the router and the experts of its layer."""
 
     OTHER = "other"
     ROUTER = "router"
+    ROUTER_PART = "part of a router"
     SLICED = "sliced"
     EXPERT = "expert"
     STACKED = "stacked"
@@ -68,17 +94,25 @@ class TensorNames:
         self._mtp_prefixes = mtp.prefixes if mtp is not None else ()
         self._expert = _expert_pattern(architecture.experts) if architecture.experts is not None else None
         self._guard = tuple(f"{module}." for module in architecture.routed_modules)
+        self._linear_routers = {
+            name.removesuffix("weight"): axis for name, axis in architecture.router.items() if name.endswith(".weight")
+        }
 
     def role(self, name: str) -> Role:
         """The role of a tensor, or of a module when a suffix such as `.weight` is left out below an expert."""
         if self._mtp is not None and (match := self._mtp.fullmatch(name)):
-            return self._below_layer(name, match, is_mtp=True)
+            return self._below_layer(name, match["rest"], int(match["layer"]), is_mtp=True)
         if match := self._trunk.fullmatch(name):
-            return self._below_layer(name, match, is_mtp=int(match["layer"]) >= self._num_layers)
+            layer = int(match["layer"])
+            return self._below_layer(name, match["rest"], layer, is_mtp=layer >= self._num_layers)
         return Role(Kind.OTHER, is_mtp=name.startswith(self._mtp_prefixes) if self._mtp_prefixes else False)
 
-    def _below_layer(self, name: str, match: re.Match[str], *, is_mtp: bool) -> Role:
-        family, layer, rest = self._architecture, int(match["layer"]), match["rest"]
+    def role_below(self, rest: str) -> Role:
+        """The role of a name below a layer, whichever layer it is."""
+        return self._below_layer(rest, rest, None, is_mtp=False)
+
+    def _below_layer(self, name: str, rest: str, layer: int | None, *, is_mtp: bool) -> Role:
+        family = self._architecture
         if rest in family.router:
             return Role(Kind.ROUTER, layer, is_mtp, family.router[rest], suffix=rest)
         if rest in family.sliced:
@@ -86,11 +120,14 @@ class TensorNames:
         if rest == family.hash_table:
             return Role(Kind.HASH_TABLE, layer, is_mtp, suffix=rest)
         if self._expert is not None and (found := self._expert.fullmatch(rest)):
-            start = match.start("rest") + found.start("expert")
+            start = len(name) - len(rest) + found.start("expert")
             return Role(Kind.EXPERT, layer, is_mtp, 0, int(found["expert"]), name[:start], found["suffix"])
         for stacked, axis in family.stacked.items():
             if rest == stacked or rest.startswith((f"{stacked}_", f"{stacked}.")):
                 return Role(Kind.STACKED, layer, is_mtp, axis, suffix=rest)
+        for router, axis in self._linear_routers.items():
+            if rest.startswith(router) and rest[len(router) :] in LINEAR_PARTS:
+                return Role(Kind.ROUTER_PART, layer, is_mtp, axis, suffix=rest)
         known = rest in family.carried or not rest.startswith(self._guard)
         return Role(Kind.OTHER if known else Kind.UNKNOWN, layer, is_mtp, suffix=rest)
 

@@ -76,6 +76,7 @@ def prune_command(
         "seconds": round(result.seconds, 3),
         "experts_before": result.experts_before,
         "experts_after": result.experts_after,
+        "left_out": list(result.left_out),
     }
     if pushed is not None:
         document["pushed"] = pushed
@@ -91,7 +92,19 @@ def prune_command(
 def _warn(job: Job) -> None:
     if not job.plan_is_bound:
         note("warning: the plan is bound to no model; only its layers and counts were compared")
-    for lack in job.lacking[:5]:
-        note(f"warning: {lack.expert} lacks {lack.suffix}, which other experts of its layer have")
-    if len(job.lacking) > 5:
-        note(f"warning: {len(job.lacking) - 5} more tensors are lacking; `reap-serve verify` names all")
+    doubts = [f"{lack}, which other experts of its layer have" for lack in job.lacking]
+    doubts += [doubt.what for doubt in job.doubts]
+    for doubt in doubts[:5]:
+        note(f"warning: {doubt}")
+    if len(doubts) > 5:
+        note(f"warning: {len(doubts) - 5} more scales are lacking or wrong; `reap-serve verify` names all")
+    for name in job.companions.left_out[:20]:
+        note(f"warning: {name} is left out{_why(name)}")
+    if len(job.companions.left_out) > 20:
+        note(f"warning: {len(job.companions.left_out) - 20} more files are left out; --json lists all")
+
+
+def _why(name: str) -> str:
+    if name.rpartition("/")[2].startswith("adapter_"):
+        return ": it belongs to an adapter of the uncut model, which `prune --adapter` cuts"
+    return ""

@@ -30,12 +30,15 @@ def verify_command(
             "--tensor-parallel-size", min=1, help="Check that vLLM can share the experts between so many ranks."
         ),
     ] = 1,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Do not read the tensors to compare them with their digests.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check what stock vLLM would not notice. Exit 0 sound, 1 unsound."""
     from reap_serve.prune.verify import verify
 
-    report = verify(output, source, plan, load=load, ranks=ranks)
+    report = verify(output, source, plan, load=load, ranks=ranks, read_bytes=not headers_only)
     if as_json:
         print_json(report)
     else:

@@ -20,9 +20,10 @@ from reap_serve.merge.weights import Experts, experts_of, read_part, write_part
 from reap_serve.model import ModelSource, open_model, require_same_model
 from reap_serve.plan.record import Plan, PlanLayer
 from reap_serve.prune.card import model_card
-from reap_serve.prune.checkpoint import read_checkpoint
+from reap_serve.prune.checkpoint import SIDECAR_NAME, read_checkpoint
 from reap_serve.prune.decide import MtpChoice
-from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job, PruneOptions, make_job
+from reap_serve.prune.digests import digest_files
+from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, Job, PruneOptions, make_job
 from reap_serve.prune.layout import DEFAULT_SHARD_BYTES, header_bytes
 from reap_serve.prune.manifest import MANIFEST_NAME
 from reap_serve.prune.write import carry, write_shards, write_tensors, write_text
@@ -114,6 +115,8 @@ def merge(
     with new_directory(output, overwrite=overwrite) as content:
         _write_dominant(job, source, content)
         _overwrite_groups(job, source, content, experts, layers, aligns, advance)
+        digests = digest_files(content, read_checkpoint(content).shards, jobs=2)
+        write_text(content / MANIFEST_NAME, job.manifest.with_digests(digests).to_bytes())
         (content / MERGE_NAME).write_text(json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
         write_text(content / CARD_NAME, _card(job, source, request.method))
     return MergeResult(
@@ -155,13 +158,13 @@ def _experts(source: ModelSource, job: Job) -> Experts:
 
 def _write_dominant(job: Job, source: ModelSource, content: Path) -> None:
     """The pruned checkpoint of the dominant experts."""
-    write_shards(job.layout.shards, job.checkpoint, content, 2, lambda num_bytes: None)
+    with tempfile.TemporaryDirectory() as notes:
+        write_shards(job.layout.shards, job.checkpoint, content, Path(notes), 2, lambda num_bytes: None)
     sidecar = header_bytes(job.sidecar, SIDECAR_METADATA)
     write_tensors(content / SIDECAR_NAME, sidecar, job.sidecar, job.checkpoint, lambda num_bytes: None)
-    carry(source.path, content, job.carried)
+    carry(source.path, content, job.companions.carried)
     for name, text in job.texts.items():
         write_text(content / name, text)
-    write_text(content / MANIFEST_NAME, job.manifest.to_bytes())
 
 
 def _overwrite_groups(

@@ -13,11 +13,22 @@ TAGS = ["moe", "pruned", "expert-pruning", "reap", "reap-serve", "vllm"]
 
 
 def model_card(manifest: Manifest, source: ModelSource) -> str:
-    """The card's text, with the metadata that the hub reads at its head."""
+    """The card's text, with the metadata that the hub reads at its head.
+
+    What the source's card states is taken over where it can be read and written again; else the card goes without it.
+    """
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        return _card(manifest, _inherited(source.path))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, YAMLError):
+        return _card(manifest, {})
+
+
+def _card(manifest: Manifest, inherited: Mapping[str, str]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     is_hub_id = manifest.source_revision is not None
-    inherited = _inherited(source.path)
     data = ModelCardData(
         base_model=manifest.source.partition("@")[0] if is_hub_id else None,
         library_name="transformers",
@@ -35,10 +46,10 @@ def _inherited(directory: Path) -> Mapping[str, str]:
     """The licence and its like, which the source's card states for the weights."""
     from huggingface_hub import ModelCard
 
-    try:
-        card = ModelCard.load(directory / "README.md", ignore_metadata_errors=True)
-    except (OSError, ValueError):
+    path = directory / "README.md"
+    if not path.is_file():
         return {}
+    card = ModelCard.load(path, ignore_metadata_errors=True)
     return {key: value for key, value in card.data.to_dict().items() if value}
 
 

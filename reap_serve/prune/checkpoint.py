@@ -13,6 +13,11 @@ from reap_serve.prune.headers import Shard, Tensor, check_tensor_name, read_shar
 from reap_serve.records import JsonValue, read_json_object
 
 INDEX_NAME = "model.safetensors.index.json"
+# The full routers beside a pruned checkpoint: a safetensors file by another name, because loaders that read every
+# `*.safetensors`, as vLLM's `runai_streamer` does, would load them over the cut ones. The old name is that of 0.1.
+SIDECAR_NAME = "reap_router.sidecar"
+OLD_SIDECAR_NAME = "reap_router.safetensors"
+SIDECARS = (SIDECAR_NAME, OLD_SIDECAR_NAME)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".sidecar")
 
 
@@ -81,6 +86,8 @@ def read_checkpoint(directory: Path, files: WeightFiles | None = None) -> Checkp
         require_inside(directory, index_path)
         weight_map, metadata = _read_index(index_path)
     names = sorted(set(weight_map.values())) if weight_map is not None else _unindexed(files, directory)
+    if weight_map is not None and isinstance(files, LocalFiles):
+        _require_present(names, files.names(), directory)
     shards: dict[str, Shard] = {}
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -122,15 +129,41 @@ def is_plain_name(name: str) -> bool:
     return bool(name) and name.isprintable() and not any(part in name for part in ("/", "\\", "..")) and name[0] != "."
 
 
+def _require_present(named: list[str], present: list[str], directory: Path) -> None:
+    """Refuses an index whose files are not there, with the remedy that fits what is there instead."""
+    missing = [name for name in named if name not in present and not os.path.lexists(directory / name)]
+    if not missing:
+        return
+    others = [name for name in present if name not in named]
+    what = f"{INDEX_NAME} names {missing[0]}, which does not exist ({len(missing)} of {len(named)} files are missing)"
+    if others and len(missing) == len(named):
+        shown = ", ".join(others[:3])
+        raise InputFileError(
+            f"{what}; {shown} is there instead: the index is stale",
+            f"delete {INDEX_NAME} if {shown} is the whole model",
+        )
+    raise InputFileError(what, "download the missing files")
+
+
 def _unindexed(files: WeightFiles, directory: Path) -> list[str]:
     """The files that transformers and vLLM read without an index."""
     names = files.names()
     if "model.safetensors" in names:
         return ["model.safetensors"]
-    found = [name for name in names if not name.startswith("consolidated")]
-    if not found:
-        raise InputFileError(f"{directory} holds no .safetensors file", "convert the weights to safetensors")
-    return found
+    found = [name for name in names if not name.startswith("consolidated") and name not in SIDECARS]
+    if found:
+        return found
+    if any(name.startswith("consolidated") for name in names):
+        raise InputFileError(
+            f"{directory} holds only consolidated*.safetensors files, whose tensors have names of their own",
+            "give the model with model*.safetensors files, in Hugging Face layout",
+        )
+    others = sorted(path.name for path in directory.iterdir() if path.name.endswith(WEIGHT_SUFFIXES))
+    if others:
+        raise InputFileError(
+            f"{directory} holds no .safetensors file, only {others[0]}", "convert the weights to safetensors"
+        )
+    raise InputFileError(f"{directory} holds no weight file, only small files", "download its .safetensors files, too")
 
 
 def require_inside(directory: Path, path: Path) -> None:
@@ -150,25 +183,3 @@ def require_inside(directory: Path, path: Path) -> None:
         raise InputFileError(
             f"{path} is a link out of the checkpoint, to {target}", "copy the file into the checkpoint"
         )
-
-
-def carried_files(directory: Path, rewritten: frozenset[str]) -> tuple[str, ...]:
-    """Files that go along unchanged, as paths below the directory: tokenizer, templates, licences, remote code.
-
-    Not carried: weights of any format, their indices, hidden files, and `rewritten`.
-
-    Raises:
-        InputFileError: One is a link out of the checkpoint.
-    """
-    found: list[str] = []
-    for folder, subfolders, files in os.walk(directory):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__pycache__")))
-        for name in sorted(files):
-            path = Path(folder) / name
-            relative = path.relative_to(directory).as_posix()
-            is_index = name.endswith(".index.json")
-            if name.startswith(".") or name.endswith(WEIGHT_SUFFIXES) or is_index or relative in rewritten:
-                continue
-            require_inside(directory, path)
-            found.append(relative)
-    return tuple(found)

@@ -59,7 +59,9 @@ def compare_tensors(
 def _compare_one(
     left: int, right: int, decision: Decision, found: Tensor, advance: Callable[[int], None]
 ) -> Iterator[Finding]:
-    position = found.offset
+    position = found.offset + len(decision.head)
+    if decision.head and os.pread(right, len(decision.head), found.offset) != decision.head:
+        yield error("bytes", f"{found.name} does not state the number of rows that stayed")
     for offset, length in coalesced(extents(decision)):
         done = 0
         while done < length:

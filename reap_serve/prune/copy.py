@@ -1,42 +1,40 @@
-"""Moves bytes between files: in the kernel where the system offers it, through a bounded buffer elsewhere."""
+"""Moves bytes between files through a bounded buffer, and lets a witness see them on their way."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from reap_serve.errors import StorageError
 
-KERNEL_CHUNK_BYTES = 64 << 20
 PIECE_BYTES = 4 << 20
 READ_AHEAD_BYTES = 64 << 20
-BUFFER_BYTES = 4 << 20
-# Short runs (router rows, scales) are not worth the kernel's set-up of a copy between files.
-SMALL_RUN_BYTES = 256 << 10
-# What the kernel answers where it cannot copy between these two files; the buffer can.
-NOT_IN_KERNEL = frozenset(
-    {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.ETXTBSY, errno.EBADF}
-)
+# Small enough to stay in a core's cache between reading, hashing and writing: the bytes then cross memory as often as
+# in a plain copy.
+BUFFER_BYTES = 512 << 10
 
 
 class Copier:
     """Appends runs of a source file to a destination file.
 
+    The kernel could copy by itself, but then someone would have to read the bytes a second time to know them.
+
     Args:
         source: Descriptor open for reading.
         destination: Descriptor open for writing.
         position: Where in the destination the next byte goes.
-        in_kernel: Whether to try `copy_file_range` first (reflinks on file systems that share extents).
+        witness: Called with each piece, in order.
     """
 
-    def __init__(self, source: int, destination: int, position: int, *, in_kernel: bool = True) -> None:
+    def __init__(
+        self, source: int, destination: int, position: int, witness: Callable[[memoryview], None] = lambda piece: None
+    ) -> None:
         self._source = source
         self._destination = destination
         self.position = position
-        self._in_kernel = in_kernel and hasattr(os, "copy_file_range")
-        self._buffer: bytearray | None = None
+        self._witness = witness
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def append(self, runs: Iterable[tuple[int, int]]) -> Iterator[int]:
         """Copies runs (offset, bytes) one after the other.
@@ -53,32 +51,24 @@ class Copier:
             while remaining:
                 copied = self._copy(offset, remaining)
                 offset, remaining = offset + copied, remaining - copied
-                self.position += copied
                 yield copied
 
-    def _copy(self, offset: int, length: int) -> int:
-        if self._in_kernel and length >= SMALL_RUN_BYTES:
-            try:
-                copied = os.copy_file_range(
-                    self._source, self._destination, min(length, KERNEL_CHUNK_BYTES), offset, self.position
-                )
-            except OSError as error:
-                if error.errno not in NOT_IN_KERNEL:
-                    raise
-                self._in_kernel = False
-            else:
-                return _require_some(copied, offset)
-        return self._copy_through_buffer(offset, length)
+    def write(self, content: bytes) -> None:
+        """Appends bytes that do not come from the source."""
+        self._put(memoryview(content))
 
-    def _copy_through_buffer(self, offset: int, length: int) -> int:
-        if self._buffer is None:
-            self._buffer = bytearray(BUFFER_BYTES)
-        view = memoryview(self._buffer)[: min(length, BUFFER_BYTES)]
+    def _copy(self, offset: int, length: int) -> int:
+        view = self._buffer[: min(length, len(self._buffer))]
         count = _require_some(os.preadv(self._source, [view], offset), offset)
-        written = 0
-        while written < count:
-            written += os.pwrite(self._destination, view[written:count], self.position + written)
+        self._put(view[:count])
         return count
+
+    def _put(self, piece: memoryview) -> None:
+        self._witness(piece)
+        written = 0
+        while written < piece.nbytes:
+            written += os.pwrite(self._destination, piece[written:], self.position + written)
+        self.position += written
 
 
 def _read_ahead(source: int, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

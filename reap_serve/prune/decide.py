@@ -10,8 +10,10 @@ from reap_serve.architectures.names import Kind, Role, TensorNames
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.errors import ArchitectureError, InputFileError, PlanError
 from reap_serve.plan.record import Plan
-from reap_serve.prune.experts import Lack, LayerTensors, lacks, require_complete
-from reap_serve.prune.headers import Tensor
+from reap_serve.prune.experts import Lack, LayerTensors, require_complete
+from reap_serve.prune.headers import DTYPE_BITS, Tensor
+from reap_serve.prune.router_parts import Rows, rows_of
+from reap_serve.prune.unlisted import UnlistedNames
 
 
 class Action(Enum):
@@ -21,6 +23,7 @@ class Action(Enum):
     DROP = "drop"
     RENAME = "rename"
     SLICE = "slice"
+    STATE = "state"
 
 
 class MtpChoice(Enum):
@@ -40,6 +43,7 @@ class Decision:
         name: Its name in the output.
         axis: Axis along which it is sliced.
         rows: Indices kept along that axis, in the order of the output.
+        head: Bytes that replace the tensor's first ones: a number of rows that it states.
     """
 
     tensor: Tensor
@@ -47,6 +51,7 @@ class Decision:
     name: str
     axis: int = 0
     rows: tuple[int, ...] = ()
+    head: bytes = b""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -151,14 +156,25 @@ def _require_equal_groups(index: int, kept: Sequence[int], limits: RoutingLimits
 
 
 def decide(
-    names: TensorNames, cut: Cut, tensors: Iterable[Tensor], projections: Sequence[str]
+    names: TensorNames,
+    cut: Cut,
+    tensors: Iterable[Tensor],
+    projections: Sequence[str],
+    unlisted: UnlistedNames | None = None,
 ) -> tuple[tuple[Decision, ...], tuple[Lack, ...]]:
     """One decision a tensor, in their order, and the kept experts that lack a scale which others of their layer have.
+
+    Args:
+        names: Of the family.
+        cut: Which experts stay.
+        tensors: Of the checkpoint.
+        projections: Linear maps that experts of their own must have.
+        unlisted: Finds what depends on the experts under other names.
 
     Raises:
         ArchitectureError: The checkpoint holds tensors of router or experts that the family does not describe, or
             layers and shapes differ from the configuration.
-        InputFileError: An expert or router is missing.
+        InputFileError: An expert or router is missing, or a kept expert is stored in another form than the others.
     """
     layers: dict[tuple[bool, int], LayerTensors] = {}
     decisions: list[Decision] = []
@@ -168,6 +184,7 @@ def decide(
             decisions.append(Decision(tensor, Action.DROP, tensor.name))
             continue
         if not role.is_routed:
+            _require_independent(tensor, role, cut, unlisted)
             decisions.append(Decision(tensor, Action.KEEP, tensor.name))
             continue
         assert role.layer is not None
@@ -182,10 +199,16 @@ def decide(
         raise InputFileError(f"the checkpoint lacks the experts of layer {min(missing)}", "download it again")
     lacking: list[Lack] = []
     for (is_mtp, layer), found in sorted(layers.items()):
-        require_complete(layer, found, cut.limits.num_experts, projections)
         stay = cut.kept_in(layer, is_mtp) or ()
-        lacking.extend(lack for lack in lacks(found, cut.limits.num_experts) if lack.index in stay)
+        lacking.extend(require_complete(layer, found, cut.limits.num_experts, projections, stay))
     return tuple(decisions), tuple(lacking)
+
+
+def _require_independent(tensor: Tensor, role: Role, cut: Cut, unlisted: UnlistedNames | None) -> None:
+    is_dense = role.layer is not None and cut.kept_in(role.layer, role.is_mtp) is None
+    if unlisted is None or (found := unlisted.find(tensor, role, 0 if is_dense else cut.limits.num_experts)) is None:
+        return
+    raise ArchitectureError(found.what, found.remedy)
 
 
 def _decide_routed(tensor: Tensor, role: Role, kept: tuple[int, ...], cut: Cut) -> Decision:
@@ -208,11 +231,21 @@ def _decide_routed(tensor: Tensor, role: Role, kept: tuple[int, ...], cut: Cut) 
         return keep
     if role.kind is Kind.STACKED and len(tensor.shape) <= role.axis:
         return keep  # a scale that all experts share
-    rows = num_experts + (cut.zero_experts if role.kind in (Kind.ROUTER, Kind.SLICED) else 0)
+    rows = num_experts + (0 if role.kind is Kind.STACKED else cut.zero_experts)
+    if role.kind is Kind.ROUTER_PART:
+        is_cut = len(kept) < num_experts
+        found = rows_of(tensor, role, rows) if is_cut else Rows.ALL
+        if found is Rows.STATED:
+            stay = len(kept) + rows - num_experts
+            return replace(keep, action=Action.STATE, head=_number(stay, tensor))
+        if found is Rows.ALL:
+            return keep
     if len(tensor.shape) <= role.axis or tensor.shape[role.axis] != rows:
+        remedy = "mend config.json or report the checkpoint"
+        if role.is_mtp:
+            remedy = "leave the draft layers out with --mtp drop, or mend config.json"
         raise ArchitectureError(
-            f"{tensor.name} has the shape {list(tensor.shape)}, config.json promises {rows} on axis {role.axis}",
-            "mend config.json or report the checkpoint",
+            f"{tensor.name} has the shape {list(tensor.shape)}, config.json promises {rows} on axis {role.axis}", remedy
         )
     if len(kept) == num_experts:
         return keep
@@ -221,3 +254,8 @@ def _decide_routed(tensor: Tensor, role: Role, kept: tuple[int, ...], cut: Cut) 
             f"{tensor.name}: an expert of it is not a whole number of bytes", "report the checkpoint"
         )
     return replace(keep, action=Action.SLICE, axis=role.axis, rows=(*kept, *range(num_experts, rows)))
+
+
+def _number(value: int, tensor: Tensor) -> bytes:
+    """A whole number as one element of a tensor."""
+    return value.to_bytes(DTYPE_BITS[tensor.dtype] // 8, "little")

@@ -21,6 +21,7 @@ from reap_serve.records import JsonValue
 MAX_HEADER_BYTES = 512 << 20
 MAX_NAME_LENGTH = 1024
 MAX_DIMENSIONS = 32
+LFS_POINTER = b"version "
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -144,6 +145,8 @@ def read_shard(path: Path) -> Shard:
 def _read_header(descriptor: int, path: Path, size: int) -> bytes:
     length_bytes = os.pread(descriptor, 8, 0)
     length = int.from_bytes(length_bytes, "little")
+    if length_bytes == LFS_POINTER:
+        raise InputFileError(f"{path} is a pointer of Git LFS and not the file itself", "run `git lfs pull` there")
     if len(length_bytes) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise InputFileError(
             f"{path} is truncated or not safetensors: {size} bytes, header of {length} bytes", "download it again"

@@ -40,12 +40,12 @@ class HubRepository:
 
     def __init__(self, reference: str) -> None:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
         self._name, _, revision = reference.partition("@")
         try:
             info = HfApi().model_info(self._name, revision=revision or None, files_metadata=True)
-        except RepositoryNotFoundError:
+        except (RepositoryNotFoundError, HFValidationError):
             raise InputFileError(f"model {self._name} is not on the hub", "check the name") from None
         except (HfHubHTTPError, OSError) as error:
             raise _unreachable(self._name, error) from None

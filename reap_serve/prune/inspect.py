@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from reap_serve.architectures.names import Kind, Role, TensorNames
 from reap_serve.architectures.spec import Architecture, RoutingLimits
+from reap_serve.errors import ArchitectureError
 from reap_serve.prune.checkpoint import INDEX_NAME, Checkpoint
-from reap_serve.prune.config import MODULE_LISTS, MODULE_MAPS
 from reap_serve.prune.experts import LayerTensors, is_weight, lacks
 from reap_serve.prune.findings import Finding, error, warning
 from reap_serve.prune.headers import Tensor
-from reap_serve.records import JsonValue, read_json_object
+from reap_serve.prune.router_parts import Rows, rows_of, stated_rows
+from reap_serve.prune.unlisted import UnlistedNames
+from reap_serve.records import read_json_object
 
 
 def inspect_index(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -55,7 +58,12 @@ def inspect_routing(limits: RoutingLimits) -> Iterator[Finding]:
 
 
 def inspect_experts(
-    checkpoint: Checkpoint, architecture: Architecture, names: TensorNames, limits: RoutingLimits, zero_experts: int
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    names: TensorNames,
+    limits: RoutingLimits,
+    zero_experts: int,
+    unlisted: UnlistedNames,
 ) -> Iterator[Finding]:
     """Whether each layer has its router and all of its experts, and nothing more: vLLM does not notice."""
     layers: defaultdict[int, LayerTensors] = defaultdict(LayerTensors)
@@ -63,6 +71,10 @@ def inspect_experts(
     for tensor in checkpoint.tensors.values():
         role = names.role(tensor.name)
         if not role.is_routed or role.layer is None:
+            is_dense = role.layer is not None and not role.is_mtp and role.layer not in limits.moe_layers
+            rows = 0 if is_dense else limits.num_experts if role.layer is None else limits.experts_in(role.layer)
+            if (found := unlisted.find(tensor, role, rows, is_cut=True)) is not None:
+                yield error("names", found.what)
             continue
         if role.kind is Kind.UNKNOWN:
             yield error("names", f"{tensor.name} is unknown to the family {architecture.model_type}")
@@ -71,19 +83,26 @@ def inspect_experts(
         else:
             key = role.layer + (1_000_000 if role.is_mtp else 0)
             layers[key].add(role, tensor)
-            shapes[key, role.suffix].add((tensor.dtype, tensor.shape))
-            yield from _inspect_axis(tensor, role, limits.experts_in(role.layer), zero_experts)
-    for (_, suffix), found in shapes.items():
-        if len(found) > 1:
-            yield error("shapes", f"{suffix} differs between the experts of a layer: {sorted(found)[:2]}")
+            if role.kind is Kind.EXPERT:
+                shapes[key, role.suffix].add((tensor.dtype, tensor.shape))
+            rows = limits.experts_in(role.layer) + (0 if role.kind is Kind.STACKED else zero_experts)
+            yield from _inspect_axis(checkpoint.directory, tensor, role, rows)
+    for (_, suffix), forms in shapes.items():
+        if len(forms) > 1:
+            yield error("shapes", f"{suffix} differs between the experts of a layer: {sorted(forms)[:2]}")
     for layer in sorted({*limits.moe_layers, *layers}):
         yield from _inspect_layer(layer, layers[layer], limits.experts_in(layer), architecture.projections)
 
 
-def _inspect_axis(tensor: Tensor, role: Role, num_experts: int, zero_experts: int) -> Iterator[Finding]:
+def _inspect_axis(directory: Path, tensor: Tensor, role: Role, rows: int) -> Iterator[Finding]:
+    if role.kind is Kind.ROUTER_PART:
+        try:
+            if rows_of(tensor, role, rows) is Rows.STATED and (stated := stated_rows(directory, tensor)) != rows:
+                yield error("rows", f"{tensor.name} states {stated} rows, {rows} expected")
+        except ArchitectureError as failure:
+            yield error("rows", failure.what)
     if role.kind not in (Kind.ROUTER, Kind.SLICED, Kind.STACKED):
         return
-    rows = num_experts + (0 if role.kind is Kind.STACKED else zero_experts)
     is_shared_scale = role.kind is Kind.STACKED and len(tensor.shape) <= role.axis
     if not is_shared_scale and (len(tensor.shape) <= role.axis or tensor.shape[role.axis] != rows):
         yield error("rows", f"{tensor.name} has the shape {list(tensor.shape)}, {rows} expected on axis {role.axis}")
@@ -92,30 +111,20 @@ def _inspect_axis(tensor: Tensor, role: Role, num_experts: int, zero_experts: in
 def _inspect_layer(index: int, layer: LayerTensors, num_experts: int, projections: Sequence[str]) -> Iterator[Finding]:
     if len(layer.router) != 1:
         yield error("router", f"layer {index} has {len(layer.router)} routers")
-    if not layer.suffixes:
+    if not layer.tensors:
         if not layer.stacked:
             yield error("experts", f"layer {index} has no experts")
         return
-    for expert in sorted(layer.suffixes):
+    for expert in sorted(layer.tensors):
         if expert >= num_experts:
             yield error("surplus", f"{layer.prefix}{expert} is one more than the {num_experts} of config.json")
     for lack in lacks(layer, num_experts):
-        check = "missing" if is_weight(lack.suffix) else "scales"
-        yield error(check, f"{lack.expert} lacks {lack.suffix}: vLLM leaves it uninitialised")
-    held = {suffix.partition(".")[0] for found in layer.suffixes.values() for suffix in found if is_weight(suffix)}
+        if lack.found is not None:
+            yield error("form", f"{lack}: no kernel takes a layer in two forms")
+        else:
+            check = "scales" if lack.is_scale else "missing"
+            yield error(check, f"{lack}: vLLM leaves it uninitialised")
+    held = {suffix.partition(".")[0] for found in layer.tensors.values() for suffix in found if is_weight(suffix)}
     for projection in projections:
         if projection not in held:
             yield error("missing", f"layer {index}: no expert has a weight {projection}")
-
-
-def inspect_modules(value: JsonValue, names: TensorNames, num_experts: int) -> Iterator[Finding]:
-    """Whether a quantisation configuration names experts that do not exist."""
-    if not isinstance(value, Mapping):
-        return
-    for key, entry in value.items():
-        listed = entry if key in MODULE_LISTS | MODULE_MAPS and isinstance(entry, Sequence | Mapping) else ()
-        for module in listed:
-            role = names.role(f"{module}.weight") if isinstance(module, str) else None
-            if role is not None and role.expert is not None and role.expert >= num_experts:
-                yield error("quantization", f"{key} names {module}, which does not exist")
-        yield from inspect_modules(entry, names, num_experts)

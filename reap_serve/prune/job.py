@@ -5,41 +5,50 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from reap_serve import __version__
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.architectures.resolve import resolve
+from reap_serve.architectures.spec import Architecture, RoutingLimits
+from reap_serve.errors import ArchitectureError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint
 from reap_serve.plan.record import Plan, read_plan, require_plan_for
 from reap_serve.prune.checkpoint import (
     INDEX_NAME,
+    OLD_SIDECAR_NAME,
+    SIDECAR_NAME,
     Checkpoint,
     WeightFiles,
-    carried_files,
     read_checkpoint,
     require_inside,
 )
-from reap_serve.prune.config import clean_modules, module_renamer, pruned_config
+from reap_serve.prune.companions import Companions, companions
+from reap_serve.prune.config import pruned_config
 from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, decide, make_cut
+from reap_serve.prune.expert_names import ExpertNames
 from reap_serve.prune.experts import Lack
+from reap_serve.prune.headers import Tensor
 from reap_serve.prune.layout import Layout, lay_out
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, ManifestLayer, ParameterCount
+from reap_serve.prune.modules import ModuleCut
 from reap_serve.prune.parameters import count_parameters
-from reap_serve.records import JsonValue, provenance, read_json_object
+from reap_serve.prune.scales import Doubt, doubts, read_small_scales
+from reap_serve.prune.unlisted import UnlistedNames
+from reap_serve.records import provenance, read_json_object, strict_json
 
 CONFIG_NAME = "config.json"
-QUANT_CONFIG_NAME = "hf_quant_config.json"
+# Where ModelOpt, GPTQ, AWQ and ExLlamaV3 keep their configuration, beside or in place of the one in config.json.
+QUANT_CONFIG_NAMES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
 CARD_NAME = "README.md"
-# A safetensors file by another name: loaders that read every `*.safetensors`, as vLLM's `runai_streamer` does, would
-# load the full routers over the cut ones.
-SIDECAR_NAME = "reap_router.sidecar"
-OLD_SIDECAR_NAME = "reap_router.safetensors"
+# Raised when what lies in a staging directory changes its meaning.
+STAGING_VERSION = 2
+ROUTERS = (Kind.ROUTER, Kind.ROUTER_PART, Kind.SLICED)
 SIDECAR_METADATA = {"format": "pt"}
 REWRITTEN = frozenset(
-    {CONFIG_NAME, QUANT_CONFIG_NAME, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME, OLD_SIDECAR_NAME}
+    {CONFIG_NAME, *QUANT_CONFIG_NAMES, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME, OLD_SIDECAR_NAME}
 )
 
 
@@ -71,10 +80,11 @@ class Job:
         cut: Which experts stay.
         decisions: One a tensor.
         lacking: Kept experts without a scale that others have.
+        doubts: What is wrong with the scales of kept experts, as far as they are small.
         layout: The output's weight files.
         sidecar: The full router tensors of the trunk.
         texts: Rewritten files by name.
-        carried: Files copied unchanged, as paths below the source.
+        companions: Files beside the weights: those copied unchanged, and those left out.
         manifest: The output's origin.
         digest: Tells whether a staging directory was begun for this very job.
     """
@@ -85,10 +95,11 @@ class Job:
     cut: Cut
     decisions: tuple[Decision, ...]
     lacking: tuple[Lack, ...]
+    doubts: tuple[Doubt, ...]
     layout: Layout
     sidecar: tuple[Decision, ...]
     texts: Mapping[str, bytes]
-    carried: tuple[str, ...]
+    companions: Companions
     manifest: Manifest
     digest: str
 
@@ -112,24 +123,29 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
     require_inside(source.path, source.path / CONFIG_NAME)
     checkpoint = read_checkpoint(source.path, files)
     trusted = plan.model.weights_sha256 if isinstance(plan.model, Fingerprint) else ""
+    _require_one_count(limits)
     model = fingerprint(source, None if files is None else trusted)
     is_bound = require_plan_for(plan, model, limits.moe_layers)
     names = TensorNames(architecture, architecture.num_layers(source.config))
+    unlisted = UnlistedNames(architecture, names, source.config)
     zero_experts = architecture.zero_experts(source.config)
     cut = make_cut(plan, limits, options.mtp, zero_experts, may_differ=options.unequal_layers)
-    decisions, lacking = decide(names, cut, checkpoint.tensors.values(), architecture.projections)
+    decisions, lacking = decide(names, cut, checkpoint.tensors.values(), architecture.projections, unlisted)
     layout = lay_out(decisions, checkpoint.shards, options.shard_bytes)
+    modules = module_cut(architecture, names, cut, decisions, unlisted)
     texts = {
-        CONFIG_NAME: _json_bytes(pruned_config(source.config, architecture, names, cut)),
-        INDEX_NAME: _json_bytes(layout.index(checkpoint.index_metadata)),
+        CONFIG_NAME: strict_json(pruned_config(source.config, architecture, modules), indent=2),
+        INDEX_NAME: strict_json(layout.index(checkpoint.index_metadata), indent=2),
     }
-    if (source.path / QUANT_CONFIG_NAME).exists():
-        require_inside(source.path, source.path / QUANT_CONFIG_NAME)
-        cleaned = clean_modules(read_json_object(source.path / QUANT_CONFIG_NAME), module_renamer(names, cut))
-        texts[QUANT_CONFIG_NAME] = _json_bytes(cleaned)
+    for name in QUANT_CONFIG_NAMES:
+        if (source.path / name).exists():
+            require_inside(source.path, source.path / name)
+            texts[name] = strict_json(modules.clean(read_json_object(source.path / name)), indent=2)
     plan_sha256 = hashlib.sha256(plan_path.read_bytes()).hexdigest()
     manifest = _manifest(source, model, plan, plan_sha256, names, cut, decisions, layout)
-    carried = carried_files(source.path, REWRITTEN)
+    beside = companions(
+        source.path, REWRITTEN, checkpoint.shards.keys(), lambda each: depends(names, unlisted, each, cut)
+    )
     return Job(
         source=source,
         checkpoint=checkpoint,
@@ -137,18 +153,56 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
         cut=cut,
         decisions=decisions,
         lacking=lacking,
+        doubts=() if files is not None else _doubts(checkpoint, names, architecture, decisions),
         layout=layout,
         sidecar=_sidecar(names, decisions),
         texts=texts,
-        carried=carried,
+        companions=beside,
         manifest=manifest,
-        digest=_digest(checkpoint, manifest, options, carried),
+        digest=_digest(checkpoint, manifest, options, beside.carried),
     )
+
+
+def _require_one_count(limits: RoutingLimits) -> None:
+    """A plan counts the experts of a layer from 0 to the model's count: layers of other counts have no plan."""
+    counts = sorted({limits.experts_in(layer) for layer in limits.moe_layers})
+    if len(counts) > 1:
+        raise ArchitectureError(
+            f"the layers of the checkpoint have different counts of experts ({counts[0]} to {counts[-1]}): it was cut "
+            "before, and such a checkpoint cannot be cut again",
+            "prune the checkpoint that it was made from",
+        )
+
+
+def module_cut(
+    architecture: Architecture,
+    names: TensorNames,
+    cut: Cut,
+    decisions: Iterable[Decision],
+    unlisted: UnlistedNames,
+) -> ModuleCut:
+    """What a cut does to the names of modules in configurations."""
+    roles = (names.role(each.tensor.name) for each in decisions)
+    mtp_layers = {role.layer for role in roles if role.is_mtp and role.is_routed and role.layer is not None}
+    return ModuleCut(ExpertNames(architecture, names, mtp_layers, unlisted.of_another_decoder), cut)
+
+
+def depends(names: TensorNames, unlisted: UnlistedNames, tensor: Tensor, cut: Cut) -> bool:
+    """Whether a tensor beside the checkpoint's own depends on its experts."""
+    role = names.role(tensor.name)
+    return role.is_routed or unlisted.find(tensor, role, cut.limits.num_experts) is not None
+
+
+def _doubts(
+    checkpoint: Checkpoint, names: TensorNames, architecture: Architecture, decisions: Iterable[Decision]
+) -> tuple[Doubt, ...]:
+    stay = (each.tensor for each in decisions if each.action is not Action.DROP)
+    return tuple(doubts(read_small_scales(checkpoint, stay), names, architecture.projections))
 
 
 def _sidecar(names: TensorNames, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
     roles = ((each, names.role(each.tensor.name)) for each in decisions)
-    routers = [each.tensor for each, role in roles if role.kind in (Kind.ROUTER, Kind.SLICED) and not role.is_mtp]
+    routers = [each.tensor for each, role in roles if role.kind in ROUTERS and not role.is_mtp]
     routers.sort(key=lambda tensor: (tensor.file, tensor.offset))
     return tuple(Decision(tensor, Action.KEEP, tensor.name) for tensor in routers)
 
@@ -183,7 +237,7 @@ def _manifest(
         source_fingerprint=model,
         plan=plan,
         plan_sha256=plan_sha256,
-        mtp=cut.mtp.value if has_mtp else None,
+        mtp=cut.mtp.value if has_mtp or cut.mtp is MtpChoice.DROP else None,
         experts_before=model.num_experts,
         experts_after=cut.num_kept,
         layers=tuple(layers),
@@ -198,6 +252,7 @@ def _manifest(
 def _digest(checkpoint: Checkpoint, manifest: Manifest, options: PruneOptions, carried: tuple[str, ...]) -> str:
     document = {
         "version": __version__,
+        "staging": STAGING_VERSION,
         "states": {name: asdict(shard.state) for name, shard in checkpoint.shards.items()},
         "source": manifest.source_fingerprint.model_dump(),
         "plan": manifest.plan_sha256,
@@ -206,7 +261,3 @@ def _digest(checkpoint: Checkpoint, manifest: Manifest, options: PruneOptions, c
         "carried": carried,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _json_bytes(document: JsonValue) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -148,10 +148,12 @@ def extents(decision: Decision) -> Iterator[tuple[int, int]]:
     """The runs of the source file (offset, bytes) that make up one output tensor, in its order.
 
     Neighbouring rows along the sliced axis are one run; an axis other than the first gives runs for each outer index.
+    What `Decision.head` replaces is left out.
     """
     tensor = decision.tensor
     if decision.action is not Action.SLICE:
-        yield tensor.offset, tensor.num_bytes
+        skipped = len(decision.head)
+        yield tensor.offset + skipped, tensor.num_bytes - skipped
         return
     num_outer = math.prod(tensor.shape[: decision.axis])
     if not tensor.num_bytes:

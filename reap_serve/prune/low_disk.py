@@ -13,12 +13,13 @@ from pathlib import Path
 
 from reap_serve.errors import InputFileError, MismatchError, StorageError
 from reap_serve.model import Fingerprint, ModelSource, weight_samples
-from reap_serve.prune.checkpoint import Checkpoint
+from reap_serve.prune.checkpoint import SIDECAR_NAME, Checkpoint
 from reap_serve.prune.headers import MAX_HEADER_BYTES, FileState, Shard, parse_header, read_shard
 from reap_serve.prune.hub import RemoteFiles
-from reap_serve.prune.job import CONFIG_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job
+from reap_serve.prune.job import CONFIG_NAME, SIDECAR_METADATA, Job
 from reap_serve.prune.layout import header_bytes
-from reap_serve.prune.write import is_finished, write_shards, write_tensors, write_text
+from reap_serve.prune.staging import DIGESTS_NAME
+from reap_serve.prune.write import Written, is_finished, write_shards, write_tensors, write_text
 from reap_serve.records import read_json_object
 
 
@@ -56,11 +57,11 @@ class RemoteWeights:
 
 def write_from_hub(
     job: Job, remote: RemoteFiles, content: Path, jobs: int, advance: Callable[[int], None]
-) -> tuple[int, str]:
+) -> tuple[Written, str]:
     """Writes every weight file and the sidecar; each source file is fetched, used and deleted in turn.
 
     Returns:
-        Bytes read from the source, and the digest of its weights.
+        What was written, and the digest of the source's weights.
 
     Raises:
         MismatchError: The weights are not those that the plan was made for.
@@ -69,9 +70,10 @@ def write_from_hub(
     kept = content.parent / "kept"
     kept.mkdir(exist_ok=True)
     files = remote.weight_files()
-    bytes_read = 0
+    written = Written(0, {})
     for file in files:
-        bytes_read += _pass_file(job, remote, file, content, kept, jobs, advance)
+        passed = _pass_file(job, remote, file, content, kept, jobs, advance)
+        written = Written(written.bytes_read + passed.bytes_read, {**written.digests, **passed.digests})
     digest = hashlib.sha256(b"".join((kept / f"{file}.samples").read_bytes() for file in files)).hexdigest()
     if isinstance(job.manifest.plan.model, Fingerprint) and job.manifest.plan.model.weights_sha256 != digest:
         raise MismatchError(
@@ -80,22 +82,22 @@ def write_from_hub(
         )
     routers = b"".join(path.read_bytes() for file in files if (path := kept / f"{file}.routers").exists())
     write_text(content / SIDECAR_NAME, header_bytes(job.sidecar, SIDECAR_METADATA) + routers)
-    return bytes_read, digest
+    return written, digest
 
 
 def _pass_file(
     job: Job, remote: RemoteFiles, file: str, content: Path, kept: Path, jobs: int, advance: Callable[[int], None]
-) -> int:
+) -> Written:
     shards = [shard for shard in job.layout.shards if shard.source == file]
     routers = [each for each in job.sidecar if each.tensor.file == file]
     samples = kept / f"{file}.samples"
-    if samples.exists() and all(is_finished(content / shard.name, shard.num_bytes) for shard in shards):
-        advance(sum(shard.data_bytes for shard in shards))
-        return 0
+    notes = content.parent / DIGESTS_NAME
+    if samples.exists() and all(is_finished(content, notes, shard) for shard in shards):
+        return write_shards(shards, job.checkpoint, content, notes, jobs, advance)
     if not shards and not routers:
         with remote.open(file) as handle:
             write_text(samples, weight_samples(handle, file, remote.weight_files()[file]))
-        return 0
+        return Written(0, {})
     path = remote.download(file, content.parent / "download")
     here = read_shard(path)
     if here.tensors != job.checkpoint.shards[file].tensors:
@@ -105,6 +107,6 @@ def _pass_file(
         write_tensors(kept / f"{file}.routers", b"", routers, local, lambda num_bytes: None)
     with path.open("rb") as handle:
         write_text(samples, weight_samples(handle, file, here.state.size))
-    bytes_read = write_shards(shards, local, content, jobs, advance)
+    written = write_shards(shards, local, content, notes, jobs, advance)
     path.unlink()
-    return bytes_read
+    return written

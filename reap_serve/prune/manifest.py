@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from reap_serve.model import Fingerprint
 from reap_serve.plan.record import Plan
-from reap_serve.records import Provenance, Record, read_record
+from reap_serve.records import Provenance, Record, read_record, strict_json
 
 MANIFEST_NAME = "reap_manifest.json"
 SCHEMA_VERSION = 1
@@ -50,6 +49,7 @@ class Manifest(Record):
         parameters_before: Of the source.
         parameters_after: Of the output.
         weight_files: Size of each weight file, bytes.
+        digests: Digest of each tensor of the output, XXH3 of 64 bits in hexadecimal; None in outputs of 0.1.
         provenance: What made it.
     """
 
@@ -67,6 +67,7 @@ class Manifest(Record):
     parameters_before: ParameterCount
     parameters_after: ParameterCount
     weight_files: Mapping[str, int]
+    digests: Mapping[str, str] | None = None
     provenance: Provenance
 
     def with_weights(self, weights_sha256: str) -> Manifest:
@@ -74,9 +75,13 @@ class Manifest(Record):
         known = self.source_fingerprint.model_copy(update={"weights_sha256": weights_sha256})
         return self.model_copy(update={"source_fingerprint": known})
 
+    def with_digests(self, digests: Mapping[str, str]) -> Manifest:
+        """The same with the digests of the tensors, which are known after the last byte."""
+        return self.model_copy(update={"digests": digests})
+
     def to_bytes(self) -> bytes:
         """The file's content."""
-        return (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode()
+        return strict_json(self.model_dump(mode="json"), indent=1)
 
 
 def read_manifest(directory: Path) -> Manifest:

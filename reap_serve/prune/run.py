@@ -13,12 +13,13 @@ from reap_serve.errors import InputFileError, OutputExistsError, StorageError
 from reap_serve.model import open_model
 from reap_serve.overwriting import require_replaceable_directory
 from reap_serve.prune.card import model_card
+from reap_serve.prune.checkpoint import SIDECAR_NAME
 from reap_serve.prune.hub import RemoteFiles
-from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, SIDECAR_NAME, Job, PruneOptions, make_job
+from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, Job, PruneOptions, make_job
 from reap_serve.prune.layout import header_bytes
 from reap_serve.prune.low_disk import RemoteWeights, open_remote, write_from_hub
 from reap_serve.prune.manifest import MANIFEST_NAME
-from reap_serve.prune.staging import staged_content, staging_directory
+from reap_serve.prune.staging import DIGESTS_NAME, MAX_NAME_BYTES, staged_content, staging_directory
 from reap_serve.prune.write import carry, remove_partials, write_shards, write_tensors, write_text
 from reap_serve.publish import refuse_existing_directory
 
@@ -37,6 +38,7 @@ class PruneResult:
         seconds: Wall time from the first check to the publication.
         experts_before: Experts per layer of the source.
         experts_after: Experts per layer of the output; the largest count where layers differ.
+        left_out: Files beside the weights that were not carried, as paths below the source.
     """
 
     output: Path
@@ -46,6 +48,7 @@ class PruneResult:
     seconds: float
     experts_before: int
     experts_after: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +94,29 @@ def prune(
     """
     watcher = watcher or Watcher()
     begun = time.monotonic()
+    _require_name(output)
     if not overwrite and os.path.lexists(output):
         raise OutputExistsError(f"{output} exists already", "give another path or --overwrite")
     source = open_model(model) if remote is None else open_remote(model, remote)
     _require_apart(source.path, output)
     require_replaceable_directory(output)
     job = make_job(source, plan, options, None if remote is None else RemoteWeights(remote))
+    model_card(job.manifest, source)
     watcher.started(job)
     refuse_existing_directory(output, overwrite)
     _require_space(job, output, 0 if remote is None else max(remote.weight_files().values()))
     with staging_directory(output, job.digest) as content:
         remove_partials(content)
         if remote is None:
-            bytes_read = write_shards(job.layout.shards, job.checkpoint, content, options.jobs, watcher.advance)
+            notes = content.parent / DIGESTS_NAME
+            written = write_shards(job.layout.shards, job.checkpoint, content, notes, options.jobs, watcher.advance)
             sidecar = header_bytes(job.sidecar, SIDECAR_METADATA)
             write_tensors(content / SIDECAR_NAME, sidecar, job.sidecar, job.checkpoint, lambda num_bytes: None)
-            manifest = job.manifest
+            manifest = job.manifest.with_digests(written.digests)
         else:
-            bytes_read, weights_sha256 = write_from_hub(job, remote, content, options.jobs, watcher.advance)
-            manifest = job.manifest.with_weights(weights_sha256)
-        carry(source.path, content, job.carried)
+            written, weights_sha256 = write_from_hub(job, remote, content, options.jobs, watcher.advance)
+            manifest = job.manifest.with_weights(weights_sha256).with_digests(written.digests)
+        carry(source.path, content, job.companions.carried)
         for name, text in job.texts.items():
             write_text(content / name, text)
         write_text(content / CARD_NAME, model_card(manifest, source).encode())
@@ -118,12 +124,21 @@ def prune(
     return PruneResult(
         output=output,
         tensors=job.layout.num_tensors,
-        bytes_read=bytes_read,
+        bytes_read=written.bytes_read,
         bytes_written=job.layout.num_bytes,
         seconds=time.monotonic() - begun,
         experts_before=job.manifest.experts_before,
         experts_after=job.manifest.experts_after,
+        left_out=job.companions.left_out,
     )
+
+
+def _require_name(output: Path) -> None:
+    length = len(os.fsencode(output.name))
+    if length > MAX_NAME_BYTES:
+        raise InputFileError(
+            f"the name of OUTPUT has {length} bytes, {MAX_NAME_BYTES} are allowed", "give a shorter name"
+        )
 
 
 def _require_apart(source: Path, output: Path) -> None:
@@ -138,7 +153,7 @@ def _require_space(job: Job, output: Path, download_bytes: int) -> None:
     finished = sum(
         shard.num_bytes for shard in job.layout.shards if staged is not None and (staged / shard.name).exists()
     )
-    carried = sum((job.source.path / relative).stat().st_size for relative in job.carried)
+    carried = sum((job.source.path / relative).stat().st_size for relative in job.companions.carried)
     sidecar = sum(each.num_bytes for each in job.sidecar)
     needed = job.layout.num_bytes - finished + carried + sidecar + download_bytes + SPARE_BYTES
     free = shutil.disk_usage(output.parent).free

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from reap_serve.publish import replace_directory, sync_directory, write_file
 JOB_NAME = "job"
 LOCK_NAME = "lock"
 CONTENT_NAME = "content"
+DIGESTS_NAME = "digests"
+MAX_NAME_BYTES = 255
 
 
 @contextlib.contextmanager
@@ -73,4 +76,8 @@ def staged_content(output: Path, digest: str) -> Path | None:
 
 
 def _home(output: Path) -> Path:
-    return output.parent / f".{output.name}.reap-prune"
+    name = f".{output.name}.reap-prune"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        # A long name leaves no room for what is added to it.
+        name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.reap-prune"
+    return output.parent / name

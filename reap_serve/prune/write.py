@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from reap_serve.errors import StorageError
 from reap_serve.prune.checkpoint import Checkpoint
 from reap_serve.prune.copy import Copier
 from reap_serve.prune.decide import Decision
+from reap_serve.prune.digests import TensorDigests
 from reap_serve.prune.headers import FileState, Shard, open_regular
 from reap_serve.prune.layout import OutputShard, coalesced, extents
 
@@ -21,25 +24,38 @@ PARTIAL_SUFFIX = ".partial"
 Advance = Callable[[int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of weight files.
+
+    Attributes:
+        bytes_read: Bytes read from the source now; files that an earlier attempt finished are not read again.
+        digests: Digest of each tensor, by its name in the output.
+    """
+
+    bytes_read: int
+    digests: dict[str, str]
+
+
 def write_shards(
-    shards: Sequence[OutputShard], checkpoint: Checkpoint, content: Path, jobs: int, advance: Advance
-) -> int:
+    shards: Sequence[OutputShard], checkpoint: Checkpoint, content: Path, notes: Path, jobs: int, advance: Advance
+) -> Written:
     """Writes every weight file that is not there yet, several at a time.
+
+    The digests of a file are noted before it takes its name, so that an attempt that goes on later knows them.
 
     Args:
         shards: The files.
         checkpoint: The source.
         content: Directory of the output.
+        notes: Directory for the digests of each file; made where it is missing.
         jobs: Files at a time.
         advance: Called with the bytes of each step, from several threads.
-
-    Returns:
-        Bytes read from the source.
 
     Raises:
         StorageError: The disk refused, or a source file changed since its header was read.
     """
-    missing = [shard for shard in shards if not is_finished(content / shard.name, shard.num_bytes)]
+    missing = [shard for shard in shards if not is_finished(content, notes, shard)]
     advance(sum(shard.data_bytes for shard in shards) - sum(shard.data_bytes for shard in missing))
     stopped = threading.Event()
 
@@ -50,8 +66,16 @@ def write_shards(
         advance(num_bytes)
 
     def write(shard: OutputShard) -> None:
-        write_tensors(content / shard.name, shard.header, shard.decisions, checkpoint, advance_unless_stopped)
+        write_tensors(
+            content / shard.name,
+            shard.header,
+            shard.decisions,
+            checkpoint,
+            advance_unless_stopped,
+            lambda digests: write_text(_note(notes, shard.name), json.dumps(digests).encode()),
+        )
 
+    notes.mkdir(exist_ok=True)
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="shard") as pool:
         futures = [pool.submit(write, shard) for shard in missing]
         try:
@@ -60,19 +84,42 @@ def write_shards(
         finally:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
-    return sum(shard.data_bytes for shard in missing)
+    digests: dict[str, str] = {}
+    for shard in shards:
+        digests.update(json.loads(_note(notes, shard.name).read_bytes()))
+    return Written(sum(shard.data_bytes for shard in missing), digests)
 
 
-def is_finished(path: Path, size: int) -> bool:
-    """Whether an earlier attempt finished a weight file."""
+def _note(notes: Path, name: str) -> Path:
+    return notes / f"{name}.json"
+
+
+def is_finished(content: Path, notes: Path, shard: OutputShard) -> bool:
+    """Whether an earlier attempt finished a weight file and noted its digests."""
+    path = content / shard.name
     # Only a finished file has this name; the size guards against a disk that lost its end in a power failure.
-    return path.is_file() and path.stat().st_size == size
+    return _note(notes, shard.name).is_file() and path.is_file() and path.stat().st_size == shard.num_bytes
 
 
 def write_tensors(
-    path: Path, header: bytes, decisions: Sequence[Decision], checkpoint: Checkpoint, advance: Advance
+    path: Path,
+    header: bytes,
+    decisions: Sequence[Decision],
+    checkpoint: Checkpoint,
+    advance: Advance,
+    finished: Callable[[Mapping[str, str]], None] = lambda digests: None,
 ) -> None:
-    """Writes one safetensors file from runs of bytes of the source."""
+    """Writes one safetensors file from runs of bytes of the source.
+
+    Args:
+        path: The file.
+        header: Its first bytes.
+        decisions: Its tensors.
+        checkpoint: The source.
+        advance: Called with the bytes of each step.
+        finished: Called with the digest of each tensor when all bytes are on the disk, before the file has its name.
+    """
+    digests = TensorDigests((each.name, each.num_bytes) for each in decisions)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         destination = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -80,10 +127,11 @@ def write_tensors(
             os.write(destination, header)
             position = len(header)
             for file, group in _by_file(decisions):
-                position = _append(file, group, destination, position, checkpoint, advance)
+                position = _append(file, group, destination, position, checkpoint, advance, digests)
             os.fsync(destination)
         finally:
             os.close(destination)
+        finished(digests.found)
         os.replace(partial, path)
     except OSError as error:
         raise StorageError(
@@ -102,6 +150,17 @@ def _by_file(decisions: Sequence[Decision]) -> Iterable[tuple[str, list[Decision
         yield group[-1].tensor.file, group
 
 
+def _by_head(decisions: Sequence[Decision]) -> Iterator[tuple[bytes, list[Decision]]]:
+    """Tensors that are copied in one go, and the bytes that stand before them and are not the source's."""
+    head, group = b"", list[Decision]()
+    for decision in decisions:
+        if decision.head:
+            yield head, group
+            head, group = decision.head, []
+        group.append(decision)
+    yield head, group
+
+
 def _append(
     file: str,
     decisions: Sequence[Decision],
@@ -109,14 +168,17 @@ def _append(
     position: int,
     checkpoint: Checkpoint,
     advance: Advance,
+    digests: TensorDigests,
 ) -> int:
     shard = checkpoint.shards[file]
     source = open_regular(checkpoint.directory / file)
     try:
         _require_unchanged(source, shard)
-        copier = Copier(source, destination, position)
-        for copied in copier.append(coalesced(run for each in decisions for run in extents(each))):
-            advance(copied)
+        copier = Copier(source, destination, position, digests.update)
+        for head, group in _by_head(decisions):
+            copier.write(head)
+            for copied in copier.append(coalesced(run for each in group for run in extents(each))):
+                advance(copied)
         _require_unchanged(source, shard)
     finally:
         os.close(source)

@@ -31,6 +31,7 @@ def test_prune_and_verify_speak_json(tmp_path: Path) -> None:
         "seconds",
         "experts_before",
         "experts_after",
+        "left_out",
     }
     assert (document["tensors"], document["experts_before"], document["experts_after"]) == (18, 4, 2)
     assert done.stderr.splitlines() == [

@@ -1,4 +1,4 @@
-"""Multi-token-prediction layers, groups, hash tables, zero experts, and the names in quantisation configurations."""
+"""Multi-token-prediction layers, groups, hash tables and zero experts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 from small_checkpoint import Entry, read_all, safetensors_bytes, write_plan
 
-from reap_serve.architectures.names import TensorNames
-from reap_serve.architectures.resolve import known_architectures
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.errors import ArchitectureError, PlanError
 from reap_serve.plan.record import Plan
-from reap_serve.prune.config import clean_modules, module_renamer
-from reap_serve.prune.decide import Cut, MtpChoice, make_cut
+from reap_serve.prune.decide import MtpChoice, make_cut
 from reap_serve.prune.job import PruneOptions
 from reap_serve.prune.manifest import read_manifest
 from reap_serve.prune.run import prune
@@ -189,45 +186,27 @@ def test_groups_stay_equal(kept: list[int], message: str | None) -> None:
         make_cut(plan_of(kept), limits, MtpChoice.CUT)
 
 
-def renamer() -> tuple[TensorNames, Cut]:
-    limits = RoutingLimits(num_experts=4, top_k=2, num_groups=1, top_k_groups=1, moe_layers=(0, 1))
-    names = TensorNames(known_architectures()["deepseek_v3"], 2)
-    return names, Cut(limits, {0: (1, 3), 1: (0, 2)}, MtpChoice.CUT)
+def test_what_drop_wrote_is_sound_where_there_were_no_draft_tensors(tmp_path: Path) -> None:
+    """The configuration promises a layer that the weights lack: it promises none afterwards."""
+    source = deepseek(tmp_path / "source")
+    tensors = {name: entry for name, entry in read_all(source).items() if "layers.2." not in name}
+    (source / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    plan = write_plan(tmp_path / "plan.json", {1: [1, 2]})
+    prune(str(source), plan, tmp_path / "out", DROP, overwrite=False)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert verify(tmp_path / "out", str(source), plan).findings == ()
+    manifest = json.loads((tmp_path / "out" / "reap_manifest.json").read_text())
+    (tmp_path / "out" / "reap_manifest.json").write_text(json.dumps({**manifest, "mtp": None}))  # as 0.1 wrote it
+    assert verify(tmp_path / "out", str(source), plan).findings == ()
 
 
-def test_quantisation_lists_name_what_exists() -> None:
-    """Experts are renamed with their tensors, dropped ones vanish, patterns and other modules stay."""
-    config = {
-        "quant_method": "compressed-tensors",
-        "ignore": [
-            "lm_head",
-            "re:.*mlp.gate$",
-            "model.layers.*.self_attn*",
-            "model.layers.0.mlp.experts.0.up_proj",
-            "model.layers.0.mlp.experts.3.up_proj",
-            "model.layers.1.mlp.experts.2",
-            "language_model.model.layers.1.mlp.experts.3.down_proj",
-            "model.layers.2.mlp.experts.2.down_proj",
-        ],
-        "config_groups": {"group_0": {"targets": ["Linear", "model.layers.1.mlp.experts.1.up_proj"]}},
-        "quantized_layers": {"model.layers.0.mlp.experts.1.up_proj": {"bits": 4}, "model.layers.0.mlp.experts.2": {}},
-    }
-    assert clean_modules(config, module_renamer(*renamer())) == {
-        "quant_method": "compressed-tensors",
-        "ignore": [
-            "lm_head",
-            "re:.*mlp.gate$",
-            "model.layers.*.self_attn*",
-            "model.layers.0.mlp.experts.1.up_proj",
-            "model.layers.1.mlp.experts.1",
-            "model.layers.2.mlp.experts.1.down_proj",
-        ],
-        "config_groups": {"group_0": {"targets": ["Linear"]}},
-        "quantized_layers": {"model.layers.0.mlp.experts.0.up_proj": {"bits": 4}},
-    }
-
-
-@pytest.mark.parametrize("pattern", [r"re:.*experts\.(0|3)\.up_proj", "*.experts.12.*", r"re:.*\.experts\.[0-3]\..*"])
-def test_patterns_by_number_are_refused(pattern: str) -> None:
-    with pytest.raises(ArchitectureError, match="by the pattern"):
-        clean_modules({"ignore": [pattern]}, module_renamer(*renamer()))
+def test_draft_layers_of_another_width_can_be_dropped(tmp_path: Path) -> None:
+    source = qwen3_next(tmp_path / "source")
+    tensors = read_all(source)
+    tensors["mtp.layers.0.mlp.gate.weight"] = ("U8", [6, 1], bytes(6))
+    (source / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    plan = write_plan(tmp_path / "plan.json", {0: [1, 2]})
+    with pytest.raises(ArchitectureError, match="--mtp drop"):
+        prune(str(source), plan, tmp_path / "out", CUT, overwrite=False)
+    prune(str(source), plan, tmp_path / "out", DROP, overwrite=False)
+    assert verify(tmp_path / "out", str(source), plan).findings == ()

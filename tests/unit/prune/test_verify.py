@@ -164,10 +164,75 @@ AGAINST_SOURCE: dict[str, tuple[Callable[[Path], None], str, str]] = {
 def test_defects_that_show_only_beside_the_source(case: str, pruned: Path) -> None:
     change, check, detail = AGAINST_SOURCE[case]
     change(pruned)
-    assert verify(pruned, None, None).sound
+    assert verify(pruned, None, None, read_bytes=False).sound
     report = verify(pruned, str(pruned.parent / "source"), pruned.parent / "plan.json")
     assert not report.sound
     assert any(each.check == check and detail in each.detail for each in report.findings), report.findings
+
+
+@pytest.mark.parametrize("case", [case for case in AGAINST_SOURCE if case != "config edited"])
+def test_altered_tensors_show_by_their_digests(case: str, pruned: Path) -> None:
+    AGAINST_SOURCE[case][0](pruned)
+    report = verify(pruned, None, None)
+    assert not report.sound
+    assert {each.check for each in report.findings} == {"bytes"}
+
+
+def test_verify_says_what_it_did_not_check(pruned: Path) -> None:
+    flip = changed(flip_a_bit)
+    flip(pruned)
+    (only,) = verify(pruned, None, None, read_bytes=False).findings
+    assert (only.severity, only.check) == ("warning", "bytes")
+    assert "were not read" in only.detail
+    manifest = json.loads((pruned / "reap_manifest.json").read_text())
+    assert len(manifest["digests"]) == 18
+    del manifest["digests"]  # as 0.1 wrote it
+    (pruned / "reap_manifest.json").write_text(json.dumps(manifest))
+    (only,) = verify(pruned, None, None).findings
+    assert (only.severity, only.check) == ("warning", "bytes")
+    assert "18 tensors were compared with nothing" in only.detail
+
+
+def test_a_key_below_the_text_configuration_is_named(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    nested = {
+        "model_type": "qwen3_5_moe",
+        "text_config": {**config, "model_type": "qwen3_5_moe_text", "rope": {"t": 1}},
+    }
+    (source / "config.json").write_text(json.dumps(nested))
+    plan = write_plan(tmp_path / "plan.json", KEPT)
+    prune(str(source), plan, tmp_path / "out", PruneOptions(MtpChoice.CUT, 1 << 30, 1), overwrite=False)
+    assert verify(tmp_path / "out", str(source), None).findings == ()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["text_config"]["rope"]["t"] = 2
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    (only,) = verify(tmp_path / "out", str(source), None).findings
+    assert only.detail == "config.json: text_config.rope.t is 2, and not 1, which the source and the plan give"
+
+
+def test_numbers_that_json_cannot_hold_are_written_strictly_and_sound(tmp_path: Path) -> None:
+    """Mamba's `time_step_limit` is [0, Infinity] in published configurations."""
+    source = write_checkpoint(tmp_path / "source")
+    text = (source / "config.json").read_text().rstrip("}")
+    (source / "config.json").write_text(f'{text}, "a": NaN, "b": [0.0, Infinity, -Infinity], "c": "x\\ud83d"}}')
+    plan = write_plan(tmp_path / "plan.json", KEPT)
+    prune(str(source), plan, tmp_path / "out", PruneOptions(MtpChoice.CUT, 1 << 30, 1), overwrite=False)
+    written = (tmp_path / "out" / "config.json").read_text()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    config = json.loads(written, parse_constant=refuse)
+    assert (config["a"], config["b"], config["c"]) == (None, [0.0, float("inf"), float("-inf")], "x\ud83d")
+    assert verify(tmp_path / "out", str(source), plan).findings == ()
+
+
+def test_an_old_sidecar_is_warned_of(pruned: Path) -> None:
+    (pruned / "reap_router.sidecar").rename(pruned / "reap_router.safetensors")
+    report = verify(pruned, None, None)
+    assert report.sound
+    assert [each.check for each in report.findings] == ["sidecar"]
 
 
 def test_another_source_and_another_plan_are_noticed(pruned: Path, tmp_path: Path) -> None:
@@ -189,6 +254,6 @@ def test_wrong_requests(pruned: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="without --source"):
         verify(pruned, None, tmp_path / "plan.json")
     (pruned / "reap_manifest.json").unlink()
-    assert verify(pruned, None, None).findings[0].severity == "warning"
+    assert [each.severity for each in verify(pruned, None, None).findings] == ["warning", "warning"]
     with pytest.raises(RequestError, match="to take the plan from"):
         verify(pruned, str(tmp_path / "source"), None)

@@ -12,8 +12,8 @@ from routing_cases import CASES, E, H, RoutingCase, layer_with
 from safetensors.torch import save_file
 
 from reap_serve.errors import InputFileError
-from reap_serve.prune.job import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
-from reap_serve.prune.job import SIDECAR_NAME as PRUNE_SIDECAR
+from reap_serve.prune.checkpoint import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
+from reap_serve.prune.checkpoint import SIDECAR_NAME as PRUNE_SIDECAR
 from reap_serve.prune.manifest import MANIFEST_NAME as PRUNE_MANIFEST
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest
