@@ -58,7 +58,11 @@ def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
             continue
         if role.kind is Kind.ROUTER:
             weights[role.layer] = tensor
-        elif role.kind is Kind.SLICED:
+        elif role.kind is Kind.ROUTER_PART and not role.suffix.endswith(".bias"):
+            raise InputFileError(
+                f"{path}: the routers are quantised ({name})", "observe a model with routers in bfloat16"
+            )
+        elif role.kind in (Kind.SLICED, Kind.ROUTER_PART):
             vectors.setdefault(role.layer, []).append(tensor)
     missing = sorted(set(weights) - set(kept))
     if missing or not weights:

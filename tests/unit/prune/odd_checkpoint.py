@@ -1,4 +1,4 @@
-"""Small checkpoints of the kinds that users bring: quantised in several ways, under other roots, with odd companions."""
+"""Small checkpoints of the kinds that users bring: quantised, under other roots, with odd companions."""
 
 from __future__ import annotations
 

@@ -163,6 +163,14 @@ def test_a_sidecar_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         read_sidecar(tmp_path)
 
 
+def test_quantised_routers_are_not_shadowed(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, [1, 3])
+    tensors = {"model.layers.0.mlp.gate.weight_packed": torch.ones(4, H, dtype=torch.int32)}
+    save_file(tensors, str(directory / SIDECAR_NAME))
+    with pytest.raises(InputFileError, match="quantised"):
+        read_sidecar(directory)
+
+
 def test_names_of_files_are_those_of_prune() -> None:
     assert (SIDECAR_NAME, OLD_SIDECAR_NAME) == (PRUNE_SIDECAR, PRUNE_OLD_SIDECAR)
     assert MANIFEST_NAME == PRUNE_MANIFEST
