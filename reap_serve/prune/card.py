@@ -17,7 +17,7 @@ def model_card(manifest: Manifest, source: ModelSource) -> str:
 
     What the source's card states is taken over where it can be read and written again; else the card goes without it.
     """
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     try:
         return _card(manifest, _inherited(source.path))
