@@ -42,6 +42,10 @@ def compare(
             "first is the report's candidate, all stand in its plot of quality against bytes.",
         ),
     ] = None,
+    sweep_phase: Annotated[
+        Literal["all", "decode", "both"],
+        typer.Option(help="decode: plans write the answers, and the base reads the prompts; both: each plan twice."),
+    ] = "all",
     also: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="A further candidate, of which the quality alone is measured. Repeatable."),
@@ -179,7 +183,7 @@ def compare(
             progress.update(shown[side], completed=done, total=total)
 
         if sweep:
-            comparison, read = _sweep(base, sweep, requests, settings, on_progress)
+            comparison, read = _sweep(base, sweep, sweep_phase, requests, settings, on_progress)
         else:
             from reap_serve.compare.run import compare as run
 
@@ -201,14 +205,22 @@ def compare(
 
 
 def _sweep(
-    base: str, paths: list[Path], requests: list[Request], settings: CompareSettings, on_progress: Progress
+    base: str,
+    paths: list[Path],
+    phase: Literal["all", "decode", "both"],
+    requests: list[Request],
+    settings: CompareSettings,
+    on_progress: Progress,
 ) -> tuple[Comparison, Plan]:
     """The comparison, and the plan of its candidate."""
     from reap_serve.compare.sweep import check_plans, read_plans, sweep
 
     plans = read_plans(paths)
     check_plans(base, plans)
-    return sweep(base, plans, requests, settings, on_progress), next(iter(plans.values()))
+    answering = {f"{name}-decode": plan for name, plan in plans.items()} if phase != "all" else {}
+    tried = {**(plans if phase != "decode" else {}), **answering}
+    comparison = sweep(base, tried, requests, settings, on_progress, tuple(answering))
+    return comparison, next(iter(plans.values()))
 
 
 def _budget(same_memory: str | None, same_kv_cache: str | None) -> MemoryBudget | None:

@@ -30,6 +30,10 @@ def serve(
         list[str] | None,
         typer.Option("--plan", metavar="NAME=PLAN", help="A plan that requests choose by vllm_xargs.reap_plan."),
     ] = None,
+    mask_phase: Annotated[
+        Literal["all", "decode"],
+        typer.Option(help="decode: the full model reads prompts, and plans write the answers alone."),
+    ] = "all",
     recorder: Annotated[Literal["inline", "deferred"], typer.Option(help="How to record.")] = "deferred",
     sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
     overhead_budget: Annotated[
@@ -61,6 +65,7 @@ def serve(
         "flush_seconds": flush_seconds,
         "plans": files,
         "mask": active,
+        "mask_phase": mask_phase,
     }
     if observe is not None:
         settings["directory"] = observe if is_url(observe) else str(Path(observe).resolve())

@@ -15,6 +15,7 @@ from reap_serve.compare.validity import ToolCall, calls_in_message
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.plan.record import Plan
 from reap_serve.records import JsonValue
+from reap_serve.serve.live_status import PlanPhase
 
 _NOT_VLLM = "give the URL of an OpenAI endpoint of vLLM"
 
@@ -76,13 +77,18 @@ class ScoringEndpoint:
         masked._arguments = {"vllm_xargs": {"reap_plan": plan}}
         return masked
 
-    def load_plan(self, name: str, plan: Plan) -> None:
+    def load_plan(self, name: str, plan: Plan, phase: PlanPhase = "all") -> None:
         """Gives an endpoint of `reap-serve serve` a plan, which no request is under that does not ask for it.
 
         Raises:
             EngineError: The endpoint takes no plans, or not this one.
         """
-        body: dict[str, JsonValue] = {"name": name, "plan": plan.model_dump(mode="json"), "activate": False}
+        body: dict[str, JsonValue] = {
+            "name": name,
+            "plan": plan.model_dump(mode="json"),
+            "activate": False,
+            **({} if phase == "all" else {"phase": phase}),
+        }
         response = self._send("PUT", "/v1/reap/mask", body)
         if response.status_code == 404:
             raise EngineError(f"{self.url} takes no plans", "start it by `reap-serve serve`")

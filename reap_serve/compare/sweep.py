@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ def sweep(
     requests: Sequence[Request],
     settings: CompareSettings,
     on_progress: Progress = lambda side, done, total: None,
+    answer_only: Collection[str] = (),
 ) -> Comparison:
     """Compares the base under each plan with the base.
 
@@ -71,6 +72,7 @@ def sweep(
         requests: The traffic, with text.
         settings: How; of latency runs, tasks and memory budgets nothing is done.
         on_progress: Called with the name of the base or the plan, requests scored, and their number.
+        answer_only: Names of the plans that route the answers alone, while the full model reads the prompts.
 
     Raises:
         EngineError: The engine did not start or answer, or takes no plans.
@@ -88,7 +90,7 @@ def sweep(
         done = counter("base", total, on_progress)
         of_base = measure(full, cases, quiet, done, again=settings.noise_floor)
         for name, plan in plans.items():
-            side.endpoint.load_plan(NAME_PREFIX + name, plan)
+            side.endpoint.load_plan(NAME_PREFIX + name, plan, "decode" if name in answer_only else "all")
             try:
                 done = counter(name, len(cases.forced), on_progress)
                 found[name] = measure(side.under(NAME_PREFIX + name), cases, quiet, done)

@@ -32,6 +32,7 @@ class _Request:
         decode_from: Position of the first token of the answer.
         prompt_tokens: Tokens of its prompt, a teacher-forced answer included.
         plan: Id of the plan that it is under, None for the full model.
+        plan_from: Position of the first row that the plan routes.
         counted: Its tokens before this position were counted.
         in_window: Whether a token of it was counted since the last reset.
         plain_from: From this position on, a row is an answer's token that was not counted yet.
@@ -41,6 +42,7 @@ class _Request:
     decode_from: int
     prompt_tokens: int
     plan: str | None
+    plan_from: int = 0
     counted: int = 0
     in_window: bool = False
     plain_from: int = 0
@@ -94,7 +96,13 @@ class Requests:
         self._decode: _DecodeStep | None = None
 
     def add(
-        self, request_id: str, prompt_tokens: int, arguments: Mapping[str, object] | None, plan: str | None = None
+        self,
+        request_id: str,
+        prompt_tokens: int,
+        arguments: Mapping[str, object] | None,
+        plan: str | None = None,
+        *,
+        answer_only: bool = False,
     ) -> None:
         """A request enters the engine.
 
@@ -104,17 +112,20 @@ class Requests:
             arguments: `SamplingParams.extra_args` (`vllm_xargs` of an HTTP request): `reap_slice` names the slice,
                 `reap_prompt_tokens` is where a teacher-forced answer begins.
             plan: Id of the plan that it is under, None for the full model.
+            answer_only: Whether the plan routes the answer's rows alone; the full model reads the prompt.
         """
         if request_id in self._requests:
             return
         arguments = arguments or {}
         name = arguments.get(SLICE_ARGUMENT)
-        decode_from = arguments.get(PROMPT_ARGUMENT)
+        argument = arguments.get(PROMPT_ARGUMENT)
+        decode_from = argument if isinstance(argument, int) else prompt_tokens
         self._requests[request_id] = _Request(
             slice_index=self._slice_index(name if is_slice_name(name) else DEFAULT_SLICE),
-            decode_from=decode_from if isinstance(decode_from, int) else prompt_tokens,
+            decode_from=decode_from,
             prompt_tokens=prompt_tokens,
             plan=plan,
+            plan_from=decode_from if answer_only else 0,
         )
         if plan is None:
             self.prompt_tokens_total += prompt_tokens
@@ -235,5 +246,18 @@ def _step_of(slot_T: Slots, requests: list[_Request | None], batch: BatchRows, a
     names = sorted({plan for plan in plans if plan is not None})
     index_R = np.array([names.index(plan) if plan is not None else -1 for plan in plans], np.int64)
     index_T = np.repeat(index_R, np.asarray(batch.num_scheduled, np.int64))
-    plan_rows: dict[str, RowIndices] = {name: np.flatnonzero(index_T == index) for index, name in enumerate(names)}
-    return Step(slot_T, np.where(index_T < 0, slot_T, all_requests.trash_slot), plan_rows)
+    full_slot_T = np.where(index_T < 0, slot_T, all_requests.trash_slot)
+    if any(request is not None and request.plan_from > 0 for request in requests):
+        # The slot does not tell: rows that are computed anew are trash, and under the plan as before.
+        plan_from_R = [0 if request is None else request.plan_from for request in requests]
+        index_T[_positions(batch) < np.repeat(plan_from_R, batch.num_scheduled)] = -1
+    rows_of: dict[str, RowIndices] = {name: np.flatnonzero(index_T == index) for index, name in enumerate(names)}
+    return Step(slot_T, full_slot_T, {name: rows for name, rows in rows_of.items() if rows.shape[0] > 0})
+
+
+def _positions(batch: BatchRows) -> RowIndices:
+    """Position of each row in its request."""
+    scheduled_R = np.asarray(batch.num_scheduled, np.int64)
+    first_row_R = np.cumsum(scheduled_R) - scheduled_R
+    offset_T: RowIndices = np.repeat(np.asarray(batch.num_computed, np.int64) - first_row_R, scheduled_R)
+    return offset_T + np.arange(offset_T.shape[0])

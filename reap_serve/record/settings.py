@@ -55,6 +55,7 @@ class ObserveSettings(Record):
         minimum_tokens: A slice with fewer tokens is not written: small counts tell of single requests.
         plans: Plan files by name, loaded before the server answers; requests choose one by `vllm_xargs.reap_plan`.
         mask: Name of the plan for requests that choose none; None is the full model.
+        mask_phase: Of `plans`: `decode` lets the full model read prompts, and the plans write answers.
         drift_fraction: Share of the steps that measure the gate mass of dropped experts.
         metrics_seconds: Seconds between two readings of the engine for the metrics.
     """
@@ -72,5 +73,6 @@ class ObserveSettings(Record):
     minimum_tokens: int = Field(default=1000, ge=0)
     plans: dict[str, str] = {}
     mask: str | None = None
+    mask_phase: Literal["all", "decode"] = "all"
     drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     metrics_seconds: float = Field(default=10.0, gt=0.0)

@@ -233,7 +233,7 @@ class LiveEngine(EngineSteps):
         """
         if self._facts.mask_refusal is not None:
             raise ValueError(self._facts.mask_refusal)
-        self.masks.load(entry.id, kept)
+        self.masks.load(entry.id, kept, answer_only=entry.phase == "decode")
         self.plans[name] = entry
 
     def load_masks(self, kept: Mapping[str, Mapping[int, list[int]]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
@@ -61,11 +63,15 @@ class WriterReport(Record):
     last_error: str | None
 
 
+PlanPhase = Literal["all", "decode"]
+
+
 class PlanEntry(Record):
     """A loaded plan.
 
     Attributes:
-        id: Stands for the kept experts of all layers.
+        id: Stands for the kept experts of all layers, and the phase.
+        phase: `all`, or `decode` where the full model reads the prompt and the plan routes the answer alone.
         experts_kept: Per layer.
         criterion: Of the plan.
         bound: Whether the plan carries the served model's fingerprint.
@@ -73,6 +79,7 @@ class PlanEntry(Record):
     """
 
     id: str
+    phase: PlanPhase = "all"
     experts_kept: int
     criterion: str
     bound: bool

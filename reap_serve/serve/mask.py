@@ -6,8 +6,11 @@ back to ids. That equals logits of -inf for the dropped experts, and stays right
 adds the correction bias to a score of 0, and group-limited routers score each group by its best members.
 A custom routing function may hold tensors of its own by expert id, so it gets the -inf logits.
 
-A request keeps the plan under which it entered. Rows under plans are left out of the statistics, which stay those of
-the full model.
+A request keeps the plan under which it entered. A plan may route the answer alone: the full model reads the prompt,
+and the kept experts write (SlimWise, arXiv 2609.34117). As a mask that is a question of quality: all experts stay in
+memory, and no step is faster.
+
+Requests under a plan, their prompts included, are left out of the statistics, which stay those of the full model.
 
 Axes: R requests, T tokens, H hidden, E experts, D kept experts, K experts per token.
 """
@@ -133,6 +136,7 @@ class EngineMasks:
         self.gate_mass: dict[str, GateMass] = {}
         self.masked_tokens = 0
         self.watch = GateWatch(len(layers), device)
+        self.answer_only: set[str | None] = set()
         self._layers = layers
         self._device = device
         self._drift_fraction = drift_fraction
@@ -140,12 +144,13 @@ class EngineMasks:
         self._trash_slot = requests.trash_slot
         self._hooks = [LayerMask(self, position) for position in range(len(layers))]
 
-    def load(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
+    def load(self, plan: str, kept: Mapping[int, Sequence[int]], *, answer_only: bool = False) -> None:
         """Loads a plan that was checked against the model.
 
         Args:
             plan: Its id.
             kept: Kept experts by index of the decoder layer, ascending; layers of other processes are passed over.
+            answer_only: Whether it routes the answer's rows alone.
 
         Raises:
             ValueError: Too many plans are loaded.
@@ -160,6 +165,8 @@ class EngineMasks:
         if not self.gate_mass:
             for layer, hook in zip(self._layers, self._hooks, strict=True):
                 set_routing_hook(layer, hook)
+        if answer_only:
+            self.answer_only.add(plan)
         self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
 
     def unload_all(self) -> None:

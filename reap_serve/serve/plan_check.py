@@ -14,7 +14,7 @@ from reap_serve.model import Fingerprint, fingerprint, open_model
 from reap_serve.plan.record import Plan, require_ordered, require_plan_for
 from reap_serve.prune.decide import MtpChoice, make_cut
 from reap_serve.records import JsonValue
-from reap_serve.serve.live_status import PlanEntry
+from reap_serve.serve.live_status import PlanEntry, PlanPhase
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,14 @@ class CheckedPlan:
     kept: Mapping[int, tuple[int, ...]]
 
 
-def check_plan(plan: Plan, model: ServedModel, source: str) -> CheckedPlan:
+def check_plan(plan: Plan, model: ServedModel, source: str, phase: PlanPhase = "all") -> CheckedPlan:
     """Checks a plan as `prune` would.
 
     Args:
         plan: The plan.
         model: The served model.
         source: How to call the plan in an error.
+        phase: Which rows it routes.
 
     Raises:
         PlanError: Its lists contradict each other, or the router could not choose from what it keeps.
@@ -66,8 +67,11 @@ def check_plan(plan: Plan, model: ServedModel, source: str) -> CheckedPlan:
     bound = require_plan_for(plan, model.fingerprint, model.limits.moe_layers)
     cut = make_cut(plan, model.limits, MtpChoice.CUT)
     canonical = json.dumps([[layer, list(ids)] for layer, ids in sorted(cut.kept.items())])
+    if phase != "all":
+        canonical += phase
     entry = PlanEntry(
         id=hashlib.sha256(canonical.encode()).hexdigest()[:32],
+        phase=phase,
         experts_kept=cut.num_kept,
         criterion=plan.criterion,
         bound=bound,

@@ -49,7 +49,7 @@ class ReapEndpoints:
         for name, path in settings.plans.items():
             if not isinstance(model, ServedModel):
                 raise EngineError(f"plan {name} cannot be checked: {model}", "start without plans")
-            checked = check_plan(read_plan(Path(path)), model, path)
+            checked = check_plan(read_plan(Path(path)), model, path, settings.mask_phase)
             if (problem := await link.load_plan(name, checked.entry, checked.kept, activate=False)) is not None:
                 raise EngineError(f"plan {name} cannot be used: {problem}", "start without plans")
         if settings.mask is not None and (problem := await link.choose(settings.mask)) is not None:

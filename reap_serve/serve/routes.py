@@ -17,7 +17,7 @@ from reap_serve.plan.record import Plan
 from reap_serve.record.settings import BASE_PLAN
 from reap_serve.records import Record
 from reap_serve.serve.link import EngineLink
-from reap_serve.serve.live_status import GateMassReport, LayerBalance, MaskReport, WriterReport
+from reap_serve.serve.live_status import GateMassReport, LayerBalance, MaskReport, PlanPhase, WriterReport
 from reap_serve.serve.plan_check import ServedModel, check_plan
 from reap_serve.serve.plan_files import PLAN_NAME
 from reap_serve.serve.route_errors import ErrorRoute, NoSuchRoute
@@ -76,11 +76,13 @@ class MaskChoice(Record):
     Attributes:
         name: The plan's name; requests choose it by `vllm_xargs: {"reap_plan": name}`.
         plan: The plan itself, to load it under the name; None when it is loaded already.
+        phase: Of a plan to load: `decode` lets the full model read the prompt, and the plan write the answer.
         activate: Make it the plan of requests that choose none.
     """
 
     name: PlanName
     plan: Plan | None = None
+    phase: PlanPhase = "all"
     activate: bool = True
 
 
@@ -173,7 +175,7 @@ async def put_mask(request: Request, choice: MaskChoice) -> MaskReport:
         problem = await link.choose(choice.name)
     else:
         try:
-            checked = check_plan(choice.plan, _model(request), f"plan {choice.name}")
+            checked = check_plan(choice.plan, _model(request), f"plan {choice.name}", choice.phase)
         except ReapServeError as error:
             raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
         problem = await link.load_plan(choice.name, checked.entry, checked.kept, activate=choice.activate)

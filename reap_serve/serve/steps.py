@@ -60,7 +60,8 @@ class EngineSteps:
         for request in new:
             self.masks.watch.admit(request)
             plan = self.masks.plan_of(request)
-            self.requests.add(request.id, request.prompt_tokens, request.arguments, plan)
+            answer_only = plan in self.masks.answer_only
+            self.requests.add(request.id, request.prompt_tokens, request.arguments, plan, answer_only=answer_only)
         self.rows_wanted = (
             self.recorder.recording
             or self.requests.under_plan > 0

@@ -167,6 +167,30 @@ def test_rows_under_a_plan_are_no_rows_of_the_full_model() -> None:
     assert rows.step(BatchRows(["a"], [1], [2])).plan_rows == {}
 
 
+def test_a_plan_may_route_the_answer_alone_also_when_it_is_computed_anew() -> None:
+    rows = Requests(max_slices=4)
+    rows.add("a", 3, None, plan="p", answer_only=True)
+    rows.add("b", 6, {"reap_prompt_tokens": 4}, plan="p", answer_only=True)
+    rows.add("c", 2, None, plan="q")
+    step = rows.step(BatchRows(["a", "b", "c"], [3, 5, 2], [0, 0, 0]))
+    # Of b, whose answer is teacher-forced, the fifth token is the answer's first.
+    assert {plan: found.tolist() for plan, found in step.plan_rows.items()} == {"p": [7], "q": [8, 9]}
+    # The prompts' rows are the full model's, and yet no part of its statistics.
+    assert step.full_slot_T.tolist() == [rows.trash_slot] * 10
+    step = rows.step(BatchRows(["b", "a"], [1, 1], [5, 3]))
+    assert step.plan_rows["p"].tolist() == [0, 1]
+    # Preempted: a is computed from its first token again.
+    step = rows.step(BatchRows(["a"], [5], [0]))
+    assert step.slot_T.tolist() == [rows.trash_slot] * 4 + [1]
+    assert step.plan_rows["p"].tolist() == [3, 4]
+
+
+def test_a_prompt_under_a_plan_for_answers_is_masked_nowhere() -> None:
+    rows = Requests(max_slices=4)
+    rows.add("a", 3, None, plan="p", answer_only=True)
+    assert rows.step(BatchRows(["a"], [3], [0])).plan_rows == {}
+
+
 def test_a_step_that_is_not_recorded_counts_nothing_of_its_window() -> None:
     rows = Requests(max_slices=4)
     rows.add("a", 2, None)

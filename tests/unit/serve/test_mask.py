@@ -29,7 +29,7 @@ class Masked:
     def admit(self, request: str, rows: int, arguments: dict[str, object] | None) -> bool:
         """A request enters; whether it is under a plan."""
         plan = self.masks.plan_of(NewRequest(request, rows, arguments))
-        self.requests.add(request, rows, arguments, plan)
+        self.requests.add(request, rows, arguments, plan, answer_only=plan in self.masks.answer_only)
         return plan is not None
 
     def label(self, batch: BatchRows) -> None:
@@ -159,6 +159,20 @@ def test_rows_computed_again_after_a_preemption_are_masked_but_not_measured() ->
         assert group.slots.tolist() == [0 if new else masks.requests.trash_slot] * 3
         _, ids_TK = router.select_experts(torch.zeros(3, H), torch.randn(3, E))
         assert int(ids_TK.max()) < 6
+
+
+def test_a_plan_for_answers_leaves_the_prompts_routing_bit_identical() -> None:
+    router = CASES[0].make(E, torch.zeros(E))
+    masks = masks_on(router)
+    x_TH, logits_TE = torch.zeros(3, H), torch.randn(3, E)
+    plain = router.select_experts(x_TH, logits_TE)
+    masks.load("p", {0: tuple(range(6))}, answer_only=True)
+    masks.admit("a", 2, {PLAN_ARGUMENT: "p"})
+    masks.label(BatchRows(["a"], [3], [0]))
+    weights_TK, ids_TK = router.select_experts(x_TH, logits_TE)
+    assert torch.equal(weights_TK[:2], plain[0][:2])
+    assert torch.equal(ids_TK[:2], plain[1][:2])
+    assert int(ids_TK[2].max()) < 6
 
 
 def test_an_argument_means_nothing_while_no_plan_is_loaded() -> None:
