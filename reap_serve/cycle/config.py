@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from reap_serve.errors import InputFileError
+from reap_serve.errors import InputFileError, RequestError
 from reap_serve.records import Record
 from reap_serve.statistics.windows import parse_duration
+from reap_serve.tune.request import parse_budget
 
 
 class StatisticsSection(Record):
@@ -32,7 +34,7 @@ class StatisticsSection(Record):
     def _durations(self) -> StatisticsSection:
         for text in (self.since, self.half_life):
             if text is not None:
-                _require_duration(text)
+                _require(parse_duration, text)
         return self
 
 
@@ -80,6 +82,7 @@ class ChooseSection(Record):
         criterion: Of a plan of fixed size.
         objective: `mean` or `max-min`, of a plan of fixed size.
         mix: Weights of slices, of a plan of fixed size.
+        tune: Whether `tune` chooses the plan of a fixed size, too.
         limits: What the plan of `tune` must hold, such as `slices.*.quality.perplexity_ratio<1.05`.
         budget: Time that `tune` may take.
         seed: Of `tune`.
@@ -92,6 +95,7 @@ class ChooseSection(Record):
     criterion: str = "reap"
     objective: str = Field(default="mean", pattern="^(mean|max-min)$")
     mix: dict[str, float] = {}
+    tune: bool = False
     limits: tuple[str, ...] = ()
     budget: str = "30m"
     seed: int = 0
@@ -103,6 +107,7 @@ class ChooseSection(Record):
         sizes = [name for name in ("keep_fraction", "keep_experts") if getattr(self, name) is not None]
         if len(sizes) + bool(self.limits) != 1:
             raise ValueError("give exactly one of keep_fraction, keep_experts and limits")
+        _require(parse_budget, self.budget)
         return self
 
 
@@ -123,6 +128,7 @@ class EngineSection(Record):
 
     Attributes:
         server_args: Options of `vllm serve`.
+        engine_args: Arguments of vLLM's engine, for `tune`.
         answers_per_slice: Greedy answers in each slice.
         max_answer_tokens: Longest greedy answer.
         latency_requests: Requests of the latency run; 0 for none.
@@ -130,6 +136,7 @@ class EngineSection(Record):
     """
 
     server_args: str = ""
+    engine_args: dict[str, str | int | float | bool] = {}
     answers_per_slice: int = Field(default=32, ge=0)
     max_answer_tokens: int = Field(default=128, ge=1)
     latency_requests: int = Field(default=64, ge=0)
@@ -160,7 +167,7 @@ class RetentionSection(Record):
     @model_validator(mode="after")
     def _duration(self) -> RetentionSection:
         if self.statistics_age is not None:
-            _require_duration(self.statistics_age)
+            _require(parse_duration, self.statistics_age)
         return self
 
 
@@ -202,8 +209,8 @@ class CycleConfig(Record):
 
     @model_validator(mode="after")
     def _traffic_to_choose_on(self) -> CycleConfig:
-        if self.choose.limits and not self.traffic.choose:
-            raise ValueError("choose.limits needs traffic.choose: what chooses a plan may not judge it")
+        if (self.choose.limits or self.choose.tune) and not self.traffic.choose:
+            raise ValueError("tune needs traffic.choose: what chooses a plan may not judge it")
         return self
 
 
@@ -259,10 +266,9 @@ def _absolute(config: CycleConfig, root: Path) -> CycleConfig:
     )
 
 
-def _require_duration(text: str) -> None:
-    from reap_serve.errors import RequestError
-
+def _require(parse: Callable[[str], object], text: str) -> None:
+    """What a parser refuses is a wrong value."""
     try:
-        parse_duration(text)
+        parse(text)
     except RequestError as error:
         raise ValueError(error.what) from None

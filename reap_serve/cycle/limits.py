@@ -1,35 +1,60 @@
-"""Limits of a cycle: what must hold, in the language of `compare --fail-if` turned round.
+"""Limits of a cycle: what must hold of a report, as for `tune`.
 
-`slices.*.quality.perplexity_ratio<1.05` must hold; `compare` fails where its opposite does.
+`slices.*.quality.perplexity_ratio<1.05` is judged by the end of its 95 % interval that hurts. Figures that are no
+quality of a slice, such as `latency.candidate.latency.itl.p99<0.05`, are judged as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from reap_serve.compare.gate import Gate, failures, parse_gates
 from reap_serve.compare.record import Report
 from reap_serve.errors import RequestError
+from reap_serve.tune.limits import judge
+from reap_serve.tune.limits import parse_limits as parse_slice_limits
 
 _OPPOSITE = {"<=": ">", ">=": "<", "<": ">=", ">": "<="}
 
 
-def parse_limits(texts: Sequence[str], slices: Collection[str]) -> list[Gate]:
-    """Gates that fail where a limit does not hold.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What must hold.
+
+    Attributes:
+        of_slices: Limits on the quality of slices.
+        others: Their opposites for all other figures, as `compare --fail-if` takes them.
+    """
+
+    of_slices: tuple[Gate, ...]
+    others: tuple[Gate, ...]
+
+
+def parse_limits(texts: Sequence[str], slices: Collection[str]) -> Limits:
+    """Limits from their expressions.
 
     Args:
-        texts: Limits as the operator wrote them.
+        texts: As the operator wrote them.
         slices: Names of the held-out traffic's slices.
 
     Raises:
         RequestError: A limit is not of the form, or names what no report has.
     """
-    return parse_gates([_opposite(text) for text in texts], slices)
+    mine = [text for text in texts if text.strip().startswith("slices.")]
+    rest = [_opposite(text) for text in texts if text not in mine]
+    return Limits(parse_slice_limits(mine, slices), tuple(parse_gates(rest, slices)))
 
 
-def broken(limits: Sequence[Gate], report: Report) -> list[str]:
+def broken(limits: Limits, report: Report) -> list[str]:
     """What does not hold, one line each with its figure."""
-    return failures(limits, report)
+    found = judge(limits.of_slices, {name: entry.quality for name, entry in report.slices.items()})
+    lines = []
+    for result in found:
+        if not result.held:
+            figure = "was not measured" if result.value is None else f"has {result.value:.6g} on {result.slice}"
+            lines.append(f"{result.limit} {figure}")
+    return [*lines, *failures(limits.others, report)]
 
 
 def _opposite(text: str) -> str:

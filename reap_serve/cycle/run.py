@@ -55,7 +55,7 @@ def _decide(config: CycleConfig, state: State, config_bytes: bytes, say: Say) ->
     requests = steps.heldout_requests(config)
     slices = {request.slice for request in requests}
     trial_limits = parse_limits(config.gates.trial, slices)
-    all_limits = [*trial_limits, *parse_limits(config.gates.checkpoint, slices)]
+    all_limits = parse_limits([*config.gates.trial, *config.gates.checkpoint], slices)
 
     run, inputs = _open_run(state, collect_inputs(config, model.fingerprint, config_bytes), say)
     known = state.decision_of(run)

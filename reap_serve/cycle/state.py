@@ -7,6 +7,7 @@
         inputs.json            the statistics files that were there, what was served, the configuration
         windows.safetensors    the collected statistics
         drift.json             what moved since the plan in use was made
+        tune/                  the choice of a plan, where tune makes it: report.json, report.html
         plan.json              the chosen plan
         trial/                 the plan as a mask on the held-out requests: report.json, report.html
         candidate/             the pruned checkpoint

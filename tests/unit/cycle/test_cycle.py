@@ -9,12 +9,40 @@ import pytest
 import small_checkpoint
 from conftest import World
 
-from reap_serve.cycle import steps
+from reap_serve.cycle import choose, steps
 from reap_serve.cycle.run import run_cycle
 from reap_serve.cycle.state import State
 from reap_serve.errors import EngineError, InputFileError, RequestError, StorageError
 from reap_serve.plan.record import read_plan
 from reap_serve.prune.manifest import read_manifest
+from reap_serve.records import provenance
+from reap_serve.tune.record import TuneReport
+from reap_serve.tune.request import Budget, TuneRequest
+
+NOTHING_FOUND = {
+    "schema_version": 1,
+    "provenance": provenance().model_dump(),
+    "model": "base",
+    "keep_experts": 2,
+    "num_experts": 4,
+    "criterion": "reap",
+    "variant": "",
+    "held": True,
+    "reason": "nothing can go within the limits",
+    "limits": [],
+    "candidates": [],
+    "held_out": {},
+    "next_smaller": None,
+    "held_out_looks": 1,
+    "split": {"seed": 0, "requests": {}, "conversations": {}, "left_out": 0},
+    "trials": [],
+    "budget": "none",
+    "budget_exhausted": False,
+    "masked_tokens": 0,
+    "tokens": 0,
+    "seconds": 1.0,
+    "notes": [],
+}
 
 
 def kept(candidate: str | None) -> tuple[int, ...]:
@@ -77,7 +105,8 @@ def test_a_limit_that_does_not_hold_refuses_before_anything_is_pruned(world: Wor
     refused = run_cycle(world.config)
     assert refused.decision == "refused"
     assert refused.candidate is None
-    assert "kl_divergence_mean is 0.5" in refused.reason
+    # The interval of the made-up figures ends a quarter above them.
+    assert "kl_divergence_mean<0.2 has 0.625 on default" in refused.reason
     assert not (Path(refused.run) / steps.CANDIDATE_NAME).exists()
     assert world.engine_calls == ["sweep"]
 
@@ -212,6 +241,8 @@ def test_a_plan_file_may_be_what_is_served(world: World) -> None:
         ("keep_experts = 2", "", InputFileError, "exactly one of"),
         ("keep_experts = 2", 'keep_experts = 2\nlimits = ["a<1"]', InputFileError, "exactly one of"),
         ('since = "7d"', 'since = "soon"', InputFileError, "no duration"),
+        ("keep_experts = 2", 'limits = ["slices.*.quality.perplexity_ratio<2"]', InputFileError, r"traffic\.choose"),
+        ("keep_experts = 2", 'keep_experts = 2\nbudget = "a while"', InputFileError, "no budget"),
         ("[gates]", "[gate]", InputFileError, "Extra inputs|Field required"),
         ("kl_divergence_mean<0.2", "kl_divergenze_mean<0.2", RequestError, "kl_divergenze_mean"),
         ('heldout = ["heldout.jsonl"]', 'heldout = ["gone.jsonl"]', RequestError, "gone.jsonl"),
@@ -227,3 +258,35 @@ def test_a_wrong_configuration_is_named_before_anything_starts(
     with pytest.raises(error, match=message):
         run_cycle(world.config)
     assert world.engine_calls == []
+
+
+def test_tune_chooses_where_limits_are_given_and_says_when_nothing_can_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune itself is played: it writes what it would write. Its request is what the configuration says."""
+    text = world.config.read_text().replace("keep_experts = 2", 'limits = ["slices.*.quality.perplexity_ratio<1.5"]')
+    world.config.write_text(text.replace("[traffic]", '[traffic]\nchoose = ["heldout.jsonl"]'))
+    asked: list[TuneRequest] = []
+
+    def played(request: TuneRequest, say: object) -> TuneReport:
+        asked.append(request)
+        request.output.mkdir()
+        keeps = len(asked) == 1
+        report = TuneReport.model_validate({**NOTHING_FOUND, "plan": "plan.json" if keeps else None})
+        (request.output / "report.json").write_text(report.model_dump_json())
+        if keeps:
+            small_checkpoint.write_plan(request.output / "plan.json", {0: [0, 3], 1: [1, 3]})
+        return report
+
+    monkeypatch.setattr(choose, "tune", played)
+    world.observe("monday", favourites=(1, 3))
+    first = run_cycle(world.config)
+    assert first.decision == "candidate"
+    assert kept(first.candidate) == (0, 3)
+    assert asked[0].limits == ("slices.*.quality.perplexity_ratio<1.5",)
+    assert asked[0].statistics == (str(Path(first.run) / steps.WINDOWS_NAME),)
+    assert asked[0].budget == Budget(seconds=1800.0)
+    (world.root / "stats" / "monday.safetensors").unlink()
+    world.observe("friday", favourites=(1, 2))
+    refused = run_cycle(world.config)
+    assert (refused.decision, refused.reason) == ("refused", "nothing can go within the limits")
