@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import small_checkpoint
-from conftest import World
+from cycle_world import World
 
 from reap_serve.cycle import choose, steps
 from reap_serve.cycle.run import run_cycle
