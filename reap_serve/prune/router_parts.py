@@ -77,8 +77,8 @@ def stated_rows(directory: Path, tensor: Tensor) -> int:
 
 
 def _packed(tensor: Tensor, rows: int) -> tuple[str, str]:
-    length = tensor.shape[0] if tensor.name.endswith("weight_zero_point") else tensor.shape[-1]
-    word = NUMBER_WORDS.get(rows // length if length else 0, "eight")
+    lengths = tensor.shape[:1] if tensor.name.endswith("weight_zero_point") else tensor.shape[-1:]
+    word = NUMBER_WORDS.get(rows // lengths[0] if lengths and lengths[0] else 0, "eight")
     return (
         f"{tensor.name}: the router is quantised along its experts, and {word} experts share each int32: "
         f"no byte belongs to one expert",
