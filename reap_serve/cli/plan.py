@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from typer.core import TyperGroup
 
 from reap_serve.cli import plan_options as options
 from reap_serve.cli.app import app
-from reap_serve.errors import RequestError
+from reap_serve.errors import MismatchError, RequestError
 
 if TYPE_CHECKING:
     from reap_serve.plan.decision import Evidence
@@ -62,6 +63,7 @@ def make(
     expert_parallel_size: options.ExpertParallelSize = 1,
     moe_backend: options.MoeBackend = None,
     preserve_super_experts: options.PreserveSuperExperts = False,
+    drop_unsound: options.DropUnsound = None,
     min_tokens: options.MinTokens = 0,
     unseen: options.UnseenOption = options.Unseen.DROP,
     max_instability: options.MaxInstability = None,
@@ -99,15 +101,22 @@ def make(
         if output is not None or (keep_fraction, keep_experts, target_bytes) != (None, None, None):
             raise RequestError("--sweep writes no plan", "leave out --output and the other sizes")
         fractions = options.parse_fractions(sweep)
-        _sweep(stats, model, request_of(Size(keep_fraction=fractions[0])), fractions, as_json)
+        _sweep(stats, model, drop_unsound, request_of(Size(keep_fraction=fractions[0])), fractions, as_json)
         return
     if output is None:
         raise RequestError("--output is missing", "say where to write the plan, or ask for --sweep")
-    _make(stats, model, request_of(Size(keep_fraction, keep_experts, target_bytes)), output, overwrite, as_json)
+    request = request_of(Size(keep_fraction, keep_experts, target_bytes))
+    _make(stats, model, drop_unsound, request, output, overwrite, as_json)
 
 
 def _make(
-    stats: list[str], model: str | None, request: PlanRequest, output: Path, overwrite: bool, as_json: bool
+    stats: list[str],
+    model: str | None,
+    drop_unsound: str | None,
+    request: PlanRequest,
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     from reap_serve.cli.output import note, print_json
     from reap_serve.cli.plan_tables import print_plan
@@ -117,8 +126,10 @@ def _make(
     from reap_serve.publish import refuse_existing, write_file
 
     refuse_existing(output, overwrite)
-    header, evidence, checkpoint = gather_evidence(stats, model, request)
+    header, evidence, checkpoint = gather_evidence(stats, model, request, drop_unsound)
     decision = decide(evidence, request.size, checkpoint)
+    for layer, expert in evidence.unsound_kept(decision):
+        note(f"warning: layer {layer} keeps expert {expert}: {evidence.unsound[layer, expert]}; keep fewer experts")
     require_stable(evidence, decision)
     plan = make_plan(header, evidence, decision, checkpoint)
     write_file(output, format_plan(plan), overwrite=overwrite)
@@ -129,12 +140,19 @@ def _make(
         note(f"wrote {output}")
 
 
-def _sweep(stats: list[str], model: str | None, request: PlanRequest, fractions: list[float], as_json: bool) -> None:
+def _sweep(
+    stats: list[str],
+    model: str | None,
+    drop_unsound: str | None,
+    request: PlanRequest,
+    fractions: list[float],
+    as_json: bool,
+) -> None:
     from reap_serve.cli.output import print_json
     from reap_serve.cli.plan_tables import print_sweep
     from reap_serve.plan.sweep import sweep
 
-    _, evidence, checkpoint = gather_evidence(stats, model, request)
+    _, evidence, checkpoint = gather_evidence(stats, model, request, drop_unsound)
     rows = sweep(evidence, fractions, checkpoint)
     if as_json:
         print_json(
@@ -152,7 +170,7 @@ def _sweep(stats: list[str], model: str | None, request: PlanRequest, fractions:
 
 
 def gather_evidence(
-    stats: list[str], model: str | None, request: PlanRequest
+    stats: list[str], model: str | None, request: PlanRequest, drop_unsound: str | None = None
 ) -> tuple[Header, Evidence, CheckpointBytes | None]:
     """What plans of these statistics rest on, and the sizes of the model where it is given."""
     from reap_serve.model import open_model
@@ -163,7 +181,25 @@ def gather_evidence(
 
     statistics = merge_files(stats)
     header = statistics.header
+    unsound = None if drop_unsound is None else _unsound(header, drop_unsound)
     if model is None:
-        return header, gather(statistics, request, limits_of_statistics(header)), None
+        return header, gather(statistics, request, limits_of_statistics(header), unsound), None
     source = open_model(model)
-    return header, gather(statistics, request, limits_of_model(header, source)), measure_checkpoint(source)
+    return header, gather(statistics, request, limits_of_model(header, source), unsound), measure_checkpoint(source)
+
+
+def _unsound(header: Header, model: str) -> Mapping[tuple[int, int], str]:
+    from reap_serve.model import fingerprint, open_model
+    from reap_serve.prune.unsound import unsound_experts
+
+    source = open_model(model)
+    wanted, found = header.model, fingerprint(source)
+    # Statistics of the model before it was quantised serve, too: its layers and experts are the same.
+    for field in ("architecture", "num_layers", "num_experts"):
+        if getattr(wanted, field) != getattr(found, field):
+            raise MismatchError(
+                f"the statistics and {model} belong to different models: {field} is {getattr(wanted, field)} against "
+                f"{getattr(found, field)}",
+                "give the model that was observed, or its quantised form",
+            )
+    return unsound_experts(source)

@@ -64,6 +64,14 @@ MoeBackend = Annotated[str | None, typer.Option(help="vLLM's option of the same 
 PreserveSuperExperts = Annotated[
     bool, typer.Option("--preserve-super-experts", help="Never drop a super expert (arXiv 2507.23279).")
 ]
+DropUnsound = Annotated[
+    str | None,
+    typer.Option(
+        "--drop-unsound",
+        metavar="MODEL",
+        help="Drop experts first whose weights in MODEL are unsound, as `verify` says.",
+    ),
+]
 MinTokens = Annotated[int, typer.Option(help="Do not judge experts with fewer tokens.")]
 UnseenOption = Annotated[Unseen, typer.Option(help="What becomes of experts that are not judged.")]
 MaxInstability = Annotated[

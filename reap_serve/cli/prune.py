@@ -40,6 +40,12 @@ def prune_command(
             "--unequal-layers", help="Take a plan with other counts per layer; vLLM needs a patch to serve it."
         ),
     ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter", metavar="DIR", help="Cut this LoRA adapter of MODEL to OUTPUT, and not MODEL itself."
+        ),
+    ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option("--push-to-hub", metavar="REPOSITORY", help="Upload OUTPUT, private when it is new.")
     ] = None,
@@ -54,6 +60,11 @@ def prune_command(
 
     if mtp not in {choice.value for choice in MtpChoice}:
         raise RequestError(f"--mtp is {mtp!r}", "give cut or drop")
+    if adapter is not None:
+        if low_disk or push_to_hub is not None or unequal_layers:
+            raise RequestError("--adapter is given with an option of whole models", "give --adapter alone")
+        _prune_adapter(adapter, model, plan, output, overwrite=overwrite, as_json=as_json)
+        return
     if low_disk and Path(model).exists():
         raise RequestError(f"--low-disk is given and {model} is on this disk", "give a hub id, or leave --low-disk out")
     remote = HubRepository(model) if low_disk else None
@@ -87,6 +98,30 @@ def prune_command(
         f"{result.output}: {result.experts_after} of {result.experts_before} experts a layer, "
         f"{result.tensors} tensors, {result.bytes_written / 1e9:.2f} GB in {result.seconds:.1f} s"
     )
+
+
+def _prune_adapter(adapter: Path, model: str, plan: Path, output: Path, *, overwrite: bool, as_json: bool) -> None:
+    from reap_serve.prune.adapter import prune_adapter
+
+    result = prune_adapter(adapter, model, plan, output, overwrite=overwrite)
+    if as_json:
+        print_json(
+            {
+                "adapter": str(adapter),
+                "output": None if result.output is None else str(result.output),
+                "changed": result.output is not None,
+                "tensors": result.tensors,
+                "dropped": result.dropped,
+                "bytes_written": result.bytes_written,
+                "seconds": round(result.seconds, 3),
+                "experts_before": result.experts_before,
+                "experts_after": result.experts_after,
+            }
+        )
+    elif result.output is None:
+        stdout.print(f"{adapter} changes neither experts nor routers: it needs no change, and nothing was written")
+    else:
+        stdout.print(f"{result.output}: {result.tensors} tensors, {result.dropped} went with their experts")
 
 
 def _warn(job: Job) -> None:

@@ -5,15 +5,15 @@ Axes: S slices, L layers with routed experts, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.budget import global_counts, uniform_count
-from reap_serve.plan.guards import Guards, guard, require_room
+from reap_serve.plan.guards import Guards, drop_first, guard, require_room
 from reap_serve.plan.limits import CountLimits, ModelLimits, count_limits
 from reap_serve.plan.objective import MaxMin, maximise_worst
 from reap_serve.plan.ranking import keep_order, keep_prefix
@@ -44,6 +44,7 @@ class Evidence:
         share_SLE: Likewise for each slice alone; `reap` where the criterion is `random`, which measures nothing.
         guards: Experts that the criterion does not decide.
         notes: What is wrong with the statistics without forbidding their use.
+        unsound: Experts that are dropped first because of their weights, by index of the layer and id, and why.
     """
 
     request: PlanRequest
@@ -58,6 +59,12 @@ class Evidence:
     share_SLE: Floats
     guards: Guards
     notes: tuple[str, ...]
+    unsound: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+    def unsound_kept(self, decision: Decision) -> Iterator[tuple[int, int]]:
+        """Unsound experts that stay all the same, because more stay than are sound."""
+        rows = {index: row for row, index in enumerate(self.layer_indices)}
+        return (key for key in self.unsound if decision.kept_LE[rows[key[0]], key[1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +85,19 @@ class Decision:
         return count_L
 
 
-def gather(statistics: Statistics, request: PlanRequest, model: ModelLimits) -> Evidence:
+def gather(
+    statistics: Statistics,
+    request: PlanRequest,
+    model: ModelLimits,
+    unsound: Mapping[tuple[int, int], str] | None = None,
+) -> Evidence:
     """Computes what decisions rest on.
+
+    Args:
+        statistics: What was observed.
+        request: What is asked for.
+        model: Limits of the model.
+        unsound: Experts to drop first, by index of the layer and id, and why.
 
     Raises:
         PlanError: The limits contradict each other, or there is no token.
@@ -92,26 +110,36 @@ def gather(statistics: Statistics, request: PlanRequest, model: ModelLimits) -> 
     sums = mix_slices(statistics, weights)
     saliency_LE = saliency(sums, request.criterion, request.seed)
     measure = measure_of(request.criterion)
+    layer_indices = tuple(layer.index for layer in statistics.header.layers)
+    guards = guard(
+        sums.activation_max_LE,
+        np.sum([term.sums.token_count_LE for term in terms], axis=0),
+        preserve_super_experts=request.preserve_super_experts,
+        min_tokens=request.min_tokens,
+        unseen=request.unseen,
+    )
     return Evidence(
         request=request,
         model=model,
         limits=count_limits(model, request.target),
-        layer_indices=tuple(layer.index for layer in statistics.header.layers),
+        layer_indices=layer_indices,
         slices=tuple(term.name for term in terms),
         terms=terms,
         sums=sums,
         saliency_LE=saliency_LE,
         share_LE=shares(saliency_LE),
         share_SLE=np.stack([shares(saliency(term.sums, measure)) for term in terms]),
-        guards=guard(
-            sums.activation_max_LE,
-            np.sum([term.sums.token_count_LE for term in terms], axis=0),
-            preserve_super_experts=request.preserve_super_experts,
-            min_tokens=request.min_tokens,
-            unseen=request.unseen,
-        ),
+        guards=drop_first(guards, _mask(unsound, layer_indices, saliency_LE.shape)) if unsound else guards,
         notes=_notes(statistics.header),
+        unsound=unsound or {},
     )
+
+
+def _mask(experts: Iterable[tuple[int, int]], layer_indices: tuple[int, ...], shape: tuple[int, ...]) -> Bools:
+    mask_LE = np.zeros(shape, np.bool_)
+    for layer, expert in experts:
+        mask_LE[layer_indices.index(layer), expert] = True
+    return mask_LE
 
 
 def _notes(header: Header) -> tuple[str, ...]:

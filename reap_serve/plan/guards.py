@@ -29,7 +29,7 @@ class Guards:
     Attributes:
         super_LE: Super experts; all false when they are not asked for.
         unjudged_LE: Experts with too few tokens, super experts excepted.
-        precedence_LE: 1 kept first, -1 dropped first, 0 judged by the criterion.
+        precedence_LE: 1 kept first, -1 dropped first, -2 dropped before those, 0 judged by the criterion.
     """
 
     super_LE: Bools
@@ -76,6 +76,12 @@ def guard(
     precedence_LE = super_LE.astype(np.int64)
     precedence_LE[unjudged_LE] = 1 if unseen == "keep" else -1
     return Guards(super_LE, unjudged_LE, precedence_LE)
+
+
+def drop_first(guards: Guards, unsound_LE: Bools) -> Guards:
+    """The same guards with some experts dropped before all others, super experts among them."""
+    precedence_LE = np.where(unsound_LE, -2, guards.precedence_LE)
+    return Guards(guards.super_LE & ~unsound_LE, guards.unjudged_LE & ~unsound_LE, precedence_LE)
 
 
 def require_room(guards: Guards, count_L: Ints, num_groups: int, layer_indices: tuple[int, ...]) -> None:

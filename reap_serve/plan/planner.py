@@ -31,6 +31,12 @@ def make_plan(
         checkpoint: Sizes of the model's tensors, if they are known.
     """
     made = provenance(["numpy"]).model_dump()
+    if evidence.unsound:
+        stay = set(evidence.unsound_kept(decision))
+        made["unsound_experts"] = [
+            {"layer": layer, "expert": expert, "why": why, "kept": (layer, expert) in stay}
+            for (layer, expert), why in evidence.unsound.items()
+        ]
     request: dict[str, JsonValue] = {**asdict(evidence.request), "mix": dict(evidence.request.mix)}
     return Plan(
         schema_version=SCHEMA_VERSION,

@@ -195,7 +195,7 @@ PARTS = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PARTS, max_size=9).map("".join), st.integers(0, 2**32), st.integers(2, 13))
 def test_any_text_selects_the_same_or_is_refused(text: str, seed: int, count: int) -> None:
-    """A number alone selects nothing. An independent oracle: names written out, compared in each way; what stayed is what was selected and stays."""
+    """A number alone selects nothing. An independent oracle: names written out, compared in each way."""
     if re.fullmatch(r"[\d.]*", text):
         return
     kept = {
