@@ -5,19 +5,25 @@ Axes: S slots (slice, phase; the last one is trash), T tokens, K experts per tok
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-SUM_COLUMNS = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
-MAX_COLUMNS = ("norm_max", "activation_max")
+from reap_serve.statistics.record import EXPERT_SUMS
+from reap_serve.statistics.sums import Merge, Of
+
+# The sums over routes as `statistics.record` declares them: those that are added, and those of which the largest stays.
+_OF_ROUTES = tuple(each for each in EXPERT_SUMS if each.of is Of.ROUTES)
+SUM_COLUMNS = tuple(each.name for each in _OF_ROUTES if each.merge is Merge.ADD)
+MAX_COLUMNS = tuple(each.name for each in _OF_ROUTES if each.merge is Merge.MAX)
 
 
 @dataclass(frozen=True, slots=True)
 class RowMeasures:
-    """What one routed slot (token t, its k-th expert) contributes.
+    """What one route (token t, its k-th expert) contributes.
 
     Attributes:
         gate_TK: Gate weight that the model applies, float32.
@@ -30,6 +36,25 @@ class RowMeasures:
     norm_TK: torch.Tensor
     weighted_norm_TK: torch.Tensor
     activation_TK: torch.Tensor
+
+    def widened(self) -> RowMeasures:
+        """The same in float64, in which sums are kept."""
+        return RowMeasures(
+            self.gate_TK.double(), self.norm_TK.double(), self.weighted_norm_TK.double(), self.activation_TK.double()
+        )
+
+
+# The formula of each: what one route adds, or the largest of which stays.
+FORMULAS: Mapping[str, Callable[[RowMeasures], torch.Tensor]] = {
+    "token_count": lambda route: torch.ones_like(route.gate_TK),
+    "gate_sum": lambda route: route.gate_TK,
+    "norm_sum": lambda route: route.norm_TK,
+    "norm_sq_sum": lambda route: route.norm_TK.square(),
+    "weighted_norm_sum": lambda route: route.weighted_norm_TK,
+    "weighted_norm_sq_sum": lambda route: route.weighted_norm_TK.square(),
+    "norm_max": lambda route: route.norm_TK,
+    "activation_max": lambda route: route.activation_TK,
+}
 
 
 class LayerSums:
@@ -69,17 +94,11 @@ class LayerSums:
         """
         index_TK = slot_T.unsqueeze(1) * self.num_experts + expert_ids_TK
         index_N = torch.where(expert_ids_TK < 0, self.num_slots * self.num_experts, index_TK).view(-1)
-        gate_N, norm_N, weighted_norm_N = (
-            measure.reshape(-1).double() for measure in (rows.gate_TK, rows.norm_TK, rows.weighted_norm_TK)
-        )
-        columns = (
-            *(torch.ones_like(gate_N), gate_N, norm_N, norm_N.square()),
-            *(weighted_norm_N, weighted_norm_N.square()),
-        )
-        for sums, values_N in zip(self._sums, columns, strict=True):
-            sums.index_add_(0, index_N, values_N)
-        for maxima, measure_TK in zip(self._maxima, (rows.norm_TK, rows.activation_TK), strict=True):
-            maxima.scatter_reduce_(0, index_N, measure_TK.reshape(-1), reduce="amax")
+        widened = rows.widened()
+        for name, sums in zip(SUM_COLUMNS, self._sums, strict=True):
+            sums.index_add_(0, index_N, FORMULAS[name](widened).reshape(-1))
+        for name, maxima in zip(MAX_COLUMNS, self._maxima, strict=True):
+            maxima.scatter_reduce_(0, index_N, FORMULAS[name](rows).reshape(-1), reduce="amax")
         self.tokens_S.index_add_(0, slot_T, torch.ones_like(slot_T))
 
     def expert_counts(self) -> npt.NDArray[np.int64]:

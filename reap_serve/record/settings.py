@@ -6,32 +6,38 @@ vLLM carries the additional configuration to every process and into the hash of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from reap_serve.errors import RequestError
 from reap_serve.records import Record
+from reap_serve.statistics.record import EXPERT_SUMS
 
 CONFIG_KEY = "reap_serve"
 # The name by which a request asks for the full model where another plan is the default.
 BASE_PLAN = "base"
 
 RecorderName = Literal["inline", "deferred", "moe_sum"]
-ExtraSum = Literal["output_sum", "coselection_count", "logit_gram"]
+OPTIONAL_SUMS = tuple(each.name for each in EXPERT_SUMS if each.is_optional)
 
 
-def extra_sums_named(names: Sequence[str]) -> tuple[ExtraSum, ...]:
+def extra_sums_named(names: Sequence[str]) -> tuple[str, ...]:
     """The optional sums of these names.
 
     Raises:
         RequestError: There is no such sum.
     """
-    known: tuple[ExtraSum, ...] = get_args(ExtraSum)
     for name in names:
-        if name not in known:
-            raise RequestError(f"there is no optional sum {name}", f"use one of: {', '.join(known)}")
-    return tuple(name for name in known if name in names)
+        if name not in OPTIONAL_SUMS:
+            raise RequestError(f"there is no optional sum {name}", f"use one of: {', '.join(OPTIONAL_SUMS)}")
+    return tuple(name for name in OPTIONAL_SUMS if name in names)
+
+
+def _known_sum(name: str) -> str:
+    if name not in OPTIONAL_SUMS:
+        raise ValueError(f"is none of: {', '.join(OPTIONAL_SUMS)}")
+    return name
 
 
 class ObserveSettings(Record):
@@ -65,7 +71,7 @@ class ObserveSettings(Record):
     recording: bool = True
     sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     overhead_budget: float | None = Field(default=None, gt=0.0, lt=1.0)
-    extra_sums: tuple[ExtraSum, ...] = ()
+    extra_sums: tuple[Annotated[str, AfterValidator(_known_sum)], ...] = ()
     buffer_tokens: int = Field(default=1024, ge=1, le=65536)
     max_slices: int = Field(default=16, ge=1, le=1024)
     directory: str | None = None

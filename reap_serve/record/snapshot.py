@@ -19,17 +19,20 @@ from reap_serve.record.accumulate import MAX_COLUMNS, SUM_COLUMNS, LayerSums
 from reap_serve.record.extra_sums import ExtraSums
 from reap_serve.records import Provenance
 from reap_serve.statistics.record import (
+    EXPERT_SUMS,
+    LAYER_FIELD,
     OPTIONAL_FIELDS,
     SCHEMA_VERSION,
-    ExpertSums,
+    SUMS,
+    Floats,
     Header,
+    Ints,
     Layer,
     Statistics,
     Window,
-    is_count,
 )
 
-OPTIONAL = {name.rpartition("_")[0]: name for name in OPTIONAL_FIELDS}
+OPTIONAL = {SUMS[field].name: field for field in OPTIONAL_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +154,13 @@ def join_ranks(
         engine=engine,
         provenance=provenance,
     )
-    fields = {f"{name}_SPLE": np.ascontiguousarray(sums[..., column]) for column, name in enumerate(SUM_COLUMNS)}
-    fields |= {f"{name}_SPLE": np.ascontiguousarray(maxima[..., column]) for column, name in enumerate(MAX_COLUMNS)}
-    for name in parts[0].extra:
-        values = np.concatenate([part.extra[name] for part in parts], axis=2)
-        fields[OPTIONAL[name]] = values.astype(np.int64) if is_count(OPTIONAL[name]) else values
-    counts = fields.pop("token_count_SPLE").astype(np.int64)
-    return Statistics(
-        header,
-        ExpertSums(token_count_SPLE=counts, **fields),
-        np.concatenate([part.tokens_SPL for part in parts], axis=2),
-    )
+    by_name = {name: np.ascontiguousarray(sums[..., column]) for column, name in enumerate(SUM_COLUMNS)}
+    by_name |= {name: np.ascontiguousarray(maxima[..., column]) for column, name in enumerate(MAX_COLUMNS)}
+    by_name |= {name: np.concatenate([part.extra[name] for part in parts], axis=2) for name in parts[0].extra}
+    fields: dict[str, Ints | Floats] = {
+        each.field: by_name[each.name].astype(np.int64) if each.is_count else by_name[each.name]
+        for each in EXPERT_SUMS
+        if each.name in by_name
+    }
+    fields[LAYER_FIELD] = np.concatenate([part.tokens_SPL for part in parts], axis=2)
+    return Statistics.from_fields(header, fields)

@@ -1,9 +1,8 @@
 """What a statistics file holds and where: every claim of its header is checked against the file's size.
 
 A safetensors file: 8 bytes of header length, the header as JSON, the tensors. Tensors are named
-`<slice>/<phase>/<field>` and shaped [L, E] (`layer_token_count`: [L], `output_sum`: [L, E, H], `coselection_count`
-and `logit_gram`: [L, E, E]). A slice and phase without tokens has no tensors. `<slice>/batches/<field>` are the moments
-of batches, absent when the file is one batch.
+`<slice>/<phase>/<sum>` and have the sum's declared axes (see `sums`) without S and P, most [L, E]. A slice and phase
+without tokens has no tensors. `<slice>/batches/<sum>` are the moments of batches, absent when the file is one batch.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from reap_serve.statistics.record import (
     OPTIONAL_FIELDS,
     PHASES,
     SCHEMA_VERSION,
+    SUMS,
     Header,
     is_count,
 )
@@ -38,8 +38,8 @@ COUNT_DTYPES: dict[str, np.dtype[np.generic]] = {"U16": np.dtype("<u2"), "U32": 
 FLOAT_DTYPES: dict[str, np.dtype[np.generic]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 BATCHES = "batches"
-_FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in (*EXPERT_FIELDS, LAYER_FIELD)}
-_BATCH_FIELD_OF_NAME = {field.rpartition("_")[0]: field for field in BATCH_FIELDS}
+_FIELD_OF_NAME = {SUMS[field].name: field for field in (*EXPERT_FIELDS, LAYER_FIELD)}
+_BATCH_FIELD_OF_NAME = {SUMS[field].name: field for field in BATCH_FIELDS}
 
 
 class Block(NamedTuple):
@@ -95,7 +95,7 @@ class Layout:
 
 def tensor_name(slice_name: str, phase: str, field: str) -> str:
     """Name of the tensor that holds a field of a slice and phase."""
-    return f"{slice_name}/{phase}/{field.rpartition('_')[0]}"
+    return f"{slice_name}/{phase}/{SUMS[field].name}"
 
 
 def corrupt(path: str, detail: str) -> InputFileError:
@@ -259,11 +259,4 @@ def _require_whole_slices(blocks: list[Block], header: Header, path: str) -> Non
 
 
 def _shape(block: Block, shapes: Mapping[str, tuple[int, ...]], header: Header) -> tuple[int, ...]:
-    num_layers, num_experts = len(header.layers), header.model.num_experts
-    if block.field == LAYER_FIELD:
-        return (num_layers,)
-    if block.field in ("coselection_count_SPLEE", "logit_gram_SPLEE"):
-        return (num_layers, num_experts, num_experts)
-    if block.field == "output_sum_SPLEH":
-        return (num_layers, num_experts, *shapes[block.field][2:3])
-    return (num_layers, num_experts)
+    return SUMS[block.field].stored_shape(len(header.layers), header.model.num_experts, shapes[block.field])

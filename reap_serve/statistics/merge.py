@@ -22,10 +22,10 @@ from reap_serve.statistics.file import blocks_in_memory, read_blocks
 from reap_serve.statistics.layout import Block, Layout, read_layout, require_unchanged
 from reap_serve.statistics.record import (
     BATCH_FIELDS,
-    MAX_FIELDS,
     OPTIONAL_FIELDS,
     PHASES,
     SCHEMA_VERSION,
+    SUMS,
     Ageing,
     BatchSums,
     Floats,
@@ -243,7 +243,7 @@ class _Accumulator:
         target = self._arrays[field][self._slice_index[slice_name]]
         if phase_index is not None:
             target = target[phase_index]
-        combine = np.maximum if field in MAX_FIELDS else np.add
+        combine = SUMS[field].merge.combine
         if self.weight != 1.0:
             values = np.multiply(values, self.weight ** exponent_of(field), dtype=np.float64)
         if len(layers) == len(target):

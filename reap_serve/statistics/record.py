@@ -6,7 +6,7 @@ Axes: S slices, P phases, L layers with routed experts, E experts, H hidden dime
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from reap_serve.model import Fingerprint
 from reap_serve.records import Provenance, Record
 from reap_serve.slice_name import SliceName
+from reap_serve.statistics.sums import Merge, Of, Sum, declared, sums_of
 
 SCHEMA_VERSION = 1
 PHASES = ("prefill", "decode")
@@ -114,7 +115,7 @@ class Header(Record):
 
 @dataclass(frozen=True, slots=True)
 class ExpertSums:
-    """Sums over the recorded tokens routed to each expert, axes [S, P, L, E].
+    """Sums over the recorded tokens routed to each expert, axes [S, P, L, E]; here each is declared, see `sums`.
 
     With g the gate weight that the model applies to the expert's output f (after renormalisation, bias, groups and
     scaling) and the 2-norm over the hidden dimension.
@@ -134,17 +135,19 @@ class ExpertSums:
         logit_gram_SPLEE: Sum of z z' over the tokens of the layer, z the router's logits; None unless asked for.
     """
 
-    token_count_SPLE: Ints
-    gate_sum_SPLE: Floats
-    norm_sum_SPLE: Floats
-    norm_sq_sum_SPLE: Floats
-    weighted_norm_sum_SPLE: Floats
-    weighted_norm_sq_sum_SPLE: Floats
-    norm_max_SPLE: Floats
-    activation_max_SPLE: Floats
-    output_sum_SPLEH: Floats | None = None
-    coselection_count_SPLEE: Ints | None = None
-    logit_gram_SPLEE: Floats | None = None
+    token_count_SPLE: Ints = field(metadata=declared(Of.ROUTES, is_count=True, reference="expert_frequency"))
+    gate_sum_SPLE: Floats = field(metadata=declared(Of.ROUTES, reference="weighted_expert_frequency_sum"))
+    norm_sum_SPLE: Floats = field(metadata=declared(Of.ROUTES, reference="ean_sum"))
+    norm_sq_sum_SPLE: Floats = field(metadata=declared(Of.ROUTES))
+    weighted_norm_sum_SPLE: Floats = field(metadata=declared(Of.ROUTES, reference="weighted_ean_sum"))
+    weighted_norm_sq_sum_SPLE: Floats = field(metadata=declared(Of.ROUTES))
+    norm_max_SPLE: Floats = field(metadata=declared(Of.ROUTES, merge=Merge.MAX))
+    activation_max_SPLE: Floats = field(
+        metadata=declared(Of.ROUTES, merge=Merge.MAX, reference="max_activations"),
+    )
+    output_sum_SPLEH: Floats | None = field(default=None, metadata=declared(Of.OUTPUTS))
+    coselection_count_SPLEE: Ints | None = field(default=None, metadata=declared(Of.OUTPUTS, is_count=True))
+    logit_gram_SPLEE: Floats | None = field(default=None, metadata=declared(Of.LOGITS))
 
     @classmethod
     def zeros(cls, num_slices: int, num_layers: int, num_experts: int) -> ExpertSums:
@@ -154,11 +157,10 @@ class ExpertSums:
         return cls(**required)  # type: ignore[arg-type]
 
 
-EXPERT_FIELDS = tuple(field.name for field in fields(ExpertSums))
-OPTIONAL_FIELDS = ("output_sum_SPLEH", "coselection_count_SPLEE", "logit_gram_SPLEE")
-COUNT_FIELDS = ("token_count_SPLE", "coselection_count_SPLEE", "batch_count_SLE")
-MAX_FIELDS = ("norm_max_SPLE", "activation_max_SPLE")
-LAYER_FIELD = "layer_token_count_SPL"
+EXPERT_SUMS = sums_of(ExpertSums)
+EXPERT_FIELDS = tuple(each.field for each in EXPERT_SUMS)
+OPTIONAL_FIELDS = tuple(each.field for each in EXPERT_SUMS if each.is_optional)
+MAX_FIELDS = tuple(each.field for each in EXPERT_SUMS if each.merge is Merge.MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +178,10 @@ class BatchSums:
         batch_token_sq_SLE: Sum of C^2.
     """
 
-    batch_count_SLE: Ints
-    batch_weighted_sq_SLE: Floats
-    batch_cross_SLE: Floats
-    batch_token_sq_SLE: Floats
+    batch_count_SLE: Ints = field(metadata=declared(Of.BATCHES, is_count=True))
+    batch_weighted_sq_SLE: Floats = field(metadata=declared(Of.BATCHES))
+    batch_cross_SLE: Floats = field(metadata=declared(Of.BATCHES))
+    batch_token_sq_SLE: Floats = field(metadata=declared(Of.BATCHES))
 
     @classmethod
     def of_one(cls, token_count_SLE: Ints | Floats, weighted_norm_sum_SLE: Ints | Floats) -> BatchSums:
@@ -193,17 +195,17 @@ class BatchSums:
         )
 
 
-BATCH_FIELDS = tuple(field.name for field in fields(BatchSums))
+BATCH_FIELDS = tuple(each.field for each in sums_of(BatchSums))
 
 
-def is_count(field: str) -> bool:
+def is_count(name: str) -> bool:
     """Whether a field holds integers."""
-    return field == LAYER_FIELD or field in COUNT_FIELDS
+    return SUMS[name].is_count
 
 
-def zeros(field: str, shape: tuple[int, ...], *, aged: bool = False) -> Ints | Floats:
+def zeros(name: str, shape: tuple[int, ...], *, aged: bool = False) -> Ints | Floats:
     """A field of nothing; aged counts are no integers."""
-    return np.zeros(shape, np.int64) if is_count(field) and not aged else np.zeros(shape, np.float64)
+    return np.zeros(shape, np.int64) if is_count(name) and not aged else np.zeros(shape, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,7 @@ class Statistics:
 
     header: Header
     sums: ExpertSums
-    layer_token_count_SPL: Ints
+    layer_token_count_SPL: Ints = field(metadata=declared(Of.TOKENS, is_count=True, reference="total_tokens"))
     batches: BatchSums | None = None
 
     @classmethod
@@ -252,3 +254,8 @@ class Statistics:
     def tokens_per_slice(self) -> tuple[int, ...]:
         """Tokens of each slice: those that passed its most visited layer, over both phases."""
         return tuple(int(count_L.max()) for count_L in self.layer_token_count_SPL.sum(axis=1))
+
+
+# Every sum of a file, by its field.
+SUMS: Mapping[str, Sum] = {each.field: each for kind in (ExpertSums, BatchSums, Statistics) for each in sums_of(kind)}
+LAYER_FIELD = next(each.field for each in SUMS.values() if each.of is Of.TOKENS)

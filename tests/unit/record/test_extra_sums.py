@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from reap_serve.record.deferred import DeferredRecorder
 from reap_serve.record.extra_sums import ExtraSums, LogitTap
 from reap_serve.record.inline import InlineRecorder
 from reap_serve.record.sampling import RowSampler
-from reap_serve.record.settings import ExtraSum, ObserveSettings, extra_sums_named
+from reap_serve.record.settings import OPTIONAL_SUMS, ObserveSettings, extra_sums_named
 from reap_serve.record.snapshot import OPTIONAL, RankSums, join_ranks, layer_arrays
 from reap_serve.records import provenance
 from reap_serve.statistics.file import read_statistics, write_statistics
@@ -25,7 +24,7 @@ from reap_serve.statistics.record import Layer
 
 CPU = torch.device("cpu")
 TRASH, NUM_EXPERTS, HIDDEN, TOP_K, NUM_TOKENS = 4, 4, 3, 2, 40
-ALL: tuple[ExtraSum, ...] = get_args(ExtraSum)
+ALL = OPTIONAL_SUMS
 
 
 def tokens(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
