@@ -142,6 +142,7 @@ class EngineMasks:
         self._drift_fraction = drift_fraction
         self._random = np.random.default_rng(0)
         self._trash_slot = requests.trash_slot
+        self._hooked = False
         self._hooks = [LayerMask(self, position) for position in range(len(layers))]
 
     def load(self, plan: str, kept: Mapping[int, Sequence[int]], *, answer_only: bool = False) -> None:
@@ -162,7 +163,8 @@ class EngineMasks:
         for layer, hook in zip(self._layers, self._hooks, strict=True):
             experts = layer.moe_config.num_logical_experts
             hook.plans[plan] = LayerPlan(layer.router, kept[layer.layer_id], experts, self._device)
-        if not self.gate_mass:
+        if not self._hooked:
+            self._hooked = True
             for layer, hook in zip(self._layers, self._hooks, strict=True):
                 set_routing_hook(layer, hook)
         if answer_only:
