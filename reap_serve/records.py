@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import TypeAliasType
 
 from reap_serve import __version__
@@ -36,6 +36,40 @@ class Record(BaseModel):
     """A frozen record; unknown keys are an error, not a silent no-op."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(Record):
+    """A record that is a file of its own and so outlives the release that wrote it.
+
+    Its version rises when an older release would misread it; a field that came later has a default, so that the files
+    of every earlier version are read.
+
+    Attributes:
+        schema_version: Of the file's form, from 1 on.
+    """
+
+    newest_version: ClassVar[int] = 1
+
+    schema_version: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_known_version(cls, value: object) -> object:
+        # Before all else: of an unknown form any other complaint would mislead.
+        version = value.get("schema_version") if isinstance(value, Mapping) else None
+        if version is not None and (problem := version_problem(version, cls.newest_version)) is not None:
+            raise ValueError(problem)
+        return value
+
+
+def version_problem(version: object, newest: int) -> str | None:
+    """What is wrong with a file's schema version, None when this release reads it."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        return f"{str(version)[:40]!r} is no schema version"
+    if version > newest:
+        readable = "version 1" if newest == 1 else f"versions 1 to {newest}"
+        return f"it has schema version {version}, this release reads {readable}"
+    return None
 
 
 class Provenance(Record):
@@ -126,9 +160,13 @@ def read_record(path: Path, record: type[RecordT], what: str) -> RecordT:
         what: How to call it in the error, such as `plan`.
 
     Raises:
-        InputFileError: The file is missing, unreadable, not JSON, or not such a record.
+        InputFileError: The file is missing, unreadable, not JSON, of a later version, or not such a record.
     """
     value = read_json_object(path)
+    if issubclass(record, FileRecord) and (found := value.get("schema_version")) is not None:
+        problem = version_problem(found, record.newest_version)
+        if problem is not None:
+            raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")
     try:
         return record.model_validate(value)
     except ValidationError as error:

@@ -93,6 +93,12 @@ class TensorNames:
         self._mtp = _layer_pattern(mtp.layers) if mtp is not None and mtp.layers else None
         self._mtp_prefixes = mtp.prefixes if mtp is not None else ()
         self._expert = _expert_pattern(architecture.experts) if architecture.experts is not None else None
+        parts = (*architecture.router, *architecture.stacked, architecture.experts or "")
+        holders = {part.split(".")[0] for part in parts} | {"mlp", "moe"}
+        self._module = re.compile(
+            rf"(?:{_alternatives((*architecture.layers, *Architecture.model_fields['layers'].default))})"
+            rf"(?P<layer>{NUMBER})\.(?:{'|'.join(sorted(map(re.escape, holders - {''})))})(?:\..+)?"
+        )
         self._guard = tuple(f"{module}." for module in architecture.routed_modules)
         self._linear_routers = {
             name.removesuffix("weight"): axis for name, axis in architecture.router.items() if name.endswith(".weight")
@@ -106,6 +112,15 @@ class TensorNames:
             layer = int(match["layer"])
             return self._below_layer(name, match["rest"], layer, is_mtp=layer >= self._num_layers)
         return Role(Kind.OTHER, is_mtp=name.startswith(self._mtp_prefixes) if self._mtp_prefixes else False)
+
+    def is_layer(self, module: str, index: int) -> bool:
+        """Whether a module's name is that of a layer's experts, as the checkpoint, vLLM or transformers calls them.
+
+        The three agree on where the layer's number stands, and differ in what comes before it and in the name of the
+        module that holds the experts: transformers calls it `mlp` in most families, whatever the checkpoint does.
+        """
+        found = self._module.fullmatch(module)
+        return found is not None and int(found["layer"]) == index
 
     def role_below(self, rest: str) -> Role:
         """The role of a name below a layer, whichever layer it is."""
@@ -133,8 +148,11 @@ class TensorNames:
 
 
 def _layer_pattern(templates: tuple[str, ...]) -> re.Pattern[str]:
-    alternatives = "|".join(re.escape(template.removesuffix("{layer}")) for template in templates)
-    return re.compile(rf"(?:{alternatives})(?P<layer>{NUMBER})\.(?P<rest>.+)")
+    return re.compile(rf"(?:{_alternatives(templates)})(?P<layer>{NUMBER})\.(?P<rest>.+)")
+
+
+def _alternatives(templates: tuple[str, ...]) -> str:
+    return "|".join(re.escape(template.removesuffix("{layer}")) for template in templates)
 
 
 def _expert_pattern(template: str) -> re.Pattern[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from reap_serve.compare.subspace import Subspace
-from reap_serve.records import Provenance, Record
+from reap_serve.records import FileRecord, Provenance, Record
 from reap_serve.traffic.latency import Latency
 
 SCHEMA_VERSION = 1
@@ -255,7 +255,7 @@ class MemorySides(Record):
     budget: MemoryBudget | None = None
 
 
-class Report(Record):
+class Report(FileRecord):
     """A comparison.
 
     Attributes:
@@ -270,7 +270,6 @@ class Report(Record):
         subspace: Where the experts' outputs lie; None where no analysis was given.
     """
 
-    schema_version: int
     provenance: Provenance
     base: str
     candidate: str

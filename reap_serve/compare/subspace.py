@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from reap_serve.errors import MismatchError, RequestError
-from reap_serve.records import Provenance, Record, provenance, read_record
+from reap_serve.records import FileRecord, Provenance, Record, provenance, read_record
 from reap_serve.statistics.record import Floats, Statistics
 from reap_serve.statistics.saliency import slice_terms
 
@@ -78,7 +78,7 @@ class MergeBound(Record):
     method: str
 
 
-class Subspace(Record):
+class Subspace(FileRecord):
     """An analysis of some models.
 
     Attributes:
@@ -87,7 +87,6 @@ class Subspace(Record):
         provenance: What made it.
     """
 
-    schema_version: int
     layers: tuple[LayerSubspace, ...]
     bounds: tuple[MergeBound, ...] = ()
     provenance: Provenance

@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from reap_serve.errors import StorageError
 from reap_serve.publish import write_file
-from reap_serve.records import Provenance, Record, read_record
+from reap_serve.records import FileRecord, Provenance, Record, read_record
 
 SCHEMA_VERSION = 1
 DECISION_NAME = "decision.json"
@@ -52,7 +52,7 @@ class SourceFile(Record):
     windows: tuple[str, ...]
 
 
-class Inputs(Record):
+class Inputs(FileRecord):
     """What decides a run; the same inputs give the same run.
 
     Attributes:
@@ -68,7 +68,6 @@ class Inputs(Record):
         provenance: What made the run.
     """
 
-    schema_version: int
     started: str
     config_sha256: str
     traffic_sha256: str
@@ -90,7 +89,7 @@ class Inputs(Record):
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-class Decision(Record):
+class Decision(FileRecord):
     """How a run ended.
 
     Attributes:
@@ -108,7 +107,6 @@ class Decision(Record):
         provenance: What decided.
     """
 
-    schema_version: int
     decision: Literal["nothing", "candidate", "refused"]
     reason: str
     candidate: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reap_serve.model import Fingerprint
-from reap_serve.records import Provenance, Record
+from reap_serve.records import FileRecord, Provenance, Record
 
 MERGE_NAME = "reap_merge.json"
 SCHEMA_VERSION = 1
@@ -30,7 +30,7 @@ class MergedLayer(Record):
     experts: tuple[MergedExpert, ...]
 
 
-class MergeRecord(Record):
+class MergeRecord(FileRecord):
     """How a checkpoint was merged.
 
     Attributes:
@@ -43,7 +43,6 @@ class MergeRecord(Record):
         provenance: What made it.
     """
 
-    schema_version: int
     method: str
     aligned: bool
     router: str

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
+from reap_serve.architectures.names import TensorNames
 from reap_serve.errors import MismatchError, PlanError
 from reap_serve.model import Fingerprint, require_same_model
-from reap_serve.records import JsonValue, Record, read_record
+from reap_serve.records import FileRecord, JsonValue, Record, read_record
 
 SCHEMA_VERSION = 1
 
@@ -35,7 +36,7 @@ class Unbound(Record):
     """`"model": {}`: the plan is bound to no fingerprint."""
 
 
-class Plan(Record):
+class Plan(FileRecord):
     """A pruning plan.
 
     Attributes:
@@ -46,7 +47,6 @@ class Plan(Record):
         layers: One entry a layer with routed experts, in ascending order of index.
     """
 
-    schema_version: int = Field(ge=1, le=SCHEMA_VERSION)
     model: Fingerprint | Unbound
     criterion: str
     provenance: dict[str, JsonValue] = {}
@@ -115,3 +115,17 @@ def require_plan_for(plan: Plan, model: Fingerprint, moe_layers: tuple[int, ...]
                 "use a plan made for this model",
             )
     return isinstance(plan.model, Fingerprint)
+
+
+def require_layer_names(plan: Plan, names: TensorNames) -> None:
+    """Refuses a plan that calls its layers otherwise than the model does: its indices may be right by chance.
+
+    Raises:
+        MismatchError: A name is none of the model's layer with that index.
+    """
+    for layer in plan.layers:
+        if not names.is_layer(layer.layer, layer.index):
+            raise MismatchError(
+                f"the plan calls its layer of index {layer.index} {layer.layer[:120]!r}, the model calls none there so",
+                "use a plan made for this model, or mend the name",
+            )

@@ -15,7 +15,7 @@ from reap_serve.architectures.resolve import resolve
 from reap_serve.architectures.spec import Architecture, RoutingLimits
 from reap_serve.errors import ArchitectureError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint
-from reap_serve.plan.record import Plan, read_plan, require_plan_for
+from reap_serve.plan.record import Plan, read_plan, require_layer_names, require_plan_for
 from reap_serve.prune.checkpoint import (
     INDEX_NAME,
     OLD_SIDECAR_NAME,
@@ -46,7 +46,7 @@ CARD_NAME = "README.md"
 # Raised when what lies in a staging directory changes its meaning.
 STAGING_VERSION = 2
 ROUTERS = (Kind.ROUTER, Kind.ROUTER_PART, Kind.SLICED)
-SIDECAR_METADATA = {"format": "pt"}
+SIDECAR_METADATA = {"format": "pt", "schema_version": "1"}
 REWRITTEN = frozenset(
     {CONFIG_NAME, *QUANT_CONFIG_NAMES, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME, OLD_SIDECAR_NAME}
 )
@@ -127,6 +127,7 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
     model = fingerprint(source, None if files is None else trusted)
     is_bound = require_plan_for(plan, model, limits.moe_layers)
     names = TensorNames(architecture, architecture.num_layers(source.config))
+    require_layer_names(plan, names)
     unlisted = UnlistedNames(architecture, names, source.config)
     zero_experts = architecture.zero_experts(source.config)
     cut = make_cut(plan, limits, options.mtp, zero_experts, may_differ=options.unequal_layers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reap_serve.model import Fingerprint
 from reap_serve.plan.record import Plan
-from reap_serve.records import Provenance, Record, read_record, strict_json
+from reap_serve.records import FileRecord, Provenance, Record, read_record, strict_json
 
 MANIFEST_NAME = "reap_manifest.json"
 SCHEMA_VERSION = 1
@@ -32,7 +32,7 @@ class ParameterCount(Record):
     active: int
 
 
-class Manifest(Record):
+class Manifest(FileRecord):
     """A pruned checkpoint's origin.
 
     Attributes:
@@ -53,7 +53,6 @@ class Manifest(Record):
         provenance: What made it.
     """
 
-    schema_version: int
     source: str
     source_revision: str | None
     source_fingerprint: Fingerprint

@@ -10,7 +10,7 @@ from reap_serve.architectures.names import TensorNames
 from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import InputFileError, RequestError
 from reap_serve.model import ModelSource, fingerprint, open_model
-from reap_serve.plan.record import Plan, read_plan, require_plan_for
+from reap_serve.plan.record import Plan, read_plan, require_layer_names, require_plan_for
 from reap_serve.prune.checkpoint import INDEX_NAME, OLD_SIDECAR_NAME, Checkpoint, read_checkpoint
 from reap_serve.prune.companions import companions
 from reap_serve.prune.compare_bytes import compare_tensors
@@ -207,6 +207,7 @@ def _against_source(
     if manifest is not None and manifest.plan != plan:
         yield warning("manifest", f"{MANIFEST_NAME} holds another plan than the one given")
     names = TensorNames(architecture, architecture.num_layers(source.config))
+    require_layer_names(plan, names)
     unlisted = UnlistedNames(architecture, names, source.config)
     mtp = _mtp_choice(pruned, source, manifest)
     cut = make_cut(plan, limits, mtp, architecture.zero_experts(source.config), may_differ=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -78,3 +78,27 @@ def recorder_kind(settings: ObserveSettings, layer: LayerFacts) -> RecorderKind:
     if layer.kernel_output is not None and settings.read_kernel_rows and not settings.extra_sums:
         return "read"
     return settings.recorder
+
+
+def recorders_named(kinds: Mapping[int, RecorderKind]) -> str:
+    """Which recorders recorded, for people: `read`, or `deferred (layers 4), read (layers 0-3, 5)`.
+
+    Args:
+        kinds: The recorder of each layer, by index of the decoder layer.
+    """
+    layers: dict[RecorderKind, list[int]] = {}
+    for index, kind in sorted(kinds.items()):
+        layers.setdefault(kind, []).append(index)
+    if len(layers) == 1:
+        return next(iter(layers))
+    return ", ".join(f"{kind} (layers {_ranges(layers[kind])})" for kind in sorted(layers))
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

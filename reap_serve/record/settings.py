@@ -5,13 +5,13 @@ vLLM carries the additional configuration to every process and into the hash of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from reap_serve.errors import RequestError
-from reap_serve.records import Record
+from reap_serve.records import JsonValue, Record
 from reap_serve.statistics.record import EXPERT_SUMS
 
 CONFIG_KEY = "reap_serve"
@@ -82,3 +82,18 @@ class ObserveSettings(Record):
     mask_phase: Literal["all", "decode"] = "all"
     drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     metrics_seconds: float = Field(default=10.0, gt=0.0)
+
+
+def checked_settings(values: Mapping[str, JsonValue]) -> ObserveSettings:
+    """The settings of these values, checked before an engine is started with them.
+
+    Raises:
+        RequestError: There is no such setting, or a value is out of its range.
+    """
+    try:
+        return ObserveSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        given = str(first["input"])[:120]
+        raise RequestError(f"{name} cannot be {given}: {first['msg']}", "see --help for its range") from None

@@ -144,7 +144,10 @@ def join_ranks(
         raise EngineError("pipeline ranks saw different slices", "observe again; if it happens again, report it")
     sums = np.concatenate([part.sums_SPLEC for part in parts], axis=2)
     maxima = np.concatenate([part.maxima_SPLEC for part in parts], axis=2).astype(np.float64)
-    window = parts[0].window.model_copy(update={"complete": all(rank.window.complete for rank in ranks)})
+    recorders = dict.fromkeys(part.window.recorder for part in parts)
+    window = parts[0].window.model_copy(
+        update={"complete": all(rank.window.complete for rank in ranks), "recorder": ", ".join(recorders)}
+    )
     header = Header(
         schema_version=SCHEMA_VERSION,
         model=model,

@@ -17,7 +17,7 @@ from reap_serve.record.extra_sums import ExtraSums, LogitTap
 from reap_serve.record.governor import OverheadGovernor
 from reap_serve.record.moe_sum import PersistentSlots
 from reap_serve.record.recorder import LayerFacts
-from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind
+from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind, recorders_named
 from reap_serve.record.requests import Requests
 from reap_serve.record.sampling import RowSampler
 from reap_serve.record.settings import ObserveSettings
@@ -64,6 +64,7 @@ class StepRecorder:
     Attributes:
         recording: Whether steps are recorded.
         failures: Exceptions so far.
+        recorders: Which recorders record, for people.
         taps: What to connect to each layer.
         logit_taps: What to connect to each layer's router; none without the sum of logits.
         apparatus: What has to be in place in recorded steps, None when nothing has.
@@ -107,12 +108,13 @@ class StepRecorder:
             ExtraSums(settings.extra_sums, num_slots, layer.num_experts, device) if settings.extra_sums else None
             for layer in layers
         ]
-        self.kinds = tuple(recorder_kind(settings, layer) for layer in layers)
+        kinds = [recorder_kind(settings, layer) for layer in layers]
+        self.recorders = recorders_named(dict(zip((layer.index for layer in layers), kinds, strict=True)))
         self.taps = [
             make_tap(
                 self, RECORDERS[kind](Parts(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)))
             )
-            for kind, layer, sums, extra in zip(self.kinds, layers, self._sums, self._extra, strict=True)
+            for kind, layer, sums, extra in zip(kinds, layers, self._sums, self._extra, strict=True)
         ]
         self.logit_taps = [
             LogitTap(extra, self._sampler, self.guarded)
@@ -258,7 +260,7 @@ class StepRecorder:
             id=self._window_id,
             started=self._window_started,
             ended=_now(),
-            recorder=self.settings.recorder,
+            recorder=self.recorders,
             requests=requests.requests,
             prompt_tokens_total=requests.prompt_tokens_total,
             prompt_tokens_computed=requests.prompt_tokens_computed,

@@ -12,7 +12,7 @@ from importlib import metadata
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
-from reap_serve.record.settings import CONFIG_KEY
+from reap_serve.record.settings import CONFIG_KEY, checked_settings
 from reap_serve.records import JsonValue
 from reap_serve.serve.vllm_options import is_option, keys_of_config, option_name
 
@@ -51,7 +51,8 @@ def server_command(model: str, settings: Mapping[str, JsonValue], options: Seque
         options: Further options of `vllm serve`, handed on unread but for the two that have to be merged.
 
     Raises:
-        RequestError: `--additional-config` is no JSON object, or an option is given that this command sets.
+        RequestError: `--additional-config` is no JSON object, a setting is out of its range, or an option is given that
+            this command sets.
         EngineError: vLLM is not installed.
     """
     _refuse_what_is_set(options)
@@ -60,6 +61,7 @@ def server_command(model: str, settings: Mapping[str, JsonValue], options: Seque
     if not isinstance(own, Mapping):
         raise RequestError(f"{ADDITIONAL_CONFIG} holds {CONFIG_KEY} that is no object", "see reap-serve serve --help")
     merged = {**additional, CONFIG_KEY: {**settings, **own}}
+    checked_settings({**settings, **own})
     return ServerCommand(
         (
             *_program(model),

@@ -191,7 +191,7 @@ class LiveEngine(EngineSteps):
         counts_LE = self.expert_counts()
         return RankStatus(
             recording=recorder.recording,
-            recorder=recorder.settings.recorder,
+            recorder=recorder.recorders,
             complete=recorder.complete and not self._incomplete,
             failures=recorder.failures + self._lost_offers,
             tokens_observed=recorder.tokens_recorded,

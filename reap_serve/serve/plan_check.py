@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from reap_serve.architectures.names import TensorNames
 from reap_serve.architectures.resolve import resolve
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.model import Fingerprint, fingerprint, open_model
-from reap_serve.plan.record import Plan, require_ordered, require_plan_for
+from reap_serve.plan.record import Plan, require_layer_names, require_ordered, require_plan_for
 from reap_serve.prune.decide import MtpChoice, make_cut
 from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanEntry, PlanPhase
@@ -25,11 +26,13 @@ class ServedModel:
         path: Its files.
         fingerprint: Of them.
         limits: Of its router.
+        names: Of its modules.
     """
 
     path: Path
     fingerprint: Fingerprint
     limits: RoutingLimits
+    names: TensorNames
 
 
 def served_model(reference: str) -> ServedModel:
@@ -39,7 +42,9 @@ def served_model(reference: str) -> ServedModel:
         ReapServeError: They cannot be read, or the family is unknown.
     """
     source = open_model(reference)
-    return ServedModel(source.path, fingerprint(source), resolve(source.config).limits(source.config))
+    architecture = resolve(source.config)
+    names = TensorNames(architecture, architecture.num_layers(source.config))
+    return ServedModel(source.path, fingerprint(source), architecture.limits(source.config), names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ def check_plan(plan: Plan, model: ServedModel, source: str, phase: PlanPhase = "
     """
     require_ordered(plan, source)
     bound = require_plan_for(plan, model.fingerprint, model.limits.moe_layers)
+    require_layer_names(plan, model.names)
     cut = make_cut(plan, model.limits, MtpChoice.CUT)
     canonical = json.dumps([[layer, list(ids)] for layer, ids in sorted(cut.kept.items())])
     if phase != "all":

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ValidationError
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import InputFileError
-from reap_serve.records import read_json_object
+from reap_serve.records import read_json_object, version_problem
 
 # Names that `prune` gives its files; the stages meet only through files.
 SIDECAR_NAME = "reap_router.sidecar"
 OLD_SIDECAR_NAME = "reap_router.safetensors"
 MANIFEST_NAME = "reap_manifest.json"
+SIDECAR_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
     """The full routers of a pruned checkpoint by index of the decoder layer; None when it has no sidecar.
 
     Raises:
-        InputFileError: Sidecar and manifest do not fit together.
+        InputFileError: The sidecar is of a later version, or sidecar and manifest do not fit together.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     path = next((path for name in (SIDECAR_NAME, OLD_SIDECAR_NAME) if (path := directory / name).exists()), None)
     if path is None:
@@ -52,22 +53,32 @@ def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
     kept = _kept_by_layer(directory / MANIFEST_NAME)
     weights: dict[int, torch.Tensor] = {}
     vectors: dict[int, list[torch.Tensor]] = {}
-    for name, tensor in load_file(str(path)).items():
-        role = names.role(name)
-        if role.layer is None or role.is_mtp:
-            continue
-        if role.kind is Kind.ROUTER:
-            weights[role.layer] = tensor
-        elif role.kind is Kind.ROUTER_PART and not role.suffix.endswith(".bias"):
-            raise InputFileError(
-                f"{path}: the routers are quantised ({name})", "observe a model with routers in bfloat16"
-            )
-        elif role.kind in (Kind.SLICED, Kind.ROUTER_PART):
-            vectors.setdefault(role.layer, []).append(tensor)
+    with safe_open(str(path), "pt") as file:
+        _require_known_version(file.metadata(), path)
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            role = names.role(name)
+            if role.layer is None or role.is_mtp:
+                continue
+            if role.kind is Kind.ROUTER:
+                weights[role.layer] = file.get_tensor(name)
+            elif role.kind is Kind.ROUTER_PART and not role.suffix.endswith(".bias"):
+                raise InputFileError(
+                    f"{path}: the routers are quantised ({name})", "observe a model with routers in bfloat16"
+                )
+            elif role.kind in (Kind.SLICED, Kind.ROUTER_PART):
+                vectors.setdefault(role.layer, []).append(file.get_tensor(name))
     missing = sorted(set(weights) - set(kept))
     if missing or not weights:
         raise InputFileError(f"{path} and {MANIFEST_NAME} name different layers", "prune the model again")
     return {layer: FullRouter(weight, tuple(vectors.get(layer, ())), kept[layer]) for layer, weight in weights.items()}
+
+
+def _require_known_version(metadata: Mapping[str, str] | None, path: Path) -> None:
+    # The first sidecars carried no version; they are of the first.
+    stated = (metadata or {}).get("schema_version", "1")
+    problem = version_problem(int(stated) if stated.isdigit() else stated, SIDECAR_VERSION)
+    if problem is not None:
+        raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")
 
 
 class _ManifestLayer(BaseModel):

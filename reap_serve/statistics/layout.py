@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from reap_serve.errors import InputFileError, StorageError
-from reap_serve.records import JsonValue
+from reap_serve.records import JsonValue, version_problem
 from reap_serve.statistics.record import (
     BATCH_FIELDS,
     EXPERT_FIELDS,
@@ -156,11 +156,8 @@ def _require_version(text: JsonValue, path: str) -> None:
     version = _parse_natural(text)
     if version is None:
         raise corrupt(path, "its header has no schema version")
-    if version != SCHEMA_VERSION:
-        raise InputFileError(
-            f"{path} has schema version {version}, this release reads version {SCHEMA_VERSION}",
-            "use the release of reap-serve that wrote it",
-        )
+    if (problem := version_problem(version, SCHEMA_VERSION)) is not None:
+        raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")
 
 
 def _parse_header(text: JsonValue, path: str) -> Header:

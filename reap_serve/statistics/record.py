@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from reap_serve.model import Fingerprint
-from reap_serve.records import Provenance, Record
+from reap_serve.records import FileRecord, Provenance, Record
 from reap_serve.slice_name import SliceName
 from reap_serve.statistics.sums import Merge, Of, Sum, declared, sums_of
 
@@ -74,7 +74,7 @@ class Ageing(Record):
     as_of: str
 
 
-class Header(Record):
+class Header(FileRecord):
     """What the sums are of.
 
     Attributes:
@@ -88,7 +88,6 @@ class Header(Record):
         ageing: How the sums were weighed by age; their counts are no integers then. None where every token counts 1.
     """
 
-    schema_version: int
     model: Fingerprint
     layers: tuple[Layer, ...] = Field(min_length=1)
     slices: tuple[SliceName, ...] = Field(min_length=1)

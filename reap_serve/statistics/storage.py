@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from reap_serve import publish
-from reap_serve.errors import InputFileError, OutputExistsError, ReapServeError, StorageError
+from reap_serve.errors import InputFileError, OutputExistsError, StorageError
 
 SUFFIX = ".safetensors"
 # What fsspec raises where a path cannot be used: the store refuses, its driver is not installed, there is no such
@@ -74,23 +74,32 @@ def open_source(path: str) -> Iterator[tuple[BinaryIO, int]]:
         InputFileError: It is missing, a directory, or unreadable.
     """
     try:
-        if is_url(path):
-            import fsspec
-
-            system, place = fsspec.core.url_to_fs(path)
-            content = system.cat_file(place)
-            yield io.BytesIO(content), len(content)
-        else:
-            with open(path, "rb", buffering=0) as file:
-                yield cast(BinaryIO, file), os.fstat(file.fileno()).st_size
-    except ReapServeError:
-        raise
+        handle, size = _open(path)
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist", "check the path") from None
     except REFUSALS as error:
-        raise InputFileError(
-            f"{path} cannot be read: {_reason(error)}", "check the path, its permissions and its driver"
-        ) from None
+        raise _unreadable(path, error) from None
+    with handle:
+        try:
+            yield handle, size
+        # What else the reader raises is its own.
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+def _open(path: str) -> tuple[BinaryIO, int]:
+    if is_url(path):
+        import fsspec
+
+        system, place = fsspec.core.url_to_fs(path)
+        content = system.cat_file(place)
+        return io.BytesIO(content), len(content)
+    file = cast(BinaryIO, open(path, "rb", buffering=0))  # noqa: SIM115 - the caller closes it
+    return file, os.fstat(file.fileno()).st_size
+
+
+def _unreadable(path: str, error: Exception) -> InputFileError:
+    return InputFileError(f"{path} cannot be read: {_reason(error)}", "check the path, its permissions and its driver")
 
 
 def read_ahead(paths: Sequence[str]) -> Iterator[tuple[str, memoryview | None]]:

@@ -57,7 +57,7 @@ def write_plan(path: Path, kept: Mapping[int, Sequence[int]], num_experts: int) 
     """A hand-written plan."""
     layers = [
         {
-            "layer": f"layer {index}",
+            "layer": f"model.layers.{index}.mlp.experts",
             "index": index,
             "kept": list(ids),
             "dropped": [expert for expert in range(num_experts) if expert not in ids],

@@ -163,7 +163,7 @@ def test_router_rows_of_zero_experts_stay(tmp_path: Path) -> None:
 
 def plan_of(kept: Sequence[int]) -> Plan:
     dropped = [expert for expert in range(8) if expert not in kept]
-    layer = {"layer": "0", "index": 0, "kept": kept, "dropped": dropped}
+    layer = {"layer": "model.layers.0.mlp.experts", "index": 0, "kept": kept, "dropped": dropped}
     return Plan.model_validate({"schema_version": 1, "model": {}, "criterion": "by hand", "layers": [layer]})
 
 

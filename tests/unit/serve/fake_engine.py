@@ -36,7 +36,7 @@ class FakeObserver:
     """Counts instead of measuring: `record` adds tokens, each to expert 0, 1 and 2."""
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(recorder="deferred")
+        self.recorders = "deferred"
         self.recording, self.complete, self.failures = True, True, 0
         self.busy_seconds, self.own_seconds, self.sample_fraction, self.layer_indices = 10.0, 0.5, 1.0, (0,)
         self.tokens_in_window = self.tokens_recorded = self.windows = 0

@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> Path:
 def plan_file(path: Path, kept: list[int]) -> Path:
     """A plan by hand."""
     dropped = [expert for expert in range(E) if expert not in kept]
-    layer = {"layer": "l", "index": 0, "kept": kept, "dropped": dropped}
+    layer = {"layer": "model.layers.0.mlp.experts", "index": 0, "kept": kept, "dropped": dropped}
     path.write_text(json.dumps({"schema_version": 1, "model": {}, "criterion": "by hand", "layers": [layer]}))
     return path
 

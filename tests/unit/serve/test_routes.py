@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from routing_cases import E
 
+from reap_serve.architectures.names import TensorNames
+from reap_serve.architectures.resolve import resolve
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.serve.link import EngineLink
@@ -21,6 +23,7 @@ from reap_serve.serve.live import LiveSetup
 from reap_serve.serve.plan_check import ServedModel
 from reap_serve.serve.routes import router
 
+NAMES = TensorNames(resolve({"model_type": "qwen3_moe"}), 1)
 KEPT = [0, 1, 2, 5, 8, 9]
 KEY = {"Authorization": "Bearer secret"}
 
@@ -28,7 +31,12 @@ KEY = {"Authorization": "Bearer secret"}
 def plan_body(kept: list[int] | None = None, **changes: Any) -> dict[str, Any]:
     """A plan as a request carries it."""
     kept = KEPT if kept is None else kept
-    layer = {"layer": "l", "index": 0, "kept": kept, "dropped": [e for e in range(E) if e not in kept]}
+    layer = {
+        "layer": "model.layers.0.mlp.experts",
+        "index": 0,
+        "kept": kept,
+        "dropped": [e for e in range(E) if e not in kept],
+    }
     body = {"schema_version": 1, "model": {}, "criterion": "by hand", "layers": [layer]}
     return body | changes
 
@@ -63,7 +71,7 @@ def client_of(engine: FakeEngine, settings: ObserveSettings, model: ServedModel 
 def client(engine: FakeEngine, tmp_path: Path) -> TestClient:
     """The app of a server that observes into `tmp_path`."""
     limits = RoutingLimits(num_experts=E, top_k=3, num_groups=1, top_k_groups=1, moe_layers=(0,))
-    return client_of(engine, ObserveSettings(directory=str(tmp_path)), ServedModel(tmp_path, MODEL, limits))
+    return client_of(engine, ObserveSettings(directory=str(tmp_path)), ServedModel(tmp_path, MODEL, limits, NAMES))
 
 
 ROUTES = [
@@ -247,7 +255,7 @@ def test_every_error_has_openais_shape(
 def test_an_engine_that_cannot_mask_says_why(tmp_path: Path) -> None:
     limits = RoutingLimits(num_experts=E, top_k=3, num_groups=1, top_k_groups=1, moe_layers=(0,))
     engine = FakeEngine(live_engine(mask_refusal="graphs are replayed"))
-    client = client_of(engine, ObserveSettings(), ServedModel(tmp_path, MODEL, limits))
+    client = client_of(engine, ObserveSettings(), ServedModel(tmp_path, MODEL, limits, NAMES))
     response = client.put("/v1/reap/mask", json={"name": "p", "plan": plan_body()})
     assert (response.status_code, response.json()["error"]["message"]) == (409, "graphs are replayed")
 

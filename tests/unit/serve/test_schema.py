@@ -12,7 +12,7 @@ from fake_engine import MODEL, FakeEngine, live_engine
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from routing_cases import E
-from test_routes import KEY, client_of
+from test_routes import KEY, NAMES, client_of
 
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.record.settings import ObserveSettings
@@ -24,7 +24,7 @@ schemathesis = pytest.importorskip("schemathesis")
 def test_no_request_breaks_the_server() -> None:
     """Sixty requests a route and mode, from the document and against it."""
     limits = RoutingLimits(num_experts=E, top_k=3, num_groups=1, top_k_groups=1, moe_layers=(0,))
-    client = client_of(FakeEngine(live_engine()), ObserveSettings(), ServedModel(Path(), MODEL, limits))
+    client = client_of(FakeEngine(live_engine()), ObserveSettings(), ServedModel(Path(), MODEL, limits, NAMES))
     document = schemathesis.openapi.from_asgi("/openapi.json", client.app)
     codes: Counter[int] = Counter()
     for operation in document.get_all_operations():
