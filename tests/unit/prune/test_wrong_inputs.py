@@ -174,3 +174,28 @@ def test_the_hub_cache_with_its_links_into_blobs_is_read(tmp_path: Path) -> None
         path.symlink_to(Path("..") / ".." / "blobs" / str(number))
     prune(str(source), write_plan(tmp_path / "plan.json", KEPT), tmp_path / "out", OPTIONS, overwrite=False)
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.experts", "model.layers.0.attention", "transformer.h.0.mlp.experts", "0", ""]
+)
+def test_a_plan_that_calls_its_layers_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    plan = write_plan(tmp_path / "plan.json", KEPT)
+    document = json.loads(plan.read_text())
+    document["layers"][0]["layer"] = name
+    plan.write_text(json.dumps(document))
+    with pytest.raises(MismatchError, match="layer of index 0"):
+        prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.layers.{}.mlp", "language_model.model.layers.{}.mlp.experts"])
+def test_a_plan_may_call_its_layers_as_vllm_does(tmp_path: Path, name: str) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    plan = write_plan(tmp_path / "plan.json", KEPT)
+    document = json.loads(plan.read_text())
+    for layer in document["layers"]:
+        layer["layer"] = name.format(layer["index"])
+    plan.write_text(json.dumps(document))
+    prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)

@@ -204,3 +204,10 @@ def test_two_plans_of_one_name_are_refused(tmp_path: Path) -> None:
     path = plan_file(tmp_path / "p.json")
     with pytest.raises(RequestError, match="two plans"):
         named_plan_files([f"p={path}"], path)
+
+
+@pytest.mark.parametrize("options", [[], ["--additional-config", '{"reap_serve": {"flush_seconds": -1}}']])
+def test_settings_out_of_their_range_are_refused_before_vllm_starts(options: list[str]) -> None:
+    settings: dict[str, JsonValue] = {} if options else {"sample_fraction": 5}
+    with pytest.raises(RequestError, match=r"sample_fraction cannot be 5|flush_seconds cannot be -1"):
+        server_command("model", settings, options)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from reap_serve.errors import InputFileError
 from reap_serve.prune.checkpoint import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
 from reap_serve.prune.checkpoint import SIDECAR_NAME as PRUNE_SIDECAR
+from reap_serve.prune.job import SIDECAR_METADATA as PRUNE_METADATA
 from reap_serve.prune.manifest import MANIFEST_NAME as PRUNE_MANIFEST
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest
@@ -184,3 +185,13 @@ def test_no_loader_of_weights_finds_the_sidecar_and_the_old_name_is_read(tmp_pat
     found = read_sidecar(directory)
     assert found is not None
     assert found[0].kept == (1, 3)
+
+
+def test_a_sidecar_of_a_later_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, [1, 3])
+    weight = {"model.layers.0.mlp.gate.weight": torch.ones(4, H)}
+    save_file(weight, str(directory / SIDECAR_NAME), {"format": "pt", "schema_version": "3"})
+    with pytest.raises(InputFileError, match="schema version 3, this release reads version 1"):
+        read_sidecar(directory)
+    save_file(weight, str(directory / SIDECAR_NAME), PRUNE_METADATA)
+    assert read_sidecar(directory) is not None

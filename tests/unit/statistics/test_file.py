@@ -17,6 +17,7 @@ from reap_serve.errors import InputFileError, OutputExistsError, RequestError, S
 from reap_serve.statistics.file import encode, read_statistics, write_statistics
 from reap_serve.statistics.merge import join_batches
 from reap_serve.statistics.record import BATCH_FIELDS, ExpertSums, Statistics
+from reap_serve.statistics.storage import open_source
 
 
 def sample(num_experts: int = 6, num_tokens: int = 40, *, optional: bool = False) -> Statistics:
@@ -282,3 +283,11 @@ def test_fuzzed_headers_give_one_line_and_allocate_no_more_than_the_file(tmp_pat
     # A file that is sound after all, such as one made at another time, takes what its sums decode to.
     # A refused one takes no more than its size, but for the interpreter's objects of the parsed header.
     assert peak <= (len(content) + 2**16 if message else 4 * len(content))
+
+
+def test_what_a_reader_raises_is_no_failure_of_reading(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    with pytest.raises(ValueError, match="of ours"), open_source(str(tmp_path / "a")):
+        raise ValueError("a fault of ours")
+    with pytest.raises(InputFileError, match="cannot be read"), open_source(str(tmp_path / "a")):
+        raise OSError("the disk")
