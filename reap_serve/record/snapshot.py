@@ -47,10 +47,10 @@ class LayerArrays:
 
 def layer_arrays(sums: LayerSums, num_slices: int, num_phases: int, extra: ExtraSums | None = None) -> LayerArrays:
     """Copies the used slots of a layer's sums to the main memory; the trash stays."""
-    used = num_slices * num_phases
+    used, axes = num_slices * num_phases, (num_slices, num_phases, sums.num_experts)
     return LayerArrays(
-        sums.sums_SEC[:used].cpu().numpy().reshape(num_slices, num_phases, sums.num_experts, -1).copy(),
-        sums.maxima_SEC[:used].cpu().numpy().reshape(num_slices, num_phases, sums.num_experts, -1).copy(),
+        sums.sums_SEC[:used].cpu().numpy().reshape(*axes, len(SUM_COLUMNS)).copy(),
+        sums.maxima_SEC[:used].cpu().numpy().reshape(*axes, len(MAX_COLUMNS)).copy(),
         sums.tokens_S[:used].cpu().numpy().reshape(num_slices, num_phases).copy(),
         {}
         if extra is None

@@ -208,6 +208,6 @@ def test_two_plans_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--additional-config", '{"reap_serve": {"flush_seconds": -1}}']])
 def test_settings_out_of_their_range_are_refused_before_vllm_starts(options: list[str]) -> None:
-    settings: dict[str, JsonValue] = {} if options else {"sample_fraction": 5}
+    settings = {} if options else {"sample_fraction": 5}
     with pytest.raises(RequestError, match=r"sample_fraction cannot be 5|flush_seconds cannot be -1"):
         server_command("model", settings, options)
