@@ -18,6 +18,7 @@ from reap_serve.adapter.operators import StandIn
 from reap_serve.adapter.seams import vllm_version
 from reap_serve.record.recorder import LayerFacts
 from reap_serve.records import JsonValue
+from reap_serve.traffic.refusal import RefusedRecordError
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -190,6 +191,14 @@ def _forward_context() -> Callable[[], Any]:
     return cast(Callable[[], Any], get_forward_context)
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it does not take; the second from its release 0.32 on."""
+    import vllm.exceptions
+
+    own = getattr(vllm.exceptions, "VLLMClientError", ValueError)
+    return ValueError, own
+
+
 class EngineRenderer:
     """Renders requests as vLLM's own chat endpoint would: template, tools and template arguments of the body.
 
@@ -203,13 +212,16 @@ class EngineRenderer:
     def render_chat(self, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
         """Tokens of a chat request; see `traffic.teacher_forcing.Renderer`."""
         messages = [*cast(Sequence[Any], body["messages"]), *([dict(answer)] if answer is not None else [])]
-        rendered = self._llm._preprocess_chat_one(
-            messages,
-            chat_template=body.get("chat_template"),
-            chat_template_kwargs=body.get("chat_template_kwargs"),
-            tools=body.get("tools"),
-            add_generation_prompt=answer is None,
-        )
+        try:
+            rendered = self._llm._preprocess_chat_one(
+                messages,
+                chat_template=body.get("chat_template"),
+                chat_template_kwargs=body.get("chat_template_kwargs"),
+                tools=body.get("tools"),
+                add_generation_prompt=answer is None,
+            )
+        except refusals() as error:
+            raise RefusedRecordError(str(error)) from error
         return list(rendered["prompt_token_ids"])
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:

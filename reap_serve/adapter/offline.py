@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reap_serve.adapter import engine_view, seams
@@ -27,6 +27,8 @@ from reap_serve.record.snapshot import RankSums, join_ranks
 from reap_serve.records import JsonValue, provenance
 from reap_serve.statistics.merge import join_batches
 from reap_serve.statistics.record import Statistics
+from reap_serve.traffic.receipt import Receipt, ReceiptTally
+from reap_serve.traffic.refusal import Refusals
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.teacher_forcing import ForcedTokens, TeacherForcing
 
@@ -49,6 +51,7 @@ class Observation:
         too_long: Requests left out because they exceed the engine's longest sequence.
         unanswered: Requests whose answer was not recorded: only their prompts were run.
         seconds: Time for the requests, without the engine's start.
+        receipt: What the log says was asked and answered, against what was rendered.
     """
 
     statistics: Statistics
@@ -57,6 +60,7 @@ class Observation:
     too_long: int
     unanswered: int
     seconds: float
+    receipt: Receipt
 
 
 def observe_traffic(
@@ -65,6 +69,7 @@ def observe_traffic(
     settings: ObserveSettings,
     engine_arguments: Mapping[str, JsonValue],
     on_progress: Callable[[int], None] = lambda requests: None,
+    refusals: Refusals | None = None,
 ) -> Observation:
     """Runs traffic through an engine in this process group.
 
@@ -74,10 +79,12 @@ def observe_traffic(
         settings: What to record.
         engine_arguments: Arguments of vLLM's engine; they override those chosen here.
         on_progress: Called with the number of requests done.
+        refusals: What happens to a request that the template or vLLM refuses; None stops at the first.
 
     Raises:
         EngineError: vLLM does not fit this release, or did not start.
         RequestError: No request could be run.
+        TrafficError: A request is refused.
     """
     model = fingerprint(source)
     require_observable(source)
@@ -88,26 +95,38 @@ def observe_traffic(
         started, done, too_long, unanswered = time.monotonic(), 0, 0, 0
         statistics: Statistics | None = None
         forcing = TeacherForcing(engine_view.EngineRenderer(llm))
+        refusals = refusals or Refusals()
+        tally = ReceiptTally(f"tokens of {source.path.name}")
         longest = llm.model_config.max_model_len - 1
         for batch in _batches(requests):
-            rendered = [forcing.tokens(request) for request in batch]
-            fitting = [tokens for tokens in rendered if len(tokens.token_ids) <= longest]
-            too_long += len(rendered) - len(fitting)
-            unanswered += sum(not tokens.answered for tokens in fitting)
+            rendered = [(request, forcing.tokens_or_refuse(request, refusals)) for request in batch]
+            known = [(request, forced) for request, forced in rendered if forced is not None]
+            fitting = [(request, forced) for request, forced in known if len(forced.token_ids) <= longest]
+            too_long += len(known) - len(fitting)
+            fitting = _run(llm, fitting, refusals)
+            unanswered += sum(not forced.answered for _, forced in fitting)
+            reached = {id(request) for request, _ in fitting}
+            for request, forced in known:
+                tally.add(request, forced.prompt_tokens, forced.answer_tokens, reached=id(request) in reached)
             if fitting:
-                run_forced(llm, fitting)
                 part = collect(llm, model)
                 statistics = part if statistics is None else join_batches((statistics, part))
                 llm.collective_rpc("reap_reset")
             done += len(fitting)
             on_progress(done)
         if statistics is None:
+            if not too_long:
+                raise RequestError(
+                    f"no request could be run: {refusals.malformed}", "give traffic that this model's template takes"
+                )
             raise RequestError(
                 f"no request could be run, {too_long} are longer than {longest} tokens", "raise --max-model-len"
             )
+        receipt = tally.receipt()
+        statistics = replace(statistics, header=statistics.header.model_copy(update={"traffic": receipt.by_slice()}))
         seconds = time.monotonic() - started
     tokens = int(statistics.layer_token_count_SPL[:, :, 0].sum())
-    return Observation(statistics, tokens, done, too_long, unanswered, seconds)
+    return Observation(statistics, tokens, done, too_long, unanswered, seconds, receipt)
 
 
 def require_observable(source: ModelSource) -> None:
@@ -171,9 +190,34 @@ def collect(llm: LLM, model: Fingerprint) -> Statistics:
 
 
 def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:
-    """Runs prompts and their recorded answers through the engine, each in one prefill."""
+    """Runs prompts and their recorded answers through the engine, each in one prefill.
+
+    Raises:
+        Exception: One of `engine_view.refusals()`, where vLLM refuses one; nothing was computed then.
+    """
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
     llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
+
+
+def _run(llm: LLM, batch: list[tuple[Request, ForcedTokens]], refusals: Refusals) -> list[tuple[Request, ForcedTokens]]:
+    """Runs a batch; the requests of it that vLLM took.
+
+    vLLM checks all prompts of a call before it computes any of them, and forgets them all where it refuses one; each is
+    then given by itself, to find that one.
+
+    Raises:
+        TrafficError: It refuses one, and records are not to be skipped.
+    """
+    if not batch:
+        return []
+    try:
+        run_forced(llm, [tokens for _, tokens in batch])
+    except engine_view.refusals() as error:
+        if len(batch) == 1:
+            refusals.refuse(batch[0][0], error)
+            return []
+        return [taken for one in batch for taken in _run(llm, [one], refusals)]
+    return batch
 
 
 def _sampling(tokens: ForcedTokens) -> SamplingParams:

@@ -11,7 +11,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic import TrustTemplate
+from reap_serve.cli.traffic import TrustTemplate, note_skipped
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
@@ -139,14 +139,17 @@ def compare(
     from reap_serve.compare.write import write_report
     from reap_serve.plan.record import read_plan
     from reap_serve.publish import refuse_existing_directory
+    from reap_serve.traffic.malformed import Malformed
     from reap_serve.traffic.own_template import TemplateSandbox, refuse_own_template, special_tokens_of
     from reap_serve.traffic.read import parse_slices, read_traffic
+    from reap_serve.traffic.refusal import Refusals
 
     refuse_existing_directory(output, overwrite)
     for reference in (base, *([candidate] if candidate else []), *(also or [])):
         check_reference(reference)
     if load == "vllm-bench":
         require_vllm_bench()
+    malformed = Malformed()
     settings = CompareSettings(
         server_arguments=tuple(shlex.split(server_args)),
         api_key=os.environ.get(api_key_env) if api_key_env else None,
@@ -160,6 +163,7 @@ def compare(
         budget=_budget(same_memory, same_kv_cache),
         tasks=parse_task_runs(tasks or []),
         imported=_task_results(task_results or []),
+        refusals=Refusals(skip_malformed, malformed),
     )
     read = None if plan is None else read_plan(plan)
     analysis = None if subspace is None else read_subspace(subspace)
@@ -170,6 +174,7 @@ def compare(
                 format=format,
                 slices=parse_slices(slices or []),
                 skip_malformed=skip_malformed,
+                malformed=malformed,
                 settle_template=sandbox.settle if trust_template else refuse_own_template,
             )
         )
@@ -189,6 +194,7 @@ def compare(
 
             assert candidate is not None
             comparison = run(base, candidate, requests, settings, on_progress, also or ())
+    note_skipped(malformed)
     report = comparison.report.model_copy(update={"subspace": analysis})
     written = write_report(report, output, overwrite=overwrite, plan=read, replays=comparison.replays)
     if as_json:

@@ -10,8 +10,8 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic import TrustTemplate
-from reap_serve.errors import RequestError
+from reap_serve.cli.traffic import TrustTemplate, note_receipt, note_skipped
+from reap_serve.errors import RequestError, TrafficError
 
 
 @app.command("observe")
@@ -40,6 +40,13 @@ def observe(
     format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
     skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
     trust_template: TrustTemplate = False,
+    strict_traffic: Annotated[
+        bool,
+        typer.Option(
+            "--strict-traffic",
+            help="Write nothing when the log's own token counts and the rendered ones are some percent apart.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -63,6 +70,7 @@ def observe(
     from reap_serve.traffic.malformed import Malformed
     from reap_serve.traffic.own_template import TemplateSandbox, refuse_own_template, special_tokens_of
     from reap_serve.traffic.read import parse_slices, read_traffic
+    from reap_serve.traffic.refusal import Refusals
 
     refuse_existing(output, overwrite)
     source = open_model(model)
@@ -84,13 +92,27 @@ def observe(
     with sandbox, progress_bar() as progress:
         task = progress.add_task("requests", total=None)
         done = observe_traffic(
-            source, requests, settings, arguments, lambda count: progress.update(task, completed=count)
+            source,
+            requests,
+            settings,
+            arguments,
+            lambda count: progress.update(task, completed=count),
+            Refusals(skip_malformed, malformed),
+        )
+    warnings = done.receipt.warnings()
+    if strict_traffic and warnings:
+        raise TrafficError(
+            f"{warnings[0]} ({len(warnings)} such)",
+            "look at the records that `traffic show --tokenizer MODEL` names, or leave out --strict-traffic",
         )
     write_statistics(done.statistics, str(output), overwrite=overwrite)
     if done.too_long:
         note(f"{done.too_long} requests were left out: longer than the engine's --max-model-len")
     if done.unanswered:
         note(f"{done.unanswered} requests have no recorded answer: only their prompts were run")
+    note_skipped(malformed)
+    for warning in warnings:
+        note(f"warning: {warning}")
     rate = done.tokens / done.seconds
     if as_json:
         print_json(
@@ -103,7 +125,9 @@ def observe(
                 "too_long": done.too_long,
                 "unanswered": done.unanswered,
                 "malformed": sum(malformed.counts.values()),
+                "receipt": done.receipt.model_dump(mode="json"),
             }
         )
     else:
+        note_receipt(done.receipt)
         note(f"{done.requests} requests, {done.tokens} tokens in {done.seconds:.1f} s ({rate:.0f} tokens/s): {output}")

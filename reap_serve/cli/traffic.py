@@ -15,6 +15,7 @@ from reap_serve.cli.output import note, print_json, progress_bar, stdout
 
 if TYPE_CHECKING:
     from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.receipt import Receipt, SliceReceipt
     from reap_serve.traffic.request import Request
     from reap_serve.traffic.summary import TrafficSummary
 
@@ -64,7 +65,8 @@ def show(
     tokenizer: Tokenizer = None,
     as_json: Json = False,
 ) -> None:
-    """Count requests, tokens by slice, formats, sessions and malformed records."""
+    """Count requests, tokens by slice, formats, sessions and malformed records, with a receipt of what is in them."""
+    from reap_serve.traffic.refusal import Refusals, RefusedRecordError
     from reap_serve.traffic.summary import SummaryTally
     from reap_serve.traffic.tokens import token_counter
 
@@ -72,10 +74,16 @@ def show(
         files, slices, format, skip_malformed, require_text=False, keep_templates=trust_template
     )
     tally = SummaryTally(token_counter(tokenizer))
+    refusals = Refusals(skip_malformed, malformed)
     with counted(requests) as counted_requests:
         for request in counted_requests:
-            tally.add(request)
+            try:
+                tally.add(request)
+            except RefusedRecordError as error:
+                refusals.refuse(request, error)
     summary = tally.summary(malformed)
+    for warning in summary.receipt.warnings():
+        note(f"warning: {warning}")
     if as_json:
         print_json(summary)
     else:
@@ -102,16 +110,22 @@ def sample(
     """Choose requests at random, stratified by slice, until their tokens suffice."""
     from reap_serve.publish import new_file, refuse_existing
     from reap_serve.traffic.convert import write_batch
+    from reap_serve.traffic.refusal import Refusals
     from reap_serve.traffic.sample import sample_traffic
     from reap_serve.traffic.summary import SummaryTally
-    from reap_serve.traffic.tokens import token_counter
+    from reap_serve.traffic.tokens import measurable, token_counter
 
     refuse_existing(output, overwrite)
     requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template)
     counter = token_counter(tokenizer)
+    refusals = Refusals(skip_malformed, malformed)
     with counted(requests) as counted_requests:
         chosen = sample_traffic(
-            counted_requests, tokens=tokens, seed=seed, counter=counter, allocation=allocation.value
+            measurable(counted_requests, counter, refusals) if tokenizer else counted_requests,
+            tokens=tokens,
+            seed=seed,
+            counter=counter,
+            allocation=allocation.value,
         )
     with new_file(output, overwrite=overwrite) as stream:
         write_batch(chosen, stream)
@@ -146,7 +160,15 @@ def convert(
     with counted(requests) as counted_requests, new_file(output, overwrite=overwrite) as stream:
         written = write_batch(counted_requests, stream, model=model)
     if as_json:
-        print_json({"output": str(output), "requests": written, "malformed": malformed.counts})
+        replaced = malformed.replaced
+        print_json(
+            {
+                "output": str(output),
+                "requests": written,
+                "malformed": malformed.counts,
+                "replaced_surrogates": replaced,
+            }
+        )
     else:
         stdout.print(f"{written} requests written to {output}")
         note_skipped(malformed)
@@ -187,9 +209,58 @@ def open_traffic(
 
 
 def note_skipped(malformed: Malformed) -> None:
-    """Says on stderr which records were passed over, if any."""
+    """Says on stderr which records were passed over, and what was replaced in others, if any."""
     if malformed.total:
         note(f"{malformed.total} records were skipped: {malformed}")
+    if malformed.replaced:
+        note(f"{malformed.replaced} halves of surrogate pairs were replaced by U+FFFD")
+
+
+def note_receipt(receipt: Receipt) -> None:
+    """Says on stderr what was asked for and what reached the model, a line for each file and slice."""
+    for path, file in receipt.files.items():
+        for name, part in file.slices.items():
+            note(f"{path}, slice {name}: {_receipt_line(part)}")
+        for difference in file.differences:
+            note(
+                f"  {difference.place}: the log states {difference.recorded} {difference.part} tokens, "
+                f"{difference.rendered} were rendered"
+            )
+
+
+def _receipt_line(part: SliceReceipt) -> str:
+    said = [
+        f"{part.requests:,} requests, {part.reached:,} reach the model",
+        f"{part.turns:,} turns, {part.tool_calls:,} tool calls, {part.tools:,} tools, {part.answers:,} answers",
+    ]
+    if part.broken_answers:
+        said.append(f"{part.broken_answers:,} answers broke off")
+    if part.unread_answers:
+        said.append(f"{part.unread_answers:,} further answers are not read")
+    for what, counts, recorded, rendered, deviation in (
+        (
+            "prompt",
+            part.prompt_counts,
+            part.prompt_tokens_recorded,
+            part.prompt_tokens_rendered,
+            part.prompt_deviation,
+        ),
+        (
+            "answer",
+            part.answer_counts,
+            part.answer_tokens_recorded,
+            part.answer_tokens_rendered,
+            part.answer_deviation,
+        ),
+    ):
+        if deviation is not None:
+            said.append(
+                f"{what} tokens of {counts:,} records: {recorded:,} in the log, {rendered:,} rendered "
+                f"({deviation:.1%} apart)"
+            )
+    if part.differing:
+        said.append(f"{part.differing:,} records differ by more than the template explains")
+    return "; ".join(said)
 
 
 @contextlib.contextmanager
@@ -210,13 +281,15 @@ def counted(requests: Iterable[Request]) -> Iterator[Iterator[Request]]:
 
 def _print_summary(summary: TrafficSummary) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("slice", *(("requests", "answers", "prompt tokens", "output tokens")), box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in summary.slices.items():
         cells = (row.requests, row.answers, row.prompt_tokens, row.output_tokens)
-        table.add_row(name, *(f"{cell:,}" for cell in cells))
+        # A name is a client's text: brackets in it are no markup.
+        table.add_row(Text(name), *(f"{cell:,}" for cell in cells))
     stdout.print(table)
     formats = ", ".join(f"{name} {count:,}" for name, count in summary.formats.items())
     sessions = f"{summary.sessions:,}" if summary.sessions_complete else f"at least {summary.sessions:,}"
@@ -227,3 +300,13 @@ def _print_summary(summary: TrafficSummary) -> None:
     )
     for reason, count in summary.malformed.items():
         stdout.print(f"skipped: {count:,} × {reason}")
+    if summary.replaced_surrogates:
+        stdout.print(f"replaced: {summary.replaced_surrogates:,} halves of surrogate pairs")
+    for path, file in summary.receipt.files.items():
+        for name, part in file.slices.items():
+            stdout.print(f"{path}, slice {name}: {_receipt_line(part)}")
+        for difference in file.differences:
+            stdout.print(
+                f"  {difference.place}: {difference.recorded} {difference.part} tokens in the log, "
+                f"{difference.rendered} rendered",
+            )

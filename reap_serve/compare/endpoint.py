@@ -16,7 +16,11 @@ from reap_serve.errors import EngineError, RequestError
 from reap_serve.plan.record import Plan
 from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanPhase
+from reap_serve.traffic.refusal import RefusedRecordError
 
+# What an endpoint answers to a request that it will not take, whatever its state; and where requests of the traffic go.
+_REFUSED = (400, 413, 422)
+_REQUEST_PATHS = ("/tokenize", "/v1/completions", "/v1/chat/completions")
 _NOT_VLLM = "give the URL of an OpenAI endpoint of vLLM"
 
 
@@ -36,7 +40,8 @@ class KvCache:
 class ScoringEndpoint:
     """A running endpoint; use it as a context manager. Its methods may be called from several threads.
 
-    No error carries text of a request or an answer.
+    No error carries text of a request or an answer, but for `RefusedRecordError`, whose reason is looked through before
+    it is shown.
 
     Args:
         url: `http://host:port`, with or without `/v1`.
@@ -236,6 +241,8 @@ class ScoringEndpoint:
             ) from None
 
     def _document(self, response: httpx.Response, path: str) -> dict[str, JsonValue]:
+        if response.status_code in _REFUSED and path in _REQUEST_PATHS:
+            raise RefusedRecordError(_message(response))
         if response.status_code != 200:
             # The status alone: an error body may quote the request.
             raise EngineError(f"{self.url}{path} answers with HTTP {response.status_code}", "see the server's log")

@@ -13,6 +13,7 @@ from reap_serve.compare.side import Side
 from reap_serve.compare.task_results import TaskScore
 from reap_serve.compare.task_tools import TaskRun, run_tasks
 from reap_serve.errors import RequestError
+from reap_serve.traffic.refusal import Refusals, RefusedRecordError
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.teacher_forcing import ForcedTokens, TeacherForcing
 
@@ -34,6 +35,7 @@ class CompareSettings:
         budget: What both models are given the same of; None to serve them as they are.
         tasks: What evaluation tools shall measure on both.
         imported: What they measured before, on the base and on the candidate.
+        refusals: What happens to requests that the base's template or engine refuses.
     """
 
     server_arguments: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class CompareSettings:
     budget: MemoryBudget | None = None
     tasks: tuple[TaskRun, ...] = ()
     imported: tuple[tuple[TaskScore, ...], tuple[TaskScore, ...]] = ((), ())
+    refusals: Refusals = field(default_factory=Refusals)
 
     def without_load(self) -> CompareSettings:
         """The same for a candidate of which the quality on the traffic alone is asked for."""
@@ -116,6 +119,7 @@ def prepare(side: Side, requests: Sequence[Request], settings: CompareSettings) 
 
     Raises:
         RequestError: No request fits the engine.
+        TrafficError: A request is refused, and records are not to be skipped.
     """
     forcing = TeacherForcing(side.endpoint)
     longest = side.endpoint.max_model_len
@@ -123,8 +127,11 @@ def prepare(side: Side, requests: Sequence[Request], settings: CompareSettings) 
     fitting: list[Request] = []
     generated: list[int] = []
     per_slice: dict[str, int] = {}
+    refused_before = settings.refusals.malformed.total
     for request in requests:
-        tokens = forcing.tokens(request)
+        tokens = forcing.tokens_or_refuse(request, settings.refusals)
+        if tokens is None or not _takes(side, request, tokens, settings.refusals):
+            continue
         # One more for the end token, one for the token that scoring has to generate.
         if longest is not None and len(tokens.token_ids) + 2 > longest:
             continue
@@ -137,13 +144,31 @@ def prepare(side: Side, requests: Sequence[Request], settings: CompareSettings) 
         per_slice[tokens.slice] = seen + 1
         forced.append(tokens)
         fitting.append(request)
+    refused = settings.refusals.malformed.total - refused_before
     if not forced:
+        if refused == len(requests):
+            raise RequestError(
+                f"no request could be run: {settings.refusals.malformed}",
+                "give traffic that this model's template takes",
+            )
         raise RequestError(
             f"none of {len(requests)} requests fits {longest} tokens", "raise the server's --max-model-len"
         )
     stride = max(1, len(fitting) // settings.latency_requests) if settings.latency_requests else 1
     timed = list(range(0, len(fitting), stride))[: settings.latency_requests]
-    return Cases(forced, generated, fitting, timed, len(requests) - len(forced))
+    return Cases(forced, generated, fitting, timed, len(requests) - len(forced) - refused)
+
+
+def _takes(side: Side, request: Request, tokens: ForcedTokens, refusals: Refusals) -> bool:
+    """Whether the engine takes a prompt of token ids: no template has looked at those, and any may be outside."""
+    if request.body is None or not isinstance(request.body.get("prompt"), list):
+        return True
+    try:
+        side.endpoint.generate(tokens.token_ids[: tokens.prompt_tokens], 1)
+    except RefusedRecordError as error:
+        refusals.refuse(request, error)
+        return False
+    return True
 
 
 def measure(

@@ -37,6 +37,7 @@ from reap_serve.statistics.record import (
     zeros,
 )
 from reap_serve.statistics.storage import expand_directories, open_source, read_ahead
+from reap_serve.traffic.receipt import SliceReceipt
 
 
 def merge(statistics: Sequence[Statistics], half_life: timedelta | None = None) -> Statistics:
@@ -171,7 +172,8 @@ def select_slices(statistics: Statistics, names: Sequence[str]) -> Statistics:
         RequestError: There is no such slice.
     """
     positions = [_position(name, statistics.header.slices) for name in names]
-    header = statistics.header.model_copy(update={"slices": tuple(names)})
+    traffic = {name: receipt for name, receipt in statistics.header.traffic.items() if name in names}
+    header = statistics.header.model_copy(update={"slices": tuple(names), "traffic": traffic})
     selected = {name: values[positions] for name, values in statistics.fields_by_name().items()}
     if statistics.batches is not None:
         selected |= {name: getattr(statistics.batches, name)[positions] for name in BATCH_FIELDS}
@@ -279,6 +281,7 @@ def _merge_headers(headers: Sequence[Header], names: Sequence[str]) -> Header:
     layers: dict[int, Layer] = {}
     windows: dict[str, Window] = {}
     engine: dict[str, set[str]] = {}
+    traffic: dict[str, SliceReceipt] = {}
     for header, name in zip(headers, names, strict=True):
         require_same_model(headers[0].model, header.model, names[0], name)
         for layer in header.layers:
@@ -294,6 +297,8 @@ def _merge_headers(headers: Sequence[Header], names: Sequence[str]) -> Header:
                     "leave one of the two out",
                 )
             windows[window.id] = window
+        for slice_name, receipt in header.traffic.items():
+            traffic[slice_name] = traffic[slice_name] + receipt if slice_name in traffic else receipt
         for key, value in header.engine.items():
             engine.setdefault(key, set()).update(value.split(", "))
     return Header(
@@ -303,5 +308,6 @@ def _merge_headers(headers: Sequence[Header], names: Sequence[str]) -> Header:
         slices=tuple(sorted({name for header in headers for name in header.slices})),
         windows=tuple(sorted(windows.values(), key=lambda window: (window.started, window.id))),
         engine={key: ", ".join(sorted(engine[key])) for key in sorted(engine)},
+        traffic={name: traffic[name] for name in sorted(traffic)},
         provenance=provenance(("numpy", "safetensors")),
     )

@@ -16,6 +16,7 @@ from reap_serve.model import Fingerprint
 from reap_serve.records import FileRecord, Provenance, Record
 from reap_serve.slice_name import SliceName
 from reap_serve.statistics.sums import Merge, Of, Sum, declared, sums_of
+from reap_serve.traffic.receipt import SliceReceipt
 
 SCHEMA_VERSION = 1
 PHASES = ("prefill", "decode")
@@ -86,6 +87,7 @@ class Header(FileRecord):
         engine: What ran the model, such as `vllm` to its version and `recorder` to its kind.
         provenance: What made the file.
         ageing: How the sums were weighed by age; their counts are no integers then. None where every token counts 1.
+        traffic: Receipts of the recorded traffic by slice; empty for served traffic, and in files of older releases.
     """
 
     model: Fingerprint
@@ -93,6 +95,7 @@ class Header(FileRecord):
     slices: tuple[SliceName, ...] = Field(min_length=1)
     windows: tuple[Window, ...] = Field(min_length=1)
     engine: dict[str, str]
+    traffic: dict[str, SliceReceipt] = Field(default_factory=dict)
     provenance: Provenance
     ageing: Ageing | None = None
 

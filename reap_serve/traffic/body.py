@@ -1,8 +1,8 @@
 """OpenAI request bodies: whether one is sound, what kind it is, and where its recorded answer stands.
 
-The checks cover what every later stage relies on (chat templates index `role` and `content`); the rest of a body is
-passed on as it was recorded. Building the pydantic models of the `openai` package for each line would cost more than
-parsing the JSON does, and would refuse the fields that vLLM adds to the API.
+What other APIs and retired fields say is translated before (`chats`), and with it messages and tools are checked, since
+chat templates index them; the rest of a body is passed on as it was recorded. Building the pydantic models of the
+`openai` package for each line would cost more than parsing the JSON does, and would refuse the fields that vLLM adds.
 """
 
 from __future__ import annotations
@@ -24,17 +24,35 @@ SESSION_KEY = "reap_session"
 LENGTH_LIMIT = "length"
 
 # Endpoints of the batch API that hold no chat or completion (https://platform.openai.com/docs/api-reference/batch).
-_OTHER_ENDPOINTS = ("embeddings", "responses", "moderations", "images/generations", "score", "rerank", "audio")
+_OTHER_ENDPOINTS = ("embeddings", "moderations", "images/generations", "score", "rerank", "audio")
+# Endpoints of other APIs that hold chats.
+_CHAT_ENDPOINTS = ("chat/completions", "/responses", "/messages")
+# Fields that only a body of the Responses API has.
+_RESPONSES_KEYS = frozenset(
+    {
+        "background",
+        "conversation",
+        "include",
+        "instructions",
+        "max_output_tokens",
+        "previous_response_id",
+        "reasoning",
+        "store",
+        "text",
+        "tools",
+        "truncation",
+    }
+)
 
 
 def kind_of_endpoint(url: str) -> Kind:
-    """The kind of request that an endpoint takes.
+    """The kind of request that an endpoint takes; those of the Responses and the Anthropic API take chats.
 
     Raises:
         MalformedRecordError: The endpoint takes neither chats nor completions.
     """
     path = url.split("?", 1)[0].rstrip("/")
-    if path.endswith("chat/completions"):
+    if path.endswith(_CHAT_ENDPOINTS):
         return "chat"
     if path.endswith("completions"):
         return "completion"
@@ -48,82 +66,46 @@ def kind_of_body(body: Object) -> Kind:
     """The kind of a body by its keys.
 
     Raises:
-        MalformedRecordError: The body has neither `messages` nor `prompt`.
+        MalformedRecordError: The body has neither `messages` nor `prompt`, and is none of the Responses API.
     """
-    if "messages" in body:
+    if "messages" in body or is_responses_body(body):
         return "chat"
     if "prompt" in body:
         return "completion"
     if "input" in body:
-        raise MalformedRecordError("body of an embeddings or responses request")
+        raise MalformedRecordError("body of an embeddings request, or of a responses request without its marks")
+    if "contents" in body:
+        raise MalformedRecordError("body of a Gemini request")
     raise MalformedRecordError("body without messages or prompt")
+
+
+def is_responses_body(body: Object) -> bool:
+    """Whether a body is one of the Responses API; without a field of that, `input` may be what an embedding is of."""
+    given = body.get("input")
+    if "messages" in body or "prompt" in body or given is None:
+        return False
+    return not _RESPONSES_KEYS.isdisjoint(body) or (
+        is_list(given) and any(isinstance(item, Mapping) and ("role" in item or "type" in item) for item in given)
+    )
 
 
 def check_body(body: Object, kind: Kind) -> Object:
     """The body, sound for its kind; a prompt list of one prompt becomes that prompt.
 
+    Its messages are those of `chats.bodies.chat_body`, which has checked them.
+
     Raises:
         MalformedRecordError: A field that the later stages rely on is absent or of another type.
     """
     if kind == "chat":
-        check_messages(body.get("messages"))
+        if not body.get("messages"):
+            raise MalformedRecordError("messages is empty")
     else:
         body = _check_prompt(body)
-    for key in ("tools", "functions", "documents"):
-        value = body.get(key)
-        if value is not None and not (is_list(value) and all(isinstance(item, Mapping) for item in value)):
-            raise MalformedRecordError(f"{key} is not a list of objects")
+    documents = body.get("documents")
+    if documents is not None and not (is_list(documents) and all(isinstance(item, Mapping) for item in documents)):
+        raise MalformedRecordError("documents is not a list of objects")
     return body
-
-
-def check_messages(messages: JsonValue) -> Sequence[Object]:
-    """A list of chat messages, each an object with a role and a content.
-
-    Raises:
-        MalformedRecordError: It is not such a list, or it is empty.
-    """
-    if not is_list(messages):
-        raise MalformedRecordError("messages is not a list")
-    if not messages:
-        raise MalformedRecordError("messages is empty")
-    for index, message in enumerate(messages):
-        check_message(message, f"messages[{index}]")
-    return cast("Sequence[Object]", messages)
-
-
-def check_message(message: JsonValue, place: str) -> Object:
-    """A chat message: a role, and a content that is text, a list of typed parts, or null beside other fields.
-
-    Raises:
-        MalformedRecordError: It is none.
-    """
-    if not isinstance(message, dict):
-        raise MalformedRecordError("message is not an object", place)
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise MalformedRecordError("message without a role", place)
-    content = message.get("content")
-    if is_list(content):
-        for part in content:
-            if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("type"), str)):
-                raise MalformedRecordError("content part without a type", place)
-    elif content is not None and not isinstance(content, str):
-        raise MalformedRecordError("content is neither text nor a list of parts", place)
-    elif content is None and role in ("user", "system", "developer"):
-        raise MalformedRecordError("message without content", place)
-    calls = message.get("tool_calls")
-    if calls is not None:
-        _check_tool_calls(calls, place)
-    return message
-
-
-def _check_tool_calls(calls: JsonValue, place: str) -> None:
-    if not is_list(calls):
-        raise MalformedRecordError("tool_calls is not a list", place)
-    for call in calls:
-        function = call.get("function", call.get("custom")) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise MalformedRecordError("tool call without a function name", place)
 
 
 def _check_prompt(body: Object) -> Object:
@@ -147,63 +129,38 @@ def split_answer(body: Object, recorded: Object | None, kind: Kind) -> tuple[Obj
 
     Returns:
         The body without the answer, and the answer or None.
+
+    Raises:
+        MalformedRecordError: That message holds more than text.
     """
     if recorded is not None or kind == "completion" or body.get("continue_final_message") is True:
         return body, recorded
     messages = cast("Sequence[Object]", body["messages"])
     if len(messages) > 1 and messages[-1]["role"] == "assistant":
-        return {**body, "messages": messages[:-1]}, without_nulls(messages[-1])
+        return {**body, "messages": messages[:-1]}, answer_message(messages[-1])
     return body, None
 
 
-def answer_of_response(response: Object, kind: Kind) -> Object | None:
-    """The answer in the body of a chat or text completion: that of its first choice.
+def answer_message(message: Object) -> Object:
+    """An assistant message as an answer: without the null fields that servers write, and its content one text.
 
-    Returns:
-        An assistant message or `{"text"}`; None when the response holds no choice.
-
-    Raises:
-        MalformedRecordError: The choices are of another shape.
-    """
-    choices = response.get("choices")
-    if choices is None:
-        return None
-    if not is_list(choices):
-        raise MalformedRecordError("choices of the response is not a list")
-    if not choices:
-        return None
-    choice = choices[0]
-    if not isinstance(choice, Mapping):
-        raise MalformedRecordError("choice of the response is not an object")
-    if kind == "completion":
-        text = choice.get("text")
-        if not isinstance(text, str):
-            raise MalformedRecordError("choice of the response without text")
-        return {"text": text}
-    return check_answer(choice.get("message"))
-
-
-def is_truncated(response: Object | None) -> bool:
-    """Whether the first choice of a response, sound or not, ended at its length limit."""
-    choices = None if response is None else response.get("choices")
-    first = choices[0] if is_list(choices) and choices else None
-    return isinstance(first, Mapping) and first.get("finish_reason") == LENGTH_LIMIT
-
-
-def check_answer(message: JsonValue) -> Object:
-    """An assistant message, without its null fields; an absent role is `assistant`.
+    A model writes one text; APIs cut it into parts, at a citation for instance.
 
     Raises:
-        MalformedRecordError: It is no message.
+        MalformedRecordError: A part is no text.
     """
-    if not isinstance(message, dict):
-        raise MalformedRecordError("answer is not a message")
-    return without_nulls(check_message({**message, "role": message.get("role") or "assistant"}, "answer"))
+    found = {key: value for key, value in message.items() if value is not None or key == "content"}
+    content = found.get("content")
+    if is_list(content):
+        found["content"] = "".join(map(_text_of, content))
+    return found
 
 
-def without_nulls(message: Object) -> Object:
-    """The message without its null fields, which servers write for every field of the API; `content` stays."""
-    return {key: value for key, value in message.items() if value is not None or key == "content"}
+def _text_of(part: JsonValue) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        raise MalformedRecordError("answer that holds more than text")
+    return text
 
 
 def take_metadata(body: Object) -> tuple[Object, Object]:

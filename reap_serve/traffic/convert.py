@@ -66,7 +66,7 @@ def write_batch(requests: Iterable[Request], stream: BinaryIO, *, model: str | N
     """
     written = 0
     for request in requests:
-        stream.write(json.dumps(batch_line(request, model=model), ensure_ascii=False).encode() + b"\n")
+        stream.write(json.dumps(batch_line(request, model=model), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         written += 1
     return written
 

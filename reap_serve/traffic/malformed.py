@@ -29,10 +29,12 @@ class Malformed:
     Attributes:
         counts: Number of lines by reason.
         first: Place (`file:line`) of the first line of each reason.
+        replaced: Number of halves of surrogate pairs that were replaced by U+FFFD, in lines that were not passed over.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
+    replaced: int = 0
 
     def add(self, reason: str, place: str) -> None:
         """Counts a line."""

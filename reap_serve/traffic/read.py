@@ -12,8 +12,9 @@ from reap_serve.traffic.formats import FORMATS
 from reap_serve.traffic.formats.spec import Format
 from reap_serve.traffic.malformed import Malformed, MalformedRecordError
 from reap_serve.traffic.own_template import SettleTemplate, refuse_own_template
+from reap_serve.traffic.placeholders import require_text_as_written
 from reap_serve.traffic.request import DEFAULT_SLICE, Origin, Request
-from reap_serve.traffic.rows import NumberedRow, read_rows
+from reap_serve.traffic.rows import NOT_UTF8, MendedRow, NumberedRow, read_rows
 from reap_serve.traffic.source import STDIN, open_source
 
 # Records that are looked at before a format counts as unknown.
@@ -110,19 +111,20 @@ def _read_files(
                     try:
                         if isinstance(row, MalformedRecordError):
                             raise row
+                        if isinstance(row, MendedRow):
+                            malformed.replaced += row.replaced
                         for request in kind.parse(row, Origin(path, kind.name, line), slice_name):
                             if require_text and not request.has_text:
                                 if not skip_malformed:
                                     raise _lengths_only(f"{path}:{line}", kind)
                                 raise MalformedRecordError(_NO_TEXT)
+                            require_text_as_written(request)
                             settled = settle_template(request)
                             found = True
                             yield settled
                     except MalformedRecordError as error:
                         if not skip_malformed:
-                            raise TrafficError(
-                                f"{path}:{line}: {error}", "mend the line, or skip such lines with --skip-malformed"
-                            ) from None
+                            raise TrafficError(f"{path}:{line}: {error}", _remedy(error)) from None
                         malformed.add(error.reason, f"{path}:{line}")
     if not found:
         skipped = f" ({malformed.total} records were skipped: {malformed})" if malformed.total else ""
@@ -150,6 +152,12 @@ def _find_format(rows: Iterator[NumberedRow], path: str, skip_malformed: bool) -
         f"{path}: the format of its {'first record' if len(head) == 1 else f'first {len(head)} records'} is not known",
         f"give --format with one of {', '.join(FORMATS)}",
     )
+
+
+def _remedy(error: MalformedRecordError) -> str:
+    if error.reason == NOT_UTF8:
+        return "it may be Latin-1 or Windows-1252: convert the file, such as with `iconv -f WINDOWS-1252 -t UTF-8`"
+    return "mend the line, or skip such lines with --skip-malformed"
 
 
 def _lengths_only(place: str, kind: Format) -> TrafficError:

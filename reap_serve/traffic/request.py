@@ -49,6 +49,8 @@ class Request:
         id: `custom_id` or another name that the source gives; else its line number.
         prompt_tokens: Recorded length of the prompt, in tokens of the recorded model.
         output_tokens: Recorded length of the answer, in tokens of the recorded model.
+        choices: Answers that were given to the prompt; the first of them is the one that is read.
+        broken: Whether an answer was begun and not recorded whole.
         block_ids: Ids of the blocks of 512 tokens that a prompt without text consisted of; equal ids were equal text.
     """
 
@@ -63,6 +65,8 @@ class Request:
     id: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    choices: int = 1
+    broken: bool = False
     block_ids: tuple[int, ...] | None = None
 
     @property

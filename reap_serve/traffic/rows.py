@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
+import re
 from collections.abc import Generator, Mapping
 
 from pydantic_core import from_json
@@ -23,6 +26,9 @@ _CHUNK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 # Columns by which the first line is known for a CSV header, in lower case.
 _CSV_COLUMNS = frozenset({"contexttokens", "request tokens", "input"})
+NOT_UTF8 = "not UTF-8"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 _TOO_LONG = f"record longer than {MAX_RECORD_BYTES >> 20} MiB"
 
 
@@ -58,10 +64,69 @@ def _decode(text: bytes | bytearray) -> Row | MalformedRecordError:
         value = from_json(text, allow_inf_nan=False, cache_strings="keys")
     except (ValueError, RecursionError):
         # The parser's message is left out: it may quote the text.
-        return MalformedRecordError(NOT_JSON)
+        return _mended(text)
     if not isinstance(value, dict):
         return MalformedRecordError("not a JSON object")
     return value
+
+
+def _mended(text: bytes | bytearray) -> Row | MalformedRecordError:
+    """A record with halves of surrogate pairs, which are no characters, replaced; else why it is none."""
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return MalformedRecordError(NOT_UTF8)
+    if not _SURROGATE.search(text):
+        return MalformedRecordError(NOT_JSON)
+    try:
+        value = json.loads(decoded, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return MalformedRecordError(NOT_JSON)
+    if not isinstance(value, dict) or not is_finite(value):
+        return MalformedRecordError(NOT_JSON)
+    mended = MendedRow()
+    for key, item in value.items():
+        mended[mended.text(key)] = mended.value(item)
+    return mended
+
+
+class MendedRow(dict[str, JsonValue]):
+    """A record in which halves of surrogate pairs were replaced by U+FFFD.
+
+    Attributes:
+        replaced: How many.
+    """
+
+    replaced: int = 0
+
+    def text(self, text: str) -> str:
+        """A text without them."""
+        found, count = _HALF.subn("\ufffd", text)
+        self.replaced += count
+        return found
+
+    def value(self, value: JsonValue) -> JsonValue:
+        """A JSON value without them."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.value(item) for item in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.value(item) for key, item in value.items()}
+        return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def is_finite(value: JsonValue) -> bool:
+    """Whether a JSON value holds no infinity: the parsers read `1e999` as one, which no JSON can hold again."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    return all(map(is_finite, value)) if isinstance(value, list) else True
 
 
 def _json_lines(stream: io.BufferedReader) -> Generator[NumberedRow]:
@@ -106,7 +171,7 @@ def _csv_rows(stream: io.BufferedReader) -> Generator[NumberedRow]:
             if None in row or None in row.values():
                 yield begin_line, MalformedRecordError("row with another number of columns than the header")
             elif not all(_is_utf8(value) for value in row.values()):
-                yield begin_line, MalformedRecordError("not UTF-8")
+                yield begin_line, MalformedRecordError(NOT_UTF8)
             else:
                 yield begin_line, row
     finally:

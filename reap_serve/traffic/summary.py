@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from reap_serve.records import Record
 from reap_serve.traffic.malformed import Malformed
+from reap_serve.traffic.receipt import Receipt, ReceiptTally
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.tokens import TokenCounter
 
@@ -42,6 +43,8 @@ class TrafficSummary(Record):
         sessions_complete: Whether it is exact; else there are at least as many.
         duration_seconds: Last minus first timestamp; None when fewer than two requests have one.
         malformed: Number of skipped records by reason.
+        replaced_surrogates: Number of halves of surrogate pairs that were replaced by U+FFFD.
+        receipt: What the files say was asked and answered, against what it was rendered to.
     """
 
     requests: int
@@ -53,6 +56,8 @@ class TrafficSummary(Record):
     sessions_complete: bool
     duration_seconds: float | None
     malformed: dict[str, int]
+    replaced_surrogates: int
+    receipt: Receipt
 
 
 @dataclass(slots=True)
@@ -72,6 +77,7 @@ class SummaryTally:
     """
 
     counter: TokenCounter
+    _receipt: ReceiptTally = field(init=False)
     _formats: dict[str, int] = field(default_factory=dict)
     _slices: dict[str, _SliceTally] = field(default_factory=dict)
     _sessions: set[int] = field(default_factory=set)
@@ -80,9 +86,17 @@ class SummaryTally:
     _first: float = 0.0
     _last: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._receipt = ReceiptTally(self.counter.unit, estimated=self.counter.estimated)
+
     def add(self, request: Request) -> None:
-        """Counts a request."""
+        """Counts a request.
+
+        Raises:
+            RefusedRecordError: The counter's chat template refuses it.
+        """
         length = self.counter(request)
+        self._receipt.add(request, length.prompt_tokens, length.output_tokens)
         tally = self._slices.setdefault(request.slice, _SliceTally())
         tally.requests += 1
         tally.answers += request.answer is not None
@@ -117,4 +131,6 @@ class SummaryTally:
             sessions_complete=len(self._sessions) < MAX_SESSIONS,
             duration_seconds=self._last - self._first if self._timestamps > 1 else None,
             malformed=dict(malformed.counts),
+            replaced_surrogates=malformed.replaced,
+            receipt=self._receipt.receipt(),
         )

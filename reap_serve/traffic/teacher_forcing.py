@@ -8,6 +8,7 @@ from typing import Protocol
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import Object, is_list
+from reap_serve.traffic.refusal import REFUSALS, Refusals, RefusedRecordError
 from reap_serve.traffic.request import Request
 
 
@@ -41,6 +42,11 @@ class ForcedTokens:
     truncated: bool = False
 
     @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer as usage counts state them: with the one that ends it."""
+        return len(self.token_ids) - self.prompt_tokens + (self.answered and self.end_token is not None)
+
+    @property
     def answered(self) -> bool:
         """Whether the answer was recorded and not empty."""
         # A truncated answer of one token leaves no token that enters the model.
@@ -58,8 +64,27 @@ class TeacherForcing:
         self._renderer = renderer
         self._tail: list[int] | None = None
 
+    def tokens_or_refuse(self, request: Request, refusals: Refusals) -> ForcedTokens | None:
+        """The tokens of a request with text; None when it is refused and records are to be skipped.
+
+        Raises:
+            TrafficError: The request is refused, and records are not to be skipped.
+        """
+        try:
+            tokens = self.tokens(request)
+            if not tokens.prompt_tokens:
+                raise RefusedRecordError("the prompt is empty")
+        except REFUSALS as error:
+            refusals.refuse(request, error)
+            return None
+        return tokens
+
     def tokens(self, request: Request) -> ForcedTokens:
-        """The tokens of a request with text."""
+        """The tokens of a request with text.
+
+        Raises:
+            RefusedRecordError: The template or the tokenizer refuses it; or another error of theirs (`REFUSALS`).
+        """
         forced = self._whole(request)
         if not (request.truncated and forced.answered):
             return forced

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from reap_serve.errors import InputFileError, RequestError, TrafficError
+from reap_serve.errors import InputFileError, RequestError
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import Object, is_list
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.own_template import TemplateSandbox
+from reap_serve.traffic.refusal import Refusals, RefusedRecordError, shown_reason
 from reap_serve.traffic.request import Request
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class TokenCounter(Protocol):
     def unit(self) -> str:
         """What a count is of, to stand beside it in a report."""
 
+    @property
+    def estimated(self) -> bool:
+        """Whether counts are estimates, right within a factor of two or so."""
+
     def __call__(self, request: Request) -> Length:
         """Length of a request; that of a request without text is the recorded one."""
 
@@ -53,6 +58,7 @@ class CharacterCounter:
     """Estimates tokens as ceil(characters / 4), without template: cheap, and right within a factor of two or so."""
 
     unit = f"characters/{CHARACTERS_PER_TOKEN}"
+    estimated = True
 
     def __call__(self, request: Request) -> Length:
         """Estimated length of a request."""
@@ -66,6 +72,8 @@ class CharacterCounter:
 class TokenizerCounter:
     """Counts tokens of a model's tokenizer, chats through its chat template.
 
+    Messages are put before the template as vLLM puts them: see `_as_rendered`.
+
     Args:
         model: Local directory or hub id.
 
@@ -73,6 +81,8 @@ class TokenizerCounter:
         RequestError: The transformers package is not installed.
         InputFileError: The model's tokenizer cannot be loaded.
     """
+
+    estimated = False
 
     def __init__(self, model: str) -> None:
         try:
@@ -93,14 +103,14 @@ class TokenizerCounter:
         """Length of a request.
 
         Raises:
-            TrafficError: The chat template refuses the messages.
+            RefusedRecordError: The chat template refuses the messages.
         """
         if request.body is None:
             return recorded_length(request)
         try:
             request = self._sandbox.settle(request)
         except MalformedRecordError as error:
-            raise TrafficError(f"{request.origin}: {error}", "leave the request out") from None
+            raise RefusedRecordError(str(error)) from None
         assert request.body is not None
         if request.kind == "chat" and self._tokenizer.chat_template:
             return self._chat_length(request, request.body)
@@ -124,17 +134,14 @@ class TokenizerCounter:
         arguments = body.get("chat_template_kwargs")
         try:
             text = self._tokenizer.apply_chat_template(
-                messages,
+                [_as_rendered(message) for message in messages],
                 tools=body.get("tools") or None,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
                 **(arguments if isinstance(arguments, Mapping) else {}),
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise TrafficError(
-                f"{request.origin}: the chat template refuses the messages: {type(error).__name__}",
-                "leave the request out, or give another --tokenizer",
-            ) from None
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise RefusedRecordError(shown_reason(error, request)) from None
         return self._count(str(text))
 
     def _count(self, text: str) -> int:
@@ -144,6 +151,56 @@ class TokenizerCounter:
 def token_counter(tokenizer: str | None) -> TokenCounter:
     """The counter for `--tokenizer`: that of the model, or the estimate by characters."""
     return CharacterCounter() if tokenizer is None else TokenizerCounter(tokenizer)
+
+
+def measurable(requests: Iterable[Request], counter: TokenCounter, refusals: Refusals) -> Iterator[Request]:
+    """The requests that the counter's chat template takes.
+
+    Raises:
+        TrafficError: It refuses one, and records are not to be skipped.
+    """
+    for request in requests:
+        try:
+            counter(request)
+        except RefusedRecordError as error:
+            refusals.refuse(request, error)
+        else:
+            yield request
+
+
+def _as_rendered(message: Object) -> dict[str, JsonValue]:
+    """A message as vLLM gives it to a template: text as text, arguments as objects, reasoning under both its names.
+
+    Source: `_parse_chat_message_content` and `_postprocess_messages` of vLLM.
+    """
+    found = {**message}
+    content = found.get("content")
+    if content is None:
+        found["content"] = ""
+    elif is_list(content) and all(isinstance(part, str) or _is_text(part) for part in content):
+        found["content"] = "\n".join(part if isinstance(part, str) else _part_text(part) for part in content)
+    if found.get("reasoning") is not None:
+        found["reasoning_content"] = found["reasoning"]
+    calls = found.get("tool_calls")
+    if is_list(calls):
+        found["tool_calls"] = [_with_object(call) for call in calls]
+    return found
+
+
+def _is_text(part: JsonValue) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text"
+
+
+def _part_text(part: JsonValue) -> str:
+    return str(part.get("text", "")) if isinstance(part, Mapping) else ""
+
+
+def _with_object(call: JsonValue) -> JsonValue:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(arguments, str):
+        return call
+    return {**call, "function": {**function, "arguments": json.loads(arguments) if arguments else {}}}
 
 
 def recorded_length(request: Request) -> Length:

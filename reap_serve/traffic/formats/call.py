@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic_core import from_json
-
 from reap_serve.records import JsonValue
-from reap_serve.traffic.body import (
-    Object,
-    answer_of_response,
-    check_answer,
-    check_body,
-    is_list,
-    is_truncated,
-    split_answer,
-)
+from reap_serve.traffic.answers.answer import Answered, answered_output, log_content
+from reap_serve.traffic.body import Object, check_body, is_list, is_responses_body, split_answer
+from reap_serve.traffic.chats.bodies import MEDIA_KEYS, chat_body, completion_body
+from reap_serve.traffic.echo import without_echo
 from reap_serve.traffic.fields import count, name
+from reap_serve.traffic.json_text import all_texts, as_object, read_input, structured
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.request import Kind, Origin, Request
 
@@ -24,26 +18,36 @@ from reap_serve.traffic.request import Kind, Origin, Request
 # no part of a request.
 _PARAMETERS = frozenset(
     {
+        "add_generation_prompt",
         "chat_template",
         "chat_template_kwargs",
+        "continue_final_message",
         "documents",
+        "echo",
         "frequency_penalty",
         "function_call",
         "functions",
+        "instructions",
         "logit_bias",
         "logprobs",
         "max_completion_tokens",
+        "max_output_tokens",
         "max_tokens",
         "min_p",
         "n",
         "parallel_tool_calls",
         "presence_penalty",
+        "reasoning",
         "reasoning_effort",
         "repetition_penalty",
         "response_format",
         "seed",
         "stop",
+        "stop_sequences",
+        "suffix",
+        "system",
         "temperature",
+        "thinking",
         "tool_choice",
         "tools",
         "top_k",
@@ -53,80 +57,60 @@ _PARAMETERS = frozenset(
 )
 
 
-def decoded(value: JsonValue) -> JsonValue:
-    """The JSON value inside a text, where the text is a JSON array or object; else the value itself."""
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            inner: JsonValue = from_json(value, allow_inf_nan=False)
-        except ValueError:
-            return value
-        return inner
-    return value
+# What holds the prompt itself.
+_PROMPT_KEYS = frozenset({"messages", "prompt", "input", "previous_response_id", "conversation", *MEDIA_KEYS})
+_ARGUMENTS_OF_FUNCTION = frozenset({"args", "kwargs"})
 
 
-def as_object(value: JsonValue) -> Object:
-    """The value where it is an object, also as JSON text; else an empty object."""
-    value = decoded(value)
-    return value if isinstance(value, Mapping) else {}
-
-
-def body_of_input(value: JsonValue, parameters: Object, model: JsonValue) -> Object:
-    """An OpenAI body from a logged input.
+def body_of_input(value: JsonValue, parameters: Object, model: JsonValue, *, is_text: bool = False) -> Object:
+    """A body from a logged input, of the OpenAI chat or completions API, or still of another one.
 
     Args:
         value: Messages, one message, a body with messages or a prompt, or the text of a prompt; also as JSON text.
         parameters: Logged parameters; those that shape prompt or answer are taken over.
         model: Name of the model.
+        is_text: The input is known to be the text of a prompt, JSON or not.
 
     Raises:
         MalformedRecordError: The input has none of these shapes.
     """
-    value = decoded(value)
     body: dict[str, JsonValue] = {"model": model} if isinstance(model, str) and model else {}
-    body |= {key: item for key, item in parameters.items() if key in _PARAMETERS and item is not None}
+    for source in (parameters, as_object(parameters.get("extra_body"))):
+        body |= {key: item for key, item in source.items() if key in _PARAMETERS and item is not None}
+    if not (is_text and isinstance(value, str)):
+        value = read_input(value)
+    if is_list(value) and len(value) == 1 and is_list(value[0]):
+        # A batch of one conversation.
+        value = value[0]
+    if is_list(value) and all_texts(value) and len(value) == 1:
+        value = value[0]
     if isinstance(value, str):
         return {**body, "prompt": value}
     if is_list(value):
-        return {**body, "messages": value}
+        return {**body, "messages": _messages(value)}
     if isinstance(value, Mapping):
-        if "messages" in value or "prompt" in value:
-            kept = {key: item for key, item in value.items() if key in _PARAMETERS or key in ("messages", "prompt")}
-            return {**body, **kept}
+        if value.keys() <= _ARGUMENTS_OF_FUNCTION and isinstance(value.get("kwargs"), Mapping):
+            value = as_object(value["kwargs"])
+        if "messages" in value or "prompt" in value or is_responses_body(value):
+            kept = {key: item for key, item in value.items() if key in _PARAMETERS or key in _PROMPT_KEYS}
+            if "messages" in kept:
+                kept["messages"] = _messages(structured(kept["messages"]))
+            named = value.get("model")
+            return {**body, **({"model": named} if isinstance(named, str) and "model" not in body else {}), **kept}
         if "role" in value:
-            return {**body, "messages": [value]}
+            return {**body, "messages": _messages([value])}
     raise MalformedRecordError("input is neither messages nor a prompt")
 
 
-def answer_of_output(value: JsonValue, kind: Kind) -> Object | None:
-    """The recorded answer from a logged output: a response, a message, a list of either, or text; also as JSON text.
-
-    Raises:
-        MalformedRecordError: The output has none of these shapes.
-    """
-    value = decoded(value)
-    if is_list(value):
-        value = value[0] if value else None
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        return {"text": value} if kind == "completion" else {"role": "assistant", "content": value}
-    if not isinstance(value, Mapping):
-        raise MalformedRecordError("output is neither a message nor text")
-    if "choices" in value:
-        return answer_of_response(value, kind)
-    if isinstance(value.get("message"), Mapping):
-        value = value["message"]
-    if kind == "chat":
-        return check_answer(value)
-    text = value.get("text", value.get("content")) if isinstance(value, Mapping) else None
-    if not isinstance(text, str):
-        raise MalformedRecordError("output of a completion without text")
-    return {"text": text}
+def _messages(value: JsonValue) -> JsonValue:
+    if not is_list(value) or not all(isinstance(message, Mapping) for message in value):
+        return value
+    return log_content([message for message in value if isinstance(message, Mapping)])
 
 
 def request_of_call(
     body: Object | None,
-    output: JsonValue,
+    output: JsonValue | Answered,
     origin: Origin,
     *,
     slice: str,
@@ -145,10 +129,13 @@ def request_of_call(
         MalformedRecordError: Body or output is not sound, or there is neither text nor a prompt length.
     """
     lengths = count(prompt_tokens), count(output_tokens)
-    kind: Kind = "chat" if body is None or "messages" in body else "completion"
-    answer = None
+    kind: Kind = "chat" if body is None or "messages" in body or "prompt" not in body else "completion"
+    answer, recorded = None, Answered()
     if body is not None:
-        body, answer = split_answer(check_body(body, kind), answer_of_output(output, kind), kind)
+        body = check_body(chat_body(body) if kind == "chat" else completion_body(body), kind)
+        recorded = output if isinstance(output, Answered) else answered_output(output, kind)
+        body, answer = without_echo(body, recorded.message, kind)
+        body, answer = split_answer(body, answer, kind)
     elif not lengths[0]:
         raise MalformedRecordError("neither text nor a prompt length")
     return Request(
@@ -157,10 +144,12 @@ def request_of_call(
         slice=slice,
         origin=origin,
         answer=answer,
-        truncated=answer is not None and (truncated or is_truncated(as_object(output))),
+        truncated=answer is not None and (truncated or recorded.truncated),
         timestamp=timestamp,
         session=name(session),
         id=name(request_id) or str(origin.line),
         prompt_tokens=lengths[0],
-        output_tokens=lengths[1],
+        output_tokens=lengths[1] if recorded.choices == 1 else None,
+        choices=recorded.choices,
+        broken=recorded.broken,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from reap_serve.records import JsonValue
+from reap_serve.traffic.answers.answer import NO_ANSWER
 from reap_serve.traffic.body import is_list, kind_of_body
 from reap_serve.traffic.fields import clock_time, count, name, seconds
 from reap_serve.traffic.formats.openai import request_of_body
@@ -42,7 +43,7 @@ def parse_mooncake(row: Row, origin: Origin, slice_name: str) -> Iterator[Reques
         return
     if "max_tokens" not in body and "max_completion_tokens" not in body and output_tokens:
         body = {**body, "max_tokens": output_tokens}
-    request = request_of_body(body, kind_of_body(body), origin, slice_name, None, None, None)
+    request = request_of_body(body, kind_of_body(body), origin, slice_name, NO_ANSWER, None)
     yield replace(
         request, timestamp=timestamp, session=session, prompt_tokens=prompt_tokens, output_tokens=output_tokens
     )
@@ -116,12 +117,28 @@ def _block_ids(value: JsonValue) -> tuple[int, ...] | None:
     return ids
 
 
+def _is_mooncake(row: Row) -> bool:
+    """Whether a record has the whole shape of a trace: a time in ms from its beginning, and lengths, blocks or text.
+
+    A log of one's own has a `timestamp` in seconds since 1970 or as text beside `messages`: no trace.
+    """
+    time = row.get("timestamp")
+    if time is not None and (isinstance(time, (str, bool)) or not isinstance(time, (int, float)) or _is_epoch(time)):
+        return False
+    if "messages" not in row and "prompt" not in row and "input_length" in row:
+        return True
+    return time is not None and not row.keys().isdisjoint(_MOONCAKE_KEYS - {"timestamp", "session_id", "delay"})
+
+
+def _is_epoch(time: float) -> bool:
+    """Whether a time is one in seconds since 1970; as milliseconds it would be the twelfth day of a trace or later."""
+    return 1e9 <= time < 1e11
+
+
 MOONCAKE = Format(
     name="mooncake",
     has_text=True,
-    recognises=lambda row: (
-        "input_length" in row or ("timestamp" in row and not row.keys().isdisjoint({"messages", "prompt", "payload"}))
-    ),
+    recognises=_is_mooncake,
     parse=parse_mooncake,
     specification="https://github.com/kvcache-ai/Mooncake/tree/main/FAST25-release/traces",
 )

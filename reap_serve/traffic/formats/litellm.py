@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import SLICE_KEY, is_list
 from reap_serve.traffic.fields import clock_time, slice_of
-from reap_serve.traffic.formats.call import as_object, body_of_input, decoded, request_of_call
+from reap_serve.traffic.formats.call import body_of_input, request_of_call
 from reap_serve.traffic.formats.spec import Format
+from reap_serve.traffic.json_text import as_object, decoded
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.request import Origin, Request
 from reap_serve.traffic.rows import Row
 
-_CALL_TYPES = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
+_TEXT_TYPES = frozenset({"text_completion", "atext_completion"})
+_CALL_TYPES = _TEXT_TYPES | {"completion", "acompletion", "responses", "aresponses", "anthropic_messages"}
 # What LiteLLM writes for a message when `turn_off_message_logging` is on.
 _REDACTED = "redacted-by-litellm"
 
@@ -30,11 +32,15 @@ def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
     call_type = row.get("call_type", "completion")
     if not isinstance(call_type, str) or call_type not in _CALL_TYPES:
         raise MalformedRecordError("call_type is neither chat nor completion")
-    messages = decoded(row.get("messages"))
+    messages = row.get("messages")
     body = None
-    if messages and not _is_redacted(messages):
-        given = _prompt_of(messages) if call_type.endswith("text_completion") else messages
-        body = body_of_input(given, as_object(row.get("model_parameters")), row.get("model"))
+    if messages and not _is_redacted(decoded(messages)):
+        is_text = call_type in _TEXT_TYPES
+        given = _prompt_of(messages) if is_text else messages
+        if call_type.endswith("responses"):
+            found = decoded(given)
+            given = [{"role": "user", "content": found}] if isinstance(found, str) else found
+        body = body_of_input(given, as_object(row.get("model_parameters")), row.get("model"), is_text=is_text)
     metadata = as_object(row.get("metadata"))
     sent = as_object(metadata.get("requester_metadata"))
     yield request_of_call(
@@ -58,8 +64,9 @@ def _is_redacted(messages: JsonValue) -> bool:
 
 def _prompt_of(messages: JsonValue) -> JsonValue:
     """The prompt of a text completion, which LiteLLM logs as one user message or as it is."""
-    if is_list(messages) and len(messages) == 1:
-        return as_object(messages[0]).get("content", messages[0])
+    given = decoded(messages)
+    if is_list(given) and len(given) == 1:
+        return as_object(given[0]).get("content", given[0])
     return messages
 
 

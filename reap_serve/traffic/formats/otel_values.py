@@ -10,6 +10,8 @@ from reap_serve.traffic.malformed import MalformedRecordError
 
 Attributes = dict[str, JsonValue]
 
+# Names of conventions under which exporters nest.
+_ROOTS = ("gen_ai", "llm", "openinference", "input", "output", "ai", "session", "traceloop")
 _SCALARS = ("stringValue", "boolValue", "doubleValue", "bytesValue")
 
 
@@ -71,3 +73,68 @@ def _items(value: JsonValue) -> list[JsonValue]:
     if not is_list(values):
         raise MalformedRecordError("values of an attribute is not a list")
     return list(values)
+
+
+def flattened(attributes: Attributes) -> Attributes:
+    """The attributes with nested objects under the names of conventions spelt out: `{"llm": {"a": 1}}` as `llm.a`."""
+    if not any(isinstance(attributes.get(root), Mapping) for root in _ROOTS):
+        return attributes
+    found = {key: value for key, value in attributes.items() if key not in _ROOTS or not isinstance(value, Mapping)}
+    for root in _ROOTS:
+        nested = attributes.get(root)
+        if isinstance(nested, Mapping):
+            _flatten(root, nested, found)
+    return found
+
+
+def _flatten(prefix: str, nested: Mapping[str, JsonValue], found: Attributes) -> None:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            _flatten(f"{prefix}.{key}", value, found)
+        else:
+            found[f"{prefix}.{key}"] = value
+
+
+def numbered(attributes: Attributes, prefix: str) -> list[JsonValue]:
+    """What stands under `<prefix>.<i>.*`, in the order of the numbers; lists under the prefix itself as they are.
+
+    Raises:
+        MalformedRecordError: A number is missing: what it held was dropped.
+    """
+    listed = attributes.get(prefix)
+    if is_list(listed):
+        return list(listed)
+    tree: dict[str, JsonValue] = {}
+    start = f"{prefix}."
+    for key, value in attributes.items():
+        if key.startswith(start):
+            _insert(tree, key[len(start) :].split("."), value)
+    items = {key: value for key, value in tree.items() if key.isascii() and key.isdigit()}
+    return _in_order(items)
+
+
+def _insert(tree: dict[str, JsonValue], path: list[str], value: JsonValue) -> None:
+    for key in path[:-1]:
+        inner = tree.get(key)
+        if not isinstance(inner, dict):
+            inner = {}
+            tree[key] = inner
+        tree = inner
+    tree[path[-1]] = value
+
+
+def _in_order(items: Mapping[str, JsonValue]) -> list[JsonValue]:
+    numbers = sorted(int(key) for key in items)
+    if numbers != list(range(len(numbers))):
+        raise MalformedRecordError("numbered attributes with a gap")
+    by_number = {int(key): value for key, value in items.items()}
+    return [_listed(by_number[number]) for number in numbers]
+
+
+def _listed(value: JsonValue) -> JsonValue:
+    """The value with every object of numbers as a list."""
+    if not isinstance(value, Mapping):
+        return value
+    if value and all(key.isascii() and key.isdigit() for key in value):
+        return _in_order(value)
+    return {key: _listed(item) for key, item in value.items()}

@@ -1,0 +1,1 @@
+"""Recorded answers, put together from whatever a log holds of them."""

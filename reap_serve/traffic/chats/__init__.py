@@ -1,0 +1,1 @@
+"""Messages, tools and bodies of other APIs as those of the OpenAI chat API."""
