@@ -23,6 +23,8 @@ PYTHON_OBJECT = "text of a Python object instead of JSON"
 _ENCODINGS = 3
 # How JSON of messages, or of a body around them, begins; quotes may be escaped or single.
 _FIRST_KEY = re.compile(r"""["'\\\s]*\[*\s*\{\s*(?:\\*["'](\w+)\\*["']|(role))\s*:""")
+# The same cut inside its first key.
+_OPENING = re.compile(r"""["'\\\s]*\[*\s*\{\s*\\*["'](\w*)\\*["']?\s*""")
 _ROLE_KEY = re.compile(r"""\\*["'](?:role|messages|parts|tool_calls)\\*["']\s*:""")
 _KEYS_OF_MESSAGES = frozenset(
     {
@@ -75,13 +77,19 @@ _BROKEN_ANSWER = re.compile(
 
 
 def decoded(value: JsonValue) -> JsonValue:
-    """The array or object inside a text that is the JSON of one, also encoded twice; else the value itself."""
+    """The array or object inside a text that is the JSON of one, also encoded several times; else the value itself."""
+    innermost = _innermost(value)
+    return innermost if isinstance(innermost, (dict, list)) else value
+
+
+def _innermost(value: JsonValue) -> JsonValue:
+    """What stands inside a text that is the JSON of a text, of an array or of an object, as deep as that goes."""
     for _ in range(_ENCODINGS):
         if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{", '"'):
-            return value
+            break
         inner = _parsed(value)
-        if not (isinstance(inner, (dict, list)) or (isinstance(inner, str) and inner.lstrip()[:1] in ("[", "{"))):
-            return value
+        if not isinstance(inner, (dict, list, str)):
+            break
         value = inner
     return value
 
@@ -110,7 +118,7 @@ def read_input(value: JsonValue) -> JsonValue:
     Raises:
         MalformedRecordError: It is broken JSON of messages, or the text of a Python object.
     """
-    found = decoded(value)
+    found = _innermost(value)
     if not isinstance(found, str):
         if is_list(found) and value is not found and all(isinstance(item, (int, float)) for item in found):
             # A list of numbers in a text is that text.
@@ -120,7 +128,7 @@ def read_input(value: JsonValue) -> JsonValue:
         raise MalformedRecordError(PYTHON_OBJECT)
     if found.lstrip()[:1] in ("[", "{", '"', "'") and _is_broken(found):
         raise MalformedRecordError(BROKEN)
-    return found
+    return value
 
 
 def read_output(value: JsonValue) -> JsonValue:
@@ -134,12 +142,12 @@ def read_output(value: JsonValue) -> JsonValue:
     """
     if not isinstance(value, str):
         return value
-    inner = decoded(value)
+    inner = _innermost(value)
     if not isinstance(inner, str):
         return inner if is_answer(inner) else value
     if _PYTHON_OBJECT.match(inner):
         raise MalformedRecordError(PYTHON_OBJECT)
-    if value.lstrip()[:1] in ("[", "{", '"') and _BROKEN_ANSWER.match(inner) and _parsed(inner) is None:
+    if inner.lstrip()[:1] in ("[", "{", '"') and _BROKEN_ANSWER.match(inner) and _parsed(inner) is None:
         raise MalformedRecordError("broken JSON of an answer")
     return value
 
@@ -197,6 +205,9 @@ def _parsed(text: str) -> JsonValue:
 
 
 def _is_broken(text: str) -> bool:
+    opening = _OPENING.fullmatch(text)
+    if opening is not None and any(key.startswith(opening[1]) for key in _KEYS_OF_MESSAGES):
+        return True
     first = _FIRST_KEY.match(text)
     if first is None or _parsed(text) is not None:
         return False

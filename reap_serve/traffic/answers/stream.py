@@ -12,6 +12,16 @@ from reap_serve.traffic.body import Object, is_list
 
 # Fields of a message whose pieces are joined in the order of the stream.
 _TEXT_FIELDS = ("content", "reasoning", "reasoning_content", "refusal")
+_ANTHROPIC_EVENTS = (
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "message_delta",
+    "message_stop",
+    "ping",
+    "error",
+)
 _ENDED_RESPONSES = ("response.completed", "response.incomplete")
 
 
@@ -62,9 +72,7 @@ def _is_event(value: JsonValue) -> bool:
     choices = value.get("choices")
     if is_list(choices) and any(isinstance(item, Mapping) and "delta" in item for item in choices):
         return True
-    return isinstance(name, str) and (
-        name.startswith("response.") or name in ("message_start", "content_block_delta", "message_stop", "ping")
-    )
+    return isinstance(name, str) and (name.startswith("response.") or name in _ANTHROPIC_EVENTS)
 
 
 def assembled(events: Iterable[Object]) -> Object:
