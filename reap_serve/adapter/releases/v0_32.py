@@ -1,0 +1,289 @@
+"""Every name of vLLM 0.32 that is used here, private ones too. Other releases are told by their differences from it."""
+
+from __future__ import annotations
+
+from reap_serve.adapter.releases.names import ClassNames, FunctionNames, Release, TextName, ValueName
+
+_MOE = "vllm.model_executor.layers.fused_moe"
+_PROTOCOLS = "vllm.entrypoints.openai"
+
+LAYERS = (
+    ClassNames(
+        "vllm.model_executor.custom_op",
+        "PluggableLayer",
+        methods={"register_oot": ("cls", "_decorated_layer_cls", "name")},
+    ),
+    ValueName("vllm.model_executor.custom_op", "op_registry_oot"),
+    ClassNames(
+        f"{_MOE}.runner.moe_runner",
+        "MoERunner",
+        attributes=(
+            "layer_id",
+            "layer_name",
+            "moe_config",
+            "routed_experts",
+            "routed_output_transform",
+            "routed_scaling_factor",
+            "router",
+            "_forward_entry",
+            "_shared_experts",
+        ),
+        methods={"_select_forward": ("self",)},
+    ),
+    TextName(f"{_MOE}.runner.moe_runner", "moe_forward"),
+    TextName(f"{_MOE}.runner.moe_runner", "moe_forward_shared"),
+    ClassNames(f"{_MOE}.runner.moe_runner_interface", "MoERunnerInterface"),
+    ClassNames("vllm.model_executor.models.transformers.moe", "TransformersMoERunner"),
+    ClassNames(
+        f"{_MOE}.routed_experts",
+        "RoutedExperts",
+        attributes=(
+            "apply_router_weight_on_input",
+            "expert_map",
+            "e_score_correction_bias",
+            "layer_name",
+            "quant_method",
+        ),
+        methods={
+            "forward_modular": ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
+            "get_expert_mapping": ("self",),
+            "load_weights": ("self", "weights"),
+        },
+    ),
+    TextName(f"{_MOE}.unquantized_fused_moe_method", "w13_weight"),
+    TextName(f"{_MOE}.unquantized_fused_moe_method", "w2_weight"),
+    ClassNames(
+        f"{_MOE}.config",
+        "FusedMoEConfig",
+        attributes=("experts_per_token", "in_dtype", "num_logical_experts", "tp_size"),
+    ),
+    ClassNames(
+        f"{_MOE}.fused_moe_method_base",
+        "FusedMoEMethodBase",
+        attributes=("is_monolithic", "moe_kernel"),
+        methods={"apply": ("self", "layer", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input")},
+    ),
+    ClassNames(f"{_MOE}.modular_kernel", "FusedMoEKernel", attributes=("fused_experts",)),
+    ClassNames(f"{_MOE}.runner.shared_experts", "SharedExperts", methods={"forward": ("self",)}),
+    ClassNames(f"{_MOE}.runner.shared_experts", "SharedExpertsOrder", attributes=("MK_INTERNAL_OVERLAPPED",)),
+)
+
+KERNELS = (
+    ClassNames(
+        f"{_MOE}.experts.cpu_moe",
+        "CPUUnquantizedExperts",
+        attributes=("isa", "_use_zentorch"),
+        methods={"apply": ("self", "output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation")},
+    ),
+    *(
+        ClassNames(f"{_MOE}.experts.cpu_moe", name, methods={"_supports_current_device": ()})
+        for name in ("CPUExpertsFp8", "CPUExpertsInt4", "CPUExpertsMxfp4")
+    ),
+    ClassNames(f"{_MOE}.experts.triton_moe", "TritonExperts", methods={"moe_sum": ("self", "input", "output")}),
+    ClassNames(f"{_MOE}.experts.marlin_moe", "MarlinExperts", methods={"moe_sum": ("self", "input", "output")}),
+    ClassNames(f"{_MOE}.experts.marlin_moe", "BatchedMarlinExperts"),
+)
+
+ROUTERS = (
+    ClassNames(
+        f"{_MOE}.router.base_router",
+        "BaseRouter",
+        attributes=("global_num_experts",),
+        methods={"_compute_routing": ("self", "hidden_states", "router_logits", "indices_type", "input_ids")},
+    ),
+    ClassNames(
+        f"{_MOE}.router.cpu_router",
+        "CPURouter",
+        attributes=(
+            "custom_routing_function",
+            "e_score_correction_bias",
+            "scoring_func",
+            "use_grouped_topk",
+            "_hash_indices_table",
+        ),
+    ),
+    ClassNames(
+        f"{_MOE}.router.fused_topk_bias_router",
+        "FusedTopKBiasRouter",
+        attributes=("e_score_correction_bias", "_hash_indices_table"),
+    ),
+    ClassNames(f"{_MOE}.router.grouped_topk_router", "GroupedTopKRouter", attributes=("e_score_correction_bias",)),
+    ClassNames(f"{_MOE}.router.custom_routing_router", "CustomRoutingRouter", attributes=("custom_routing_function",)),
+    ClassNames(f"{_MOE}.router.zero_expert_router", "ZeroExpertRouter"),
+)
+
+STEPS = (
+    ClassNames(
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner",
+        attributes=("device", "input_batch", "model", "model_memory_usage", "vllm_config"),
+        methods={
+            "load_model": ("self", "load_dummy_weights"),
+            "execute_model": ("self", "scheduler_output", "intermediate_tensors"),
+            "_prepare_inputs": ("self", "scheduler_output", "num_scheduled_tokens"),
+            "shutdown": ("self",),
+        },
+    ),
+    ClassNames("vllm.v1.worker.cpu_model_runner", "CPUModelRunner", methods={"load_model": ("self",)}),
+    ClassNames("vllm.v1.worker.gpu_input_batch", "InputBatch", attributes=("num_computed_tokens_cpu", "req_ids")),
+    ClassNames("vllm.v1.worker.worker_base", "WorkerBase", attributes=("model_runner",)),
+    ClassNames(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        attributes=(
+            "finished_req_ids",
+            "num_scheduled_tokens",
+            "scheduled_cached_reqs",
+            "scheduled_new_reqs",
+            "total_num_scheduled_tokens",
+        ),
+    ),
+    ClassNames(
+        "vllm.v1.core.sched.output", "NewRequestData", attributes=("prompt_token_ids", "req_id", "sampling_params")
+    ),
+    ClassNames("vllm.v1.core.sched.output", "CachedRequestData", attributes=("resumed_req_ids",)),
+    ClassNames("vllm.forward_context", "ForwardContext", attributes=("no_compile_layers",)),
+    FunctionNames("vllm.forward_context", "get_forward_context"),
+    FunctionNames("vllm.distributed.parallel_state", "cleanup_dist_env_and_memory"),
+    FunctionNames("vllm.distributed.parallel_state", "get_tensor_model_parallel_rank"),
+    FunctionNames("vllm.distributed.communication_op", "tensor_model_parallel_all_reduce", ("input_",)),
+)
+
+# The second model runner, which a GPU alone uses; its class has the first one's name, so its module is named by it.
+SECOND_RUNNER = (
+    ClassNames(
+        "vllm.v1.worker.gpu.model_runner",
+        "GPUModelRunner",
+        attributes=("device", "model", "model_memory_usage", "vllm_config"),
+        methods={
+            "load_model": ("self", "load_dummy_weights"),
+            "execute_model": ("self", "scheduler_output"),
+            "prepare_inputs": ("self", "scheduler_output"),
+            "shutdown": ("self",),
+        },
+    ),
+    ClassNames(
+        "vllm.v1.worker.gpu.input_batch",
+        "InputBatch",
+        attributes=("num_computed_tokens_np", "num_scheduled_tokens", "req_ids"),
+    ),
+)
+
+CONFIGURATION = (
+    FunctionNames("vllm.config", "get_current_vllm_config"),
+    ClassNames(
+        "vllm.config",
+        "VllmConfig",
+        attributes=(
+            "additional_config",
+            "cache_config",
+            "compilation_config",
+            "device_config",
+            "model_config",
+            "parallel_config",
+            "scheduler_config",
+            "speculative_config",
+        ),
+    ),
+    ClassNames("vllm.config", "CacheConfig", attributes=("kv_cache_size_tokens",)),
+    ClassNames(
+        "vllm.config",
+        "CompilationConfig",
+        attributes=("cudagraph_mode", "custom_ops", "max_cudagraph_capture_size", "mode", "static_forward_context"),
+    ),
+    ClassNames("vllm.config", "DeviceConfig", attributes=("device_type",)),
+    ClassNames("vllm.config", "ModelConfig", attributes=("dtype", "hf_config", "max_model_len", "model", "revision")),
+    ClassNames(
+        "vllm.config",
+        "ParallelConfig",
+        attributes=(
+            "data_parallel_size",
+            "enable_eplb",
+            "pipeline_parallel_size",
+            "tensor_parallel_size",
+            "_api_process_rank",
+        ),
+    ),
+    ClassNames("vllm.config", "SchedulerConfig", attributes=("max_num_batched_tokens",)),
+    ClassNames("vllm.config", "CompilationMode", attributes=("NONE",)),
+    ClassNames("vllm.config", "CUDAGraphMode", attributes=("NONE",)),
+    ValueName("vllm.platforms", "current_platform"),
+    ClassNames(
+        "vllm.platforms.interface",
+        "Platform",
+        attributes=("device_type",),
+        methods={"is_cpu": ("self",), "get_attn_backend_cls": ("cls", "selected_backend", "attn_selector_config")},
+    ),
+)
+
+SERVER = (
+    FunctionNames("vllm.entrypoints.cli.serve", "cmd_init"),
+    ClassNames(
+        "vllm.entrypoints.cli.serve",
+        "ServeSubcommand",
+        methods={"cmd": ("args",), "subparser_init": ("self", "subparsers"), "validate": ("self", "args")},
+    ),
+    FunctionNames("vllm.entrypoints.serve.utils.api_utils", "cli_env_setup"),
+    FunctionNames("vllm.logger", "configure_logging_from_args", ("args",)),
+    ClassNames("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
+    ClassNames(
+        "vllm.v1.engine.async_llm",
+        "AsyncLLM",
+        attributes=("input_processor", "vllm_config"),
+        methods={
+            "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
+            "generate": ("self", "prompt", "sampling_params"),
+            "shutdown": ("self",),
+        },
+    ),
+    ClassNames(
+        "vllm.v1.engine.input_processor",
+        "InputProcessor",
+        attributes=("process_inputs_async", "renderer"),
+        methods={"process_inputs": ("self", "request_id", "prompt", "params")},
+    ),
+    ClassNames("vllm.renderers", "BaseRenderer", attributes=("_executor",)),
+    ClassNames("vllm.v1.engine", "EngineCoreRequest", attributes=("cache_salt", "sampling_params")),
+    FunctionNames("vllm.utils.async_utils", "make_async", ("func", "executor")),
+    ClassNames("vllm.exceptions", "VLLMValidationError"),
+    ClassNames(
+        f"{_PROTOCOLS}.chat_completion.protocol", "ChatCompletionRequest", methods={"to_sampling_params": ("self",)}
+    ),
+    ClassNames(f"{_PROTOCOLS}.completion.protocol", "CompletionRequest", methods={"to_sampling_params": ("self",)}),
+    ClassNames(f"{_PROTOCOLS}.responses.protocol", "ResponsesRequest", methods={"to_sampling_params": ("self",)}),
+    FunctionNames("vllm.benchmarks.serve", "add_cli_args", ("parser",)),
+    FunctionNames("vllm.benchmarks.serve", "main", ("args",)),
+)
+
+OFFLINE = (
+    ClassNames(
+        "vllm",
+        "LLM",
+        attributes=("llm_engine", "model_config"),
+        methods={
+            "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
+            "generate": ("self", "prompts", "sampling_params"),
+            "get_tokenizer": ("self",),
+            "_preprocess_chat_one": ("self", "conversation", "chat_template"),
+        },
+    ),
+    ClassNames("vllm.v1.engine.llm_engine", "LLMEngine", attributes=("engine_core", "vllm_config")),
+    ClassNames("vllm.v1.engine.core_client", "EngineCoreClient", methods={"shutdown": ("self",)}),
+    ClassNames("vllm", "SamplingParams", attributes=("detokenize", "extra_args", "max_tokens", "temperature")),
+)
+
+# What the probes of known defects run.
+PROBED = (
+    ClassNames(
+        "vllm.model_executor.layers.rotary_embedding.base",
+        "RotaryEmbedding",
+        methods={"forward_cpu": ("self", "positions", "query", "key")},
+    ),
+    ClassNames("vllm.model_executor.models.laguna", "LagunaModel", attributes=("hf_to_vllm_mapper",)),
+    FunctionNames("vllm.utils.import_utils", "resolve_obj_by_qualname", ("qualname",)),
+)
+
+V0_32 = Release(
+    "0.32",
+    (*LAYERS, *KERNELS, *ROUTERS, *STEPS, *SECOND_RUNNER, *CONFIGURATION, *SERVER, *OFFLINE, *PROBED),
+)

@@ -1,0 +1,19 @@
+"""vLLM 0.33: it has no CPU wheel and pins another torch, so its names are checked here and its engine was never run."""
+
+from __future__ import annotations
+
+from reap_serve.adapter.releases.names import ClassNames, FunctionNames
+from reap_serve.adapter.releases.v0_32 import V0_32
+
+V0_33 = V0_32.derive(
+    "0.33",
+    moved={"cli_env_setup": "vllm.entrypoints.common.startup"},
+    added=(
+        # It rewrites the chosen experts inside its own `forward_modular`: refused.
+        ClassNames("vllm.model_executor.layers.fused_moe.expert_substitution", "SubstitutedRoutedExperts"),
+        # A model of the Transformers backend routes by it on a plain `MoERunner`: such a layer routes in the model.
+        FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router"),
+        FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router_precomputed"),
+    ),
+    tested=False,
+)

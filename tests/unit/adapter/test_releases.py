@@ -1,0 +1,273 @@
+"""The tables of vLLM's names: they are whole, the installed release has them, and what is missing is named."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from reap_serve.adapter import plugin, seams
+from reap_serve.adapter.releases import check
+from reap_serve.adapter.releases.check import RELEASES, release_of, release_problems
+from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, Release, TextName, ValueName
+from reap_serve.adapter.releases.sources import MissingNameError, Sources
+from reap_serve.errors import EngineError
+
+ADAPTER = Path(check.__file__).parents[1]
+# A folder that holds the `vllm` of an unpacked wheel, which need not run here.
+SOURCES_VARIABLE = "REAP_SERVE_VLLM_SOURCES"
+
+FILES = {
+    "vllm/__init__.py": """
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from vllm.runner import Runner
+""",
+    "vllm/base.py": """
+class Base:
+    field: int
+    def method(self, first, second=None, *, third): ...
+    def overridden(self, old): ...
+    def __init__(self):
+        if True:
+            self.late, self.pair = 1, 2
+        self.read.something = 3
+""",
+    "vllm/runner.py": """
+import torch
+from . import base as parts
+try:
+    from .base import Base as Alias
+except ImportError:
+    pass
+LIMIT = 3
+class Runner(parts.Base, torch.nn.Module):
+    NONE = 0
+    @property
+    def made(self): ...
+    def overridden(self, new): ...
+class Second(Alias): ...
+def function(name, *, other): ...
+register("operator_name")
+""",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small vLLM."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_members_are_those_of_all_base_classes_and_of_self(folder: Path) -> None:
+    members = Sources(folder).members("vllm", "Runner")
+    assert members.attributes == {"field", "late", "pair", "NONE", "made"}
+    assert members.methods["method"] == ("self", "first", "second", "third")
+    assert members.methods["overridden"] == ("self", "new")
+    assert "something" not in members, "that is set on another object"
+    assert "late" in Sources(folder).members("vllm.runner", "Second")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problems"),
+    [
+        (ClassNames("vllm", "Runner", ("field", "made"), {"method": ("self", "first")}), []),
+        (ClassNames("vllm.runner", "Runner", ("field", "_gone")), ["Runner has no _gone"]),
+        (ClassNames("vllm.runner", "Runner", methods={"_run": ("self",)}), ["Runner has no _run"]),
+        (
+            ClassNames("vllm.runner", "Runner", methods={"method": ("self", "second")}),
+            ["Runner.method takes ('self', 'first', 'second', 'third'), expected ('self', 'second')"],
+        ),
+        (ClassNames("vllm.runner", "Third"), ["vllm.runner has no Third"]),
+        (ClassNames("vllm.nowhere", "Third"), ["there is no module vllm.nowhere"]),
+        (FunctionNames("vllm.runner", "function", ("name", "other")), []),
+        (
+            FunctionNames("vllm.runner", "function", ("other",)),
+            ["function takes ('name', 'other'), expected ('other',)"],
+        ),
+        (FunctionNames("vllm.runner", "LIMIT"), ["vllm.runner.LIMIT is no function"]),
+        (ClassNames("vllm.runner", "LIMIT"), ["vllm.runner.LIMIT is no class"]),
+        (ValueName("vllm.runner", "LIMIT"), []),
+        (ValueName("vllm.runner", "LEAST"), ["vllm.runner has no LEAST"]),
+        (TextName("vllm.runner", "operator_name"), []),
+        (TextName("vllm.runner", "operator"), ['vllm.runner does not name "operator"']),
+    ],
+)
+def test_what_is_not_as_the_table_says_is_named(folder: Path, entry: Entry, problems: list[str]) -> None:
+    assert release_problems(Release("0.0", (entry,)), folder) == problems
+
+
+def test_names_are_not_looked_for_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("from vllm.one import Thing")
+    (tmp_path / "vllm" / "one.py").write_text("from vllm import Thing")
+    with pytest.raises(MissingNameError, match="has no Thing"):
+        Sources(tmp_path).find("vllm", "Thing")
+
+
+def test_a_release_is_told_by_its_differences() -> None:
+    first = Release("1.0", (FunctionNames("vllm.a", "f", ("x",)), TextName("vllm.a", "f")))
+    second = first.derive("1.1", moved={"f": "vllm.b"}, added=(ValueName("vllm.b", "v"),))
+    assert second.names == (
+        FunctionNames("vllm.b", "f", ("x",)),
+        TextName("vllm.a", "f"),
+        ValueName("vllm.b", "v"),
+    )
+    assert (first.module_of("f"), second.module_of("f")) == ("vllm.a", "vllm.b")
+    with pytest.raises(AssertionError, match="no entry is called g"):
+        first.derive("1.2", moved={"g": "vllm.b"})
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("0.31.0", "0.31"), ("0.32.3", "0.32"), ("0.33.0rc1+cpu", "0.33"), ("0.3.1", None), ("0.320.1", None)],
+)
+def test_a_version_finds_its_table(version: str, release: str | None) -> None:
+    found = release_of(version)
+    assert (None if found is None else found.version) == release
+
+
+def test_the_installed_vllm_has_every_name() -> None:
+    pytest.importorskip("vllm")
+    assert check.installed_release().tested, "the tests run it"
+    assert check.installed_problems() == ()
+
+
+def test_an_unpacked_vllm_has_every_name() -> None:
+    folder = os.environ.get(SOURCES_VARIABLE)
+    if not folder:
+        pytest.skip(f"{SOURCES_VARIABLE} names no folder with another vllm")
+    (metadata,) = Path(folder).glob("vllm*.dist-info")
+    release = release_of(metadata.name.split("-")[1])
+    assert release is not None, f"no table is for {metadata.name}"
+    assert release_problems(release, Path(folder)) == []
+    # The differences are real: the neighbour's table does not fit.
+    others = [other for other in RELEASES.values() if other.names != release.names]
+    assert others
+    assert all(release_problems(other, Path(folder)) for other in others)
+
+
+def vllm_imports(path: Path) -> set[str]:
+    """Names that a file imports from vLLM, as `module:name`."""
+    return {
+        f"{node.module}:{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm"
+        for alias in node.names
+    }
+
+
+def defined_names(folder: Path) -> set[str]:
+    """Functions, classes, attributes and slots that the files of a folder define."""
+    found: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found |= {node.attr} if isinstance(node.value, ast.Name) and node.value.id == "self" else set()
+    return found
+
+
+def test_what_the_adapter_imports_stands_in_the_table() -> None:
+    names = {entry.name for entry in RELEASES["0.32"].names if not isinstance(entry, TextName)}
+    names |= {entry.name for entry in RELEASES["0.33"].names if not isinstance(entry, TextName)}
+    modules = {entry.module.rpartition(".")[2] for entry in RELEASES["0.32"].names}
+    imported = {each for path in ADAPTER.rglob("*.py") for each in vllm_imports(path)}
+    assert imported
+    assert {each for each in imported if each.partition(":")[2] not in names | modules} == set()
+
+
+def test_private_names_of_vllm_stand_in_the_table() -> None:
+    known = {
+        name
+        for release in RELEASES.values()
+        for entry in release.names
+        for name in ((*entry.attributes, *entry.methods) if isinstance(entry, ClassNames) else ())
+    }
+    own = defined_names(ADAPTER)
+    used = {
+        node.attr
+        for path in ADAPTER.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls") and node.attr in own)
+    }
+    assert "_forward_entry" in used
+    # The namespace of vLLM's C++ operators.
+    assert used - known == {"_C"}
+
+
+@pytest.fixture
+def misfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installed vLLM lacks a name."""
+    monkeypatch.setattr(seams, "installed_problems", lambda: ("MoERunner has no _forward_entry",))
+
+
+def test_commands_refuse_a_vllm_that_does_not_fit(misfit: None) -> None:
+    with pytest.raises(EngineError, match=r"MoERunner has no _forward_entry; install vLLM 0\.31 or 0\.32 or 0\.33"):
+        seams.require_seams()
+
+
+class Runner:
+    """A model runner that was never observed."""
+
+    def __init__(self, additional: object) -> None:
+        self.vllm_config = SimpleNamespace(additional_config=additional)
+        self.loaded = False
+
+    def load_model(self) -> None:
+        self.loaded = True
+
+
+def test_an_engine_that_asks_for_observation_is_refused_in_a_vllm_that_does_not_fit(
+    misfit: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Observed(Runner):
+        pass
+
+    module: Any = ModuleType("vllm_runner_of_a_test")
+    module.Observed = Observed
+    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    monkeypatch.setattr(seams, "LOADERS", (("no_such_module", "Runner"), (module.__name__, "Observed")))
+    plugin.register()
+    plain = Observed({})
+    plain.load_model()
+    assert plain.loaded
+    with pytest.raises(EngineError, match="MoERunner has no _forward_entry"):
+        Observed({seams.CONFIG_KEY: {}}).load_model()
+
+
+def test_a_vllm_without_a_place_to_refuse_is_told_in_the_log(
+    misfit: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(seams, "LOADERS", (("no_such_module", "Runner"),))
+    with caplog.at_level(logging.ERROR, "reap_serve"):
+        plugin.register()
+    assert [record.message for record in caplog.records] == [
+        "nothing is observed: vLLM does not fit: MoERunner has no _forward_entry"
+    ]
+
+
+def test_every_entry_of_a_table_is_looked_at(folder: Path) -> None:
+    """A table whose every name was taken away has a problem for each."""
+    broken: Callable[[Entry], Entry] = lambda entry: (  # noqa: E731
+        TextName(entry.module, f"{entry.text}_gone")
+        if isinstance(entry, TextName)
+        else dataclasses.replace(entry, name=f"{entry.name}Gone")
+    )
+    table = RELEASES["0.32"]
+    problems = release_problems(Release("0.32", tuple(map(broken, table.names))), folder)
+    assert len(problems) == len(table.names)
