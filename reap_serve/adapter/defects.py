@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reap_serve.adapter import probes
+from reap_serve.adapter.releases.check import installed_release
 from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import ArchitectureError, EngineError
 from reap_serve.records import JsonValue
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-PATCH_FOLDER = "patches/vllm-0.32"
 ROTARY_FAMILIES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "lfm2_moe")
 
 
@@ -51,8 +51,8 @@ class Defect:
 
     @property
     def patch_file(self) -> str | None:
-        """The patch's path in the repository."""
-        return None if self.patch is None else f"{PATCH_FOLDER}/{self.patch}.patch"
+        """The patch for the installed vLLM, by its path in the repository."""
+        return None if self.patch is None else f"{installed_release().patches}/{self.patch}.patch"
 
 
 SIGMOID = Defect(

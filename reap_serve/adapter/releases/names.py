@@ -59,7 +59,6 @@ class Release:
         version: Major and minor.
         names: All that is used of it.
         tested: Whether the tests run it; the names of the others are checked against their sources alone.
-        patches: Folder of its patches, below the repository.
     """
 
     version: str
@@ -68,6 +67,7 @@ class Release:
 
     @property
     def patches(self) -> str:
+        """Folder of its patches, below the repository."""
         return f"patches/vllm-{self.version}"
 
     def derive(

@@ -42,6 +42,6 @@ def test_stock_and_patched(tmp_path: Path) -> None:
     stock = defects("")
     patched = defects(str(patched_package(sorted(RELEASE.glob("*.patch")), tmp_path)))
     assert {name: patch for name, patch in stock.items() if patch is not None} == {
-        name: f"patches/vllm-0.32/{patch}.patch" for name, patch in MENDED_BY.items()
+        name: f"patches/{RELEASE.name}/{patch}.patch" for name, patch in MENDED_BY.items()
     }
     assert patched == {name: patch for name, patch in stock.items() if patch is None}

@@ -75,7 +75,7 @@ def test_it_is_refused_with_its_patch_and_right_with_it(name: str, tmp_path: Pat
     assert stock.returncode == 1
     (line,) = [line for line in stock.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: {name} cannot be observed")
-    assert re.findall(r"patches/vllm-0\.32/([\w-]+)\.patch", line) == NAMED[name]
+    assert re.findall(rf"patches/{RELEASE.name}/([\w-]+)\.patch", line) == NAMED[name]
     assert "Traceback" not in stock.stderr
     assert not output.exists()
     mended = observe(model, output, patched)

