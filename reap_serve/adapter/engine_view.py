@@ -1,4 +1,4 @@
-"""What observation reads of a running vLLM 0.32 engine: its layers, their kernels, its configuration.
+"""What observation reads of a running engine: its layers, their kernels, its configuration.
 
 What observation changes in vLLM, and the check that this vLLM fits, stand in `seams`.
 """
@@ -36,7 +36,10 @@ def max_rows(vllm_config: VllmConfig) -> int:
 
 
 def captures_graphs(vllm_config: VllmConfig) -> bool:
-    """Whether the engine captures its forward passes in CUDA graphs."""
+    """Whether steps are replayed from captured CUDA graphs, in which no Python runs.
+
+    A mode that vLLM has not settled (None) may become one with graphs, so it counts as one.
+    """
     from vllm.config import CUDAGraphMode
     from vllm.platforms import current_platform
 
@@ -61,8 +64,8 @@ def kernel_name(layer: MoERunner) -> str:
     """Class of the kernel that runs a layer's experts, with its instruction set on a CPU."""
     kernel = layer.routed_experts.quant_method.moe_kernel
     experts = layer.routed_experts.quant_method if kernel is None else kernel.fused_experts
-    instructions = getattr(experts, "isa", None)
-    return type(experts).__name__ + (f" ({instructions})" if instructions else "")
+    on_cpu = cpu_kernel(layer)
+    return type(experts).__name__ + (f" ({on_cpu.isa})" if on_cpu is not None else "")
 
 
 def reducing_kernel(layer: MoERunner) -> object | None:
@@ -162,20 +165,24 @@ def kv_cache_tokens(vllm_config: VllmConfig) -> int | None:
     return None if tokens is None else int(tokens)
 
 
-def replays_graphs(vllm_config: VllmConfig) -> bool:
-    """Whether steps are replayed from captured graphs, in which no Python runs."""
-    from vllm.config import CUDAGraphMode
-    from vllm.platforms import current_platform
-
-    mode = vllm_config.compilation_config.cudagraph_mode
-    return not current_platform.is_cpu() and mode not in (None, CUDAGraphMode.NONE)
-
-
 def routes_in_model(layer: MoERunner) -> bool:
-    """Whether the Transformers model routes by itself and hands the chosen weights over as logits."""
+    """Whether the Transformers model routes by itself, so that what vLLM calls logits are none.
+
+    Either it hands over the weights that it chose, by a layer class of its own, or its router is called from within a
+    custom routing function, which gets the hidden states in the logits' place.
+    """
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+    from vllm.model_executor.layers.fused_moe.router.custom_routing_router import CustomRoutingRouter
     from vllm.model_executor.models.transformers.moe import TransformersMoERunner
 
-    return isinstance(layer, TransformersMoERunner)
+    if isinstance(layer, TransformersMoERunner):
+        return True
+    if not isinstance(layer.router, (CPURouter, CustomRoutingRouter)):
+        return False
+    function = layer.router.custom_routing_function
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function is not None and function.__module__ == TransformersMoERunner.__module__
 
 
 def current_layer(name: str) -> MoERunner:

@@ -37,7 +37,7 @@ def _naming_slices(to_sampling_params: Any) -> Any:
     @functools.wraps(to_sampling_params)
     def named(self: Any, *arguments: Any, **keywords: Any) -> Any:
         parameters = to_sampling_params(self, *arguments, **keywords)
-        metadata = getattr(self, "metadata", None)
+        metadata = _metadata(self)
         if isinstance(metadata, Mapping) and metadata.get(SLICE_ARGUMENT) is not None:
             if not is_slice_name(metadata[SLICE_ARGUMENT]):
                 field = f"metadata.{SLICE_ARGUMENT}"
@@ -48,3 +48,10 @@ def _naming_slices(to_sampling_params: Any) -> Any:
 
     vars(named)["reap_slices"] = True
     return named
+
+
+def _metadata(request: Any) -> object:
+    """The body's metadata: a field of the responses' requests, among the fields that the others do not know."""
+    if "metadata" in type(request).model_fields:
+        return request.metadata
+    return (request.model_extra or {}).get("metadata")

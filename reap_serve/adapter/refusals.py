@@ -55,6 +55,8 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
 
 
 def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+    from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
     from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
     from vllm.platforms import current_platform
 
@@ -68,7 +70,7 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         )
     if isinstance(router, ZeroExpertRouter):
         raise EngineError(f"{name} has zero experts, which have no output norm", "this family cannot be observed")
-    if getattr(router, "_hash_indices_table", None) is not None:
+    if isinstance(router, (CPURouter, FusedTopKBiasRouter)) and router._hash_indices_table is not None:
         raise EngineError(f"{name} routes by a hash of the token", "hash-routed layers cannot be pruned by saliency")
     if layer.routed_output_transform is not None:
         raise EngineError(

@@ -61,6 +61,16 @@ def add_tap(layer: MoERunner) -> None:
     experts.register_buffer("reap_anchor", torch.zeros(1, dtype=torch.float32), persistent=False)
 
 
+def is_tapped(module: torch.nn.Module) -> bool:
+    """Whether a layer, or its routed experts, has room for a tap."""
+    return "reap_experts" in vars(module) or plain_class(module) is not type(module)
+
+
+def plain_class(experts: torch.nn.Module) -> Any:
+    """The class that vLLM gave to routed experts."""
+    return getattr(type(experts), "reap_plain_class", type(experts))
+
+
 def connect(layer: MoERunner, tap: Tap) -> None:
     """Sets the tap of a layer whose weights are in place, and which nothing has compiled yet."""
     experts = layer.routed_experts
@@ -71,7 +81,7 @@ def connect(layer: MoERunner, tap: Tap) -> None:
         layer._forward_entry = engine_view.opaque_forward(layer)
     elif tap.moment is Moment.AFTER:
         # `tap_kernel` shows it the calls.
-        experts.__class__ = getattr(type(experts), "reap_plain_class", type(experts))
+        experts.__class__ = plain_class(experts)
 
 
 def _tapped_class(plain: Any) -> type:

@@ -101,7 +101,7 @@ def _build_shadow(
 
 
 def _graph_refusal(config: VllmConfig) -> str | None:
-    if engine_view.replays_graphs(config):
+    if engine_view.captures_graphs(config):
         return "CUDA graphs replay the routing without its Python; start vLLM with --enforce-eager"
     return None
 

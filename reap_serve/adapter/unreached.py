@@ -1,0 +1,42 @@
+"""Fused experts that no tap reaches, refused when the model is loaded: their layer would be missing without a word."""
+
+from __future__ import annotations
+
+import torch
+
+from reap_serve.adapter.tap import is_tapped, plain_class
+from reap_serve.errors import EngineError
+
+# Kernels that fuse the exchange between ranks with the experts: modules of the models, in no common class.
+MEGA_KERNEL = "MegaMoEExperts"
+
+
+def refuse_unreached(model: torch.nn.Module) -> None:
+    """Refuses a model whose statistics would lack a layer, or would be of other experts than those that were run.
+
+    Args:
+        model: As vLLM built it, its weights in place.
+
+    Raises:
+        EngineError: Names the layer and its class.
+    """
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
+
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind.endswith(MEGA_KERNEL):
+            raise EngineError(f"{name} is a {kind}, which shows nothing of its experts", "start vLLM without mega MoE")
+        if isinstance(module, (MoERunnerInterface, RoutedExperts)) and not is_tapped(module):
+            raise EngineError(
+                f"{name} is a {kind}, a layer of its own that observation does not reach",
+                "this model cannot be observed",
+            )
+        if (
+            isinstance(module, RoutedExperts)
+            and plain_class(module).forward_modular is not RoutedExperts.forward_modular
+        ):
+            raise EngineError(
+                f"{name} is a {plain_class(module).__name__}, which changes the choice of experts behind the router",
+                "start vLLM without expert substitution",
+            )
