@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows
 from reap_serve.serve.mask import EngineMasks
-from reap_serve.serve.mask_router import add_routing_hook
 
 NUM_EXPERTS, TOP_K, HIDDEN = 128, 8, 64
 ROWS = (1, 32, 512)
@@ -52,7 +52,7 @@ def measure(rows: int) -> dict[str, float]:
     )
     add_routing_hook(layer, traced=False)
     requests = Requests(max_slices=4)
-    masks = EngineMasks([layer], torch.device("cpu"), requests, drift_fraction=0.0)
+    masks = EngineMasks([RoutedLayer(layer)], torch.device("cpu"), requests, drift_fraction=0.0)
     masks.load("half", {0: tuple(range(0, NUM_EXPERTS, 2))})
     masks.load("other", {0: tuple(range(1, NUM_EXPERTS, 2))})
     for name in ("half", "other"):

@@ -6,8 +6,10 @@ import platform
 from importlib import metadata
 
 from reap_serve import __version__
-from reap_serve.adapter import engine_view, seams
+from reap_serve.adapter import engine_view
 from reap_serve.adapter.defects import Defect, present_defects
+from reap_serve.adapter.fit import fit_problems
+from reap_serve.adapter.releases.check import vllm_version
 from reap_serve.adapter.self_test import SelfTest, self_test
 from reap_serve.record.settings import RecorderName
 from reap_serve.records import Record
@@ -63,8 +65,8 @@ def examine() -> Examination:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    problems = tuple(seams.seam_problems())
-    device = engine_view.device_type() if seams.vllm_version() is not None else None
+    problems = tuple(fit_problems())
+    device = engine_view.device_type() if vllm_version() is not None else None
     tests: tuple[SelfTest, ...] = ()
     if not problems and device is not None:
         tests = tuple(self_test(recorder, read_kernel_rows=reading) for recorder, reading in USABLE_ON_CPU)

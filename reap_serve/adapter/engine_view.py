@@ -1,6 +1,6 @@
 """What observation reads of a running engine: its layers, their kernels, its configuration.
 
-What observation changes in vLLM, and the check that this vLLM fits, stand in `seams`.
+What is put into vLLM stands in `seams`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from reap_serve.adapter.operators import StandIn
-from reap_serve.adapter.seams import vllm_version
+from reap_serve.adapter.releases.check import vllm_version
 from reap_serve.record.recorder import LayerFacts
 from reap_serve.records import JsonValue
 from reap_serve.traffic.refusal import RefusedRecordError
@@ -152,17 +152,6 @@ def engine_header(vllm_config: VllmConfig) -> dict[str, str]:
         "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
         "device": str(vllm_config.device_config.device_type),
     }
-
-
-def api_server_rank(vllm_config: VllmConfig) -> int:
-    """Which of the API servers in front of one engine this process is, from 0."""
-    return max(0, int(vllm_config.parallel_config._api_process_rank))
-
-
-def kv_cache_tokens(vllm_config: VllmConfig) -> int | None:
-    """Tokens that the KV cache holds, right for hybrid models too; None before vLLM knows."""
-    tokens = vllm_config.cache_config.kv_cache_size_tokens
-    return None if tokens is None else int(tokens)
 
 
 def routes_in_model(layer: MoERunner) -> bool:

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reap_serve.adapter import engine_view, seams
+from reap_serve.adapter import engine_view
 from reap_serve.adapter.defects import refuse_misrouted_family
+from reap_serve.adapter.fit import require_fit
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
 from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
-from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
 from reap_serve.record.snapshot import RankSums, join_ranks
 from reap_serve.records import JsonValue, provenance
 from reap_serve.statistics.merge import join_batches
@@ -137,7 +138,7 @@ def require_observable(source: ModelSource) -> None:
         InputFileError: The weights are not whole.
     """
     require_whole_weights(source)
-    seams.require_seams()
+    require_fit()
     refuse_misrouted_family(source.config)
 
 
@@ -158,7 +159,7 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
         "enable_prefix_caching": False,
         # Compiling takes longer than most offline runs, and a recorder's Python does not run inside a CUDA graph.
         "enforce_eager": True,
-        "additional_config": {seams.CONFIG_KEY: settings.model_dump()},
+        "additional_config": {CONFIG_KEY: settings.model_dump()},
         "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
     }

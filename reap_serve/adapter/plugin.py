@@ -1,16 +1,20 @@
-"""Entry point of `vllm.general_plugins`: vLLM calls `register` in every process, before a model is built."""
+"""Entry point of `vllm.general_plugins`: vLLM calls `register` in every process, before a model is built.
+
+The root of an engine process, and so the one file of this package that knows of a later stage.
+"""
 
 from __future__ import annotations
 
 
 def register() -> None:
     """Installs the seams, or their refusal. Both do nothing in engines whose configuration lacks `reap_serve`."""
-    from reap_serve.adapter import seams
+    from reap_serve.adapter import fit
 
-    problems = seams.seam_problems()
+    problems = fit.fit_problems()
     if problems:
-        seams.install_refusal(problems)
+        fit.install_refusal(problems)
         return
-    from reap_serve.adapter import engine
+    from reap_serve.adapter.seams import install
+    from reap_serve.serve.engine import model_loaded
 
-    seams.install(engine.HOOKS)
+    install(model_loaded)

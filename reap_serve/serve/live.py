@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from reap_serve.adapter.routing import SkippedRouting
 from reap_serve.model import Fingerprint
 from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums, join_ranks
 from reap_serve.record.step_recorder import StepRecorder
-from reap_serve.records import provenance
+from reap_serve.records import JsonValue, provenance
 from reap_serve.serve.live_status import (
     GateMassReport,
     MaskReport,
@@ -29,7 +30,6 @@ from reap_serve.serve.live_status import (
     balance_of,
 )
 from reap_serve.serve.mask import EngineMasks
-from reap_serve.serve.mask_router import SkippedRouting
 from reap_serve.serve.shadow import EngineShadow
 from reap_serve.serve.steps import EngineSteps
 from reap_serve.shown_text import shown_logger
@@ -225,16 +225,22 @@ class LiveEngine(EngineSteps):
         age = time.monotonic() - self._written_at
         return WriterReport(directory=self._setup.directory, age_seconds=age, **dataclasses.asdict(status))
 
-    def load_plan(self, name: str, entry: PlanEntry, kept: Mapping[int, list[int]]) -> None:
-        """Loads a plan under a name.
+    def load_plan(self, name: str, entry: Mapping[str, JsonValue], kept: Mapping[int, Sequence[int]]) -> None:
+        """Loads a checked plan under a name.
+
+        Args:
+            name: Of the plan.
+            entry: Its `PlanEntry`.
+            kept: Kept experts by index of the decoder layer.
 
         Raises:
             ValueError: This engine cannot mask, or too many plans are loaded.
         """
         if self._facts.mask_refusal is not None:
             raise ValueError(self._facts.mask_refusal)
-        self.masks.load(entry.id, kept, answer_only=entry.phase == "decode")
-        self.plans[name] = entry
+        loaded = PlanEntry.model_validate(entry)
+        self.masks.load(loaded.id, kept, answer_only=loaded.phase == "decode")
+        self.plans[name] = loaded
 
     def load_masks(self, kept: Mapping[str, Mapping[int, list[int]]]) -> None:
         """Puts masks that were checked against the model in the place of all plans; they have ids and no names.

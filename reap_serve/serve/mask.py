@@ -17,22 +17,17 @@ Axes: R requests, T tokens, H hidden, E experts, D kept experts, K experts per t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from reap_serve.adapter.routing import RoutedLayer, Router
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import NewRequest, Step
 from reap_serve.serve.gate_mass import GateMass
 from reap_serve.serve.gate_watch import GateWatch
-from reap_serve.serve.mask_router import plain_routing, set_routing_hook
-
-if TYPE_CHECKING:
-    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 PLAN_ARGUMENT = "reap_plan_id"
 MAX_PLANS = 32
@@ -65,28 +60,22 @@ class LayerPlan:
         device: Where the logits are.
     """
 
-    def __init__(self, router: Any, kept: Sequence[int], num_experts: int, device: torch.device) -> None:
+    def __init__(self, router: Router, kept: Sequence[int], num_experts: int, device: torch.device) -> None:
         self._kept_D = torch.tensor(kept, dtype=torch.int64, device=device)
         self.dropped_E = torch.ones(num_experts, dtype=torch.bool, device=device)
         self.dropped_E[self._kept_D] = False
         self._router = router
-        self._compact = None if getattr(router, "custom_routing_function", None) is not None else self._pruned(router)
-
-    def _pruned(self, router: Any) -> Any:
-        pruned = copy.copy(router)
-        pruned.global_num_experts = self._kept_D.shape[0]
-        bias_E = getattr(router, "e_score_correction_bias", None)
-        if bias_E is not None:
-            pruned.e_score_correction_bias = bias_E.data[self._kept_D]
-        return pruned
+        bias_E = router.correction_bias
+        bias_D = None if bias_E is None else bias_E[self._kept_D]
+        self._compact = None if router.is_custom else router.with_experts(len(kept), bias_D)
 
     def route(
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gate weights [T, K] and expert ids [T, K] over the kept experts."""
         if self._compact is None:
-            return plain_routing(self._router, x_TH, logits_TE.masked_fill(self.dropped_E, -torch.inf), ids_dtype)
-        weights_TK, position_TK = plain_routing(self._compact, x_TH, logits_TE[:, self._kept_D], ids_dtype)
+            return self._router.route(x_TH, logits_TE.masked_fill(self.dropped_E, -torch.inf), ids_dtype)
+        weights_TK, position_TK = self._compact.route(x_TH, logits_TE[:, self._kept_D], ids_dtype)
         return weights_TK, self._kept_D[position_TK.long()].to(position_TK.dtype)
 
 
@@ -101,7 +90,7 @@ class LayerMask:
     def routed(
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
     ) -> None:
-        """See `mask_router.RoutingHook`."""
+        """See `routing.RoutingHook`."""
         self._masks.watch.see(self._position, weights_TK, expert_ids_TK)
         for group in self._masks.step:
             plan, rows = self.plans[group.plan], group.rows
@@ -130,7 +119,7 @@ class EngineMasks:
     """
 
     def __init__(
-        self, layers: Sequence[MoERunner], device: torch.device, requests: Requests, drift_fraction: float
+        self, layers: Sequence[RoutedLayer], device: torch.device, requests: Requests, drift_fraction: float
     ) -> None:
         self.step: tuple[PlanRows, ...] = ()
         self.gate_mass: dict[str, GateMass] = {}
@@ -161,12 +150,11 @@ class EngineMasks:
         if len(self.gate_mass) >= MAX_PLANS:
             raise ValueError(f"{MAX_PLANS} plans were loaded since the start")
         for layer, hook in zip(self._layers, self._hooks, strict=True):
-            experts = layer.moe_config.num_logical_experts
-            hook.plans[plan] = LayerPlan(layer.router, kept[layer.layer_id], experts, self._device)
+            hook.plans[plan] = LayerPlan(layer.router, kept[layer.index], layer.num_experts, self._device)
         if not self._hooked:
             self._hooked = True
             for layer, hook in zip(self._layers, self._hooks, strict=True):
-                set_routing_hook(layer, hook)
+                layer.set_routing_hook(hook)
         if answer_only:
             self.answer_only.add(plan)
         self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)

@@ -6,13 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reap_serve.adapter import engine_view, seams
 from reap_serve.adapter.metadata_slice import read_slices_of_metadata
+from reap_serve.adapter.server import ServedEngine
 from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.plan.record import read_plan
 from reap_serve.serve.last_flush import flush_before_shutdown
 from reap_serve.serve.link import EngineLink
-from reap_serve.serve.mask_admission import install_gate
+from reap_serve.serve.mask_admission import SALT_PREFIX, settle
 from reap_serve.serve.plan_check import ServedModel, check_plan, served_model
 from reap_serve.serve.routes import router
 from reap_serve.shown_text import shown_logger
@@ -40,11 +40,14 @@ class ReapEndpoints:
         Raises:
             ReapServeError: A plan does not fit; the server does not start.
         """
-        settings = None if engine_client is None else seams.settings_of(engine_client.vllm_config)
+        if engine_client is None:
+            return
+        engine = ServedEngine(engine_client)
+        settings = engine.settings
         if settings is None:
             return
-        link = EngineLink(engine_client, settings)
-        model = _served_model(engine_view.model_reference(engine_client.vllm_config))
+        link = EngineLink(engine, settings)
+        model = _served_model(engine.model_reference)
         await link.refresh()
         for name, path in settings.plans.items():
             if not isinstance(model, ServedModel):
@@ -55,9 +58,9 @@ class ReapEndpoints:
         if settings.mask is not None and (problem := await link.choose(settings.mask)) is not None:
             raise EngineError(problem, "name a plan among `plans`")
         read_slices_of_metadata()
-        install_gate(engine_client, link.resolve)
+        engine.install_gate(lambda arguments: settle(arguments, link.resolve), SALT_PREFIX)
         if settings.directory is not None:
-            engine_client.shutdown = flush_before_shutdown(engine_client.shutdown, link)
+            engine.before_shutdown(lambda shutdown: flush_before_shutdown(shutdown, link))
         link.start_timer()
         state.reap_link, state.reap_model = link, model
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -62,8 +63,10 @@ def serve_model(model: Path, arguments: Sequence[str] = ()) -> Iterator[RunningS
     Raises:
         EngineError: It did not come up; carries its last error line.
     """
+    from reap_serve.adapter.commands import API_SERVER_MODULE
+
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *arguments]
+    command = [sys.executable, "-m", API_SERVER_MODULE, "--model", str(model), *arguments]
     # An empty list of plugins: what is measured is stock vLLM.
     with run_server(command, {"VLLM_PLUGINS": "", **engine_environment(arguments)}, port) as server:
         yield server
@@ -94,7 +97,7 @@ def run_server(command: Sequence[str], environment: Mapping[str, str], port: int
             preexec_fn=_end_with_parent,
         )
         try:
-            _wait_until_healthy(process, url, log)
+            _wait_until_healthy(process, command, url, log)
             yield RunningServer(url, time.monotonic() - started, process.pid, _weights_resident_bytes(log))
         finally:
             _stop(process)
@@ -125,13 +128,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], command: Sequence[str], url: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise EngineError(
                 f"vLLM stopped with exit code {process.returncode} while starting: {_last_error(log)}",
-                "run `python -m vllm.entrypoints.openai.api_server --model ...` to see its whole log",
+                # Without its options, which may hold a key.
+                f"run `{shlex.join(command[:5])}` with its options to see its whole log",
             )
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
             return

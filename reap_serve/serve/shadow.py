@@ -8,22 +8,17 @@ Axes: T tokens, H hidden, E experts before pruning, D kept experts, K experts pe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from reap_serve.adapter.routing import RoutedLayer, Router
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import Step
 from reap_serve.serve.gate_mass import GateMass
-from reap_serve.serve.mask_router import plain_routing, set_routing_hook
 from reap_serve.serve.sidecar import FullRouter
 from reap_serve.shown_text import shown_logger
-
-if TYPE_CHECKING:
-    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 logger = shown_logger("reap_serve")
 
@@ -43,7 +38,7 @@ class LayerShadow:
     """
 
     def __init__(
-        self, shadow: EngineShadow, position: int, router: Any, full: FullRouter, device: torch.device
+        self, shadow: EngineShadow, position: int, router: Router, full: FullRouter, device: torch.device
     ) -> None:
         self._shadow = shadow
         self._position = position
@@ -53,21 +48,20 @@ class LayerShadow:
         self._dropped_E = torch.ones(full.weight_EH.shape[0], dtype=torch.bool, device=device)
         self._dropped_E[self._kept_D] = False
         self._checked = False
-        self._router = copy.copy(router)
-        self._router.global_num_experts = full.weight_EH.shape[0]
-        correction_D = getattr(router, "e_score_correction_bias", None)
+        correction_D, correction_E = router.correction_bias, None
         for vector_E in full.vectors_E:
             vector = vector_E.to(device)
             kept_D = vector[self._kept_D]
-            if correction_D is not None and torch.equal(kept_D.to(correction_D.dtype), correction_D.data):
-                self._router.e_score_correction_bias = vector.to(correction_D.dtype)
+            if correction_D is not None and torch.equal(kept_D.to(correction_D.dtype), correction_D):
+                correction_E = vector.to(correction_D.dtype)
             else:
                 self._bias_E = vector
+        self._router = router.with_experts(full.weight_EH.shape[0], correction_E)
 
     def routed(
         self, x_TH: torch.Tensor, logits_TE: torch.Tensor, weights_TK: torch.Tensor, expert_ids_TK: torch.Tensor
     ) -> None:
-        """See `mask_router.RoutingHook`; writes nothing."""
+        """See `routing.RoutingHook`; writes nothing."""
         slot_T = self._shadow.slots
         if slot_T is None:
             return
@@ -85,7 +79,7 @@ class LayerShadow:
                 self._shadow.give_up(f"the full router's logits differ by {difference:.3g} from the served ones")
                 return
             self._checked = True
-        weights_TK, ids_TK = plain_routing(self._router, x_TH, logits_TE.to(logits_TD.dtype), ids)
+        weights_TK, ids_TK = self._router.route(x_TH, logits_TE.to(logits_TD.dtype), ids)
         self._shadow.gate_mass.add(self._position, slot_T, weights_TK, self._dropped_E[ids_TK.long()])
 
 
@@ -102,7 +96,7 @@ class EngineShadow:
 
     def __init__(
         self,
-        layers: Sequence[MoERunner],
+        layers: Sequence[RoutedLayer],
         full: Mapping[int, FullRouter],
         device: torch.device,
         requests: Requests,
@@ -115,7 +109,7 @@ class EngineShadow:
         self._fraction = fraction
         self._random = np.random.default_rng(0)
         for position, layer in enumerate(layers):
-            set_routing_hook(layer, LayerShadow(self, position, layer.router, full[layer.layer_id], device))
+            layer.set_routing_hook(LayerShadow(self, position, layer.router, full[layer.index], device))
 
     def give_up(self, reason: str) -> None:
         """Measures no more; serving goes on."""

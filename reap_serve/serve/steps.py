@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
+from reap_serve.adapter.routing import SkippedRouting
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.serve.mask import EngineMasks
-from reap_serve.serve.mask_router import SkippedRouting
 from reap_serve.serve.shadow import EngineShadow
 
 

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, Release, TextName
 from reap_serve.adapter.releases.sources import MissingNameError, Sources, parameters_of
@@ -45,6 +46,27 @@ def installed_release() -> Release:
     if release is None:
         raise LookupError(unknown_release(version))
     return release
+
+
+@functools.cache
+def _attributes_in_table() -> frozenset[str]:
+    classes = (entry for entry in installed_release().names if isinstance(entry, ClassNames))
+    return frozenset(name for entry in classes for name in entry.attributes)
+
+
+def attribute_or_none(owner: object, name: str) -> Any:
+    """An attribute that some classes of vLLM have and others have not; None where there is none.
+
+    Args:
+        owner: An object of vLLM.
+        name: The table names it for the classes that have it, so that it cannot vanish unseen.
+
+    Raises:
+        LookupError: The table of the installed vLLM does not name it.
+    """
+    if name not in _attributes_in_table():
+        raise LookupError(f"the table of vLLM {installed_release().version} names no attribute {name}")
+    return getattr(owner, name, None)
 
 
 def unknown_release(version: str | None) -> str:

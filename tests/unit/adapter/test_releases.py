@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reap_serve.adapter import plugin, seams
+from reap_serve.adapter import fit, plugin
 from reap_serve.adapter.releases import check
 from reap_serve.adapter.releases.check import RELEASES, release_of, release_problems
 from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, Release, TextName, ValueName
@@ -213,12 +213,12 @@ def test_private_names_of_vllm_stand_in_the_table() -> None:
 @pytest.fixture
 def misfit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The installed vLLM lacks a name."""
-    monkeypatch.setattr(seams, "installed_problems", lambda: ("MoERunner has no _forward_entry",))
+    monkeypatch.setattr(fit, "installed_problems", lambda: ("MoERunner has no _forward_entry",))
 
 
 def test_commands_refuse_a_vllm_that_does_not_fit(misfit: None) -> None:
     with pytest.raises(EngineError, match=r"MoERunner has no _forward_entry; install vLLM 0\.31 or 0\.32 or 0\.33"):
-        seams.require_seams()
+        fit.require_fit()
 
 
 class Runner:
@@ -241,19 +241,19 @@ def test_an_engine_that_asks_for_observation_is_refused_in_a_vllm_that_does_not_
     module: Any = ModuleType("vllm_runner_of_a_test")
     module.Observed = Observed
     monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
-    monkeypatch.setattr(seams, "LOADERS", (("no_such_module", "Runner"), (module.__name__, "Observed")))
+    monkeypatch.setattr(fit, "LOADERS", (("no_such_module", "Runner"), (module.__name__, "Observed")))
     plugin.register()
     plain = Observed({})
     plain.load_model()
     assert plain.loaded
     with pytest.raises(EngineError, match="MoERunner has no _forward_entry"):
-        Observed({seams.CONFIG_KEY: {}}).load_model()
+        Observed({fit.CONFIG_KEY: {}}).load_model()
 
 
 def test_a_vllm_without_a_place_to_refuse_is_told_in_the_log(
     misfit: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(seams, "LOADERS", (("no_such_module", "Runner"),))
+    monkeypatch.setattr(fit, "LOADERS", (("no_such_module", "Runner"),))
     with caplog.at_level(logging.ERROR, "reap_serve"):
         plugin.register()
     assert [record.message for record in caplog.records] == [

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from routing_cases import CASES, E, layer_with
 
+from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.adapter.worker import ReapWorkerExtension
 from reap_serve.model import Fingerprint
 from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums
 from reap_serve.serve.live import LiveEngine, LiveSetup, RankFacts
 from reap_serve.serve.mask import EngineMasks
-from reap_serve.serve.mask_router import add_routing_hook
 from reap_serve.statistics.record import Layer, Window
 
 MODEL = Fingerprint(
@@ -92,7 +92,7 @@ def live_engine(
     layer = layer_with(CASES[0].make(E, torch.zeros(E)))
     add_routing_hook(layer, traced=False)
     requests = Requests(max_slices=4)
-    masks = EngineMasks([layer], torch.device("cpu"), requests, drift_fraction=1.0)
+    masks = EngineMasks([RoutedLayer(layer)], torch.device("cpu"), requests, drift_fraction=1.0)
     facts = RankFacts(mask_refusal=mask_refusal, shadow_refusal=None, weights_bytes=1000)
     return LiveEngine(requests, observer or FakeObserver(), masks, None, setup, facts)  # type: ignore[arg-type]
 

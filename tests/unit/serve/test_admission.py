@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reap_serve.adapter import server
+from reap_serve.adapter.server import AdmissionError
 from reap_serve.serve.mask import PLAN_ARGUMENT
-from reap_serve.serve.mask_admission import AdmissionError, admit
+from reap_serve.serve.mask_admission import SALT_PREFIX, ResolvePlan, settle
 
 IDS = {None: None, "base": None, "a": "id-a", "b": "id-b"}
 
@@ -18,6 +20,11 @@ IDS = {None: None, "base": None, "a": "id-a", "b": "id-b"}
 def request(arguments: dict[str, Any] | None = None, salt: str | None = None) -> Any:
     """A request as vLLM's input processor makes it."""
     return SimpleNamespace(sampling_params=SimpleNamespace(extra_args=arguments), cache_salt=salt)
+
+
+def admit(made: Any, resolve: ResolvePlan) -> None:
+    """Lets a request pass the gate."""
+    server.admit(made, lambda arguments: settle(arguments, resolve), SALT_PREFIX)
 
 
 def admitted(arguments: dict[str, Any] | None = None, salt: str | None = None) -> Any:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reap_serve.adapter.seams import CONFIG_KEY
 from reap_serve.adapter.worker import WORKER_EXTENSION, ReapWorkerExtension
 from reap_serve.errors import EngineError, RequestError
-from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
 from reap_serve.serve.command import PLUGIN_NAMES, ServerCommand, plugin_variable, server_command
 from reap_serve.serve.plan_files import named_plan_files
 

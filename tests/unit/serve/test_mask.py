@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_cases import CASES, E, H, K, RoutingCase, dense, layer_with
 
+from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve.mask import MAX_PLANS, PLAN_ARGUMENT, EngineMasks
-from reap_serve.serve.mask_router import add_routing_hook
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def masks_on(router: object, fraction: float = 1.0) -> Masked:
     """Masks of an engine with one layer."""
     layer = layer_with(router)
     add_routing_hook(layer, traced=False)
-    return Masked([layer], fraction)
+    return Masked([RoutedLayer(layer)], fraction)
 
 
 def step(masks: Masked, requests: dict[str, tuple[str | None, int]]) -> None:
@@ -127,7 +127,7 @@ def test_layers_keep_different_experts() -> None:
     layers = [layer_with(case.make(E, torch.zeros(E)), index=index) for index in (0, 2)]
     for layer in layers:
         add_routing_hook(layer, traced=False)
-    masks = Masked(layers, 0.0)
+    masks = Masked([RoutedLayer(layer) for layer in layers], 0.0)
     masks.load("p", {0: (0, 1, 2), 1: (3, 4, 5), 2: (9, 10, 11)})
     step(masks, {"a": ("p", 4)})
     chosen = [

@@ -11,6 +11,7 @@ import torch
 from routing_cases import CASES, E, H, RoutingCase, layer_with
 from safetensors.torch import save_file
 
+from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.errors import InputFileError
 from reap_serve.prune.checkpoint import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
 from reap_serve.prune.checkpoint import SIDECAR_NAME as PRUNE_SIDECAR
@@ -20,7 +21,6 @@ from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve.gate_mass import HALF_LIFE_TOKENS, GateMass
 from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
-from reap_serve.serve.mask_router import add_routing_hook
 from reap_serve.serve.shadow import EngineShadow
 from reap_serve.serve.sidecar import MANIFEST_NAME, OLD_SIDECAR_NAME, SIDECAR_NAME, FullRouter, read_sidecar
 
@@ -34,7 +34,7 @@ class Shadowed:
 
     def __init__(self, layer: Any, full: FullRouter) -> None:
         self.rows = Requests(max_slices=4)
-        self.shadow = EngineShadow([layer], {0: full}, CPU, self.rows, fraction=1.0)
+        self.shadow = EngineShadow([RoutedLayer(layer)], {0: full}, CPU, self.rows, fraction=1.0)
         self.gate_mass = self.shadow.gate_mass
 
     @property
@@ -75,7 +75,7 @@ def test_it_measures_what_the_mask_of_the_full_model_measures(case: RoutingCase)
     layer = layer_with(base)
     add_routing_hook(layer, traced=False)
     requests = Requests(max_slices=4)
-    masks = EngineMasks([layer], CPU, requests, drift_fraction=1.0)
+    masks = EngineMasks([RoutedLayer(layer)], CPU, requests, drift_fraction=1.0)
     masks.load("p", {0: case.kept})
     arguments = {"reap_slice": "code", PLAN_ARGUMENT: "p"}
     requests.add("a", 40, arguments, masks.plan_of(NewRequest("a", 40, arguments)))

@@ -1,4 +1,6 @@
-"""Where a mask meets a layer: behind the router's own computation of gate weights and expert ids.
+"""A layer's router: its computation, whole or over some experts, and where hooks see and change its choice.
+
+A hook stands behind the router's own computation of gate weights and expert ids.
 
 In eager mode, and inside vLLM's opaque `moe_forward` operator, Python runs at every step and the hook is called as it
 is. In vLLM's compiled mode on the CPU, Dynamo traces through the router, so the call becomes an operator that declares
@@ -11,6 +13,7 @@ Axes: T tokens, H hidden, E experts, K experts per token.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +21,7 @@ import torch
 
 from reap_serve.adapter import engine_view
 from reap_serve.adapter.operators import StandIn, define
+from reap_serve.adapter.releases.check import attribute_or_none
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -114,13 +118,65 @@ def _show_choices(router: Any) -> None:
         router.__class__ = _hooked_class(type(router))
 
 
-def plain_routing(
-    router: Any, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The choice of a router, or of a changed copy of it, without its hook."""
-    plain = getattr(type(router), "reap_plain_class", type(router))
-    weights_TK, ids_TK = plain._compute_routing(router, x_TH, logits_TE, ids_dtype)
-    return weights_TK, ids_TK
+class Router:
+    """A router's own computation, without its hooks.
+
+    Args:
+        router: vLLM's.
+    """
+
+    def __init__(self, router: Any) -> None:
+        self._router = router
+
+    @property
+    def correction_bias(self) -> torch.Tensor | None:
+        """What it adds to the experts' scores for the choice alone, None when it adds nothing."""
+        bias_E = attribute_or_none(self._router, "e_score_correction_bias")
+        return None if bias_E is None else bias_E.data
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether it calls a function of the model, which may hold tensors of its own by expert id."""
+        return attribute_or_none(self._router, "custom_routing_function") is not None
+
+    def with_experts(self, num_experts: int, correction_bias_E: torch.Tensor | None) -> Router:
+        """The same computation over other experts: over some of them, or over those of the model before pruning."""
+        changed = copy.copy(self._router)
+        changed.global_num_experts = num_experts
+        if correction_bias_E is not None:
+            changed.e_score_correction_bias = correction_bias_E
+        return Router(changed)
+
+    def route(
+        self, x_TH: torch.Tensor, logits_TE: torch.Tensor, ids_dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gate weights [T, K] and expert ids [T, K]."""
+        plain = getattr(type(self._router), "reap_plain_class", type(self._router))
+        weights_TK, ids_TK = plain._compute_routing(self._router, x_TH, logits_TE, ids_dtype)
+        return weights_TK, ids_TK
+
+
+class RoutedLayer:
+    """A fused MoE layer, as masks and the shadow router need it.
+
+    Args:
+        layer: vLLM's; `add_routing_hook` was called on it.
+
+    Attributes:
+        index: Index of the decoder layer.
+        num_experts: Experts of the layer, over all ranks.
+        router: Its router.
+    """
+
+    def __init__(self, layer: MoERunner) -> None:
+        self.index: int = layer.layer_id
+        self.num_experts: int = layer.moe_config.num_logical_experts
+        self.router = Router(layer.router)
+        self._layer = layer
+
+    def set_routing_hook(self, hook: RoutingHook) -> None:
+        """Shows every choice of the router to a hook from now on, after the hooks that are there."""
+        set_routing_hook(self._layer, hook)
 
 
 def _hooked_class(plain: Any) -> type:

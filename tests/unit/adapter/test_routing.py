@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from reap_serve.serve.mask_router import SkippedRouting, add_routing_hook, plain_routing, set_routing_hook
+from reap_serve.adapter.routing import Router as PlainRouter
+from reap_serve.adapter.routing import SkippedRouting, add_routing_hook, set_routing_hook
 
 X_TH = torch.zeros(1, 2)
 
@@ -45,7 +46,7 @@ def test_an_eager_router_changes_its_class_when_a_hook_is_set() -> None:
     assert type(eager.router) is Router
     set_routing_hook(eager, Second())
     assert chosen(eager.router) == 1
-    assert int(plain_routing(eager.router, X_TH, torch.zeros(1, 2), torch.int32)[1]) == 0
+    assert int(PlainRouter(eager.router).route(X_TH, torch.zeros(1, 2), torch.int32)[1]) == 0
 
 
 def test_a_traced_router_has_the_place_of_its_hook_from_the_start() -> None:
