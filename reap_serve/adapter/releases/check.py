@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, Release, TextName
+from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, ModuleName, Release, TextName
 from reap_serve.adapter.releases.sources import MissingNameError, Sources, parameters_of
 from reap_serve.adapter.releases.v0_31 import V0_31
 from reap_serve.adapter.releases.v0_32 import V0_32
@@ -110,6 +110,9 @@ def release_problems(release: Release, folder: Path) -> list[str]:
 
 
 def _entry_problems(entry: Entry, sources: Sources) -> list[str]:
+    if isinstance(entry, ModuleName):
+        sources.module(entry.module)
+        return []
     if isinstance(entry, TextName):
         named = f'"{entry.text}"' in sources.module(entry.module).text
         return [] if named else [f'{entry.module} does not name "{entry.text}"']

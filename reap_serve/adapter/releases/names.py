@@ -48,7 +48,14 @@ class TextName:
     text: str
 
 
-Entry = ClassNames | FunctionNames | ValueName | TextName
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModuleName:
+    """A module that is run as a program."""
+
+    module: str
+
+
+Entry = ClassNames | FunctionNames | ValueName | TextName | ModuleName
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class Release:
         elsewhere = dict(moved or {})
         names = []
         for entry in self.names:
-            module = None if isinstance(entry, TextName) else elsewhere.pop(entry.name, None)
+            module = None if isinstance(entry, TextName | ModuleName) else elsewhere.pop(entry.name, None)
             names.append(entry if module is None else dataclasses.replace(entry, module=module))
         assert not elsewhere, f"no entry is called {', '.join(elsewhere)}"
         return Release(version, (*names, *added), tested)
@@ -96,6 +103,6 @@ class Release:
             KeyError: The table has no such name.
         """
         for entry in self.names:
-            if not isinstance(entry, TextName) and entry.name == name:
+            if not isinstance(entry, TextName | ModuleName) and entry.name == name:
                 return entry.module
         raise KeyError(name)

@@ -171,7 +171,7 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         yield statement
         for part in ("body", "orelse", "handlers", "finalbody"):
             if isinstance(statement, ast.If | ast.Try | ast.With | ast.ExceptHandler):
-                yield from _flat(getattr(statement, part, []))
+                yield from _flat(vars(statement).get(part, []))
 
 
 def _targets(statement: ast.stmt) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reap_serve.adapter.releases.names import ClassNames, FunctionNames, Release, TextName, ValueName
+from reap_serve.adapter.releases.names import ClassNames, FunctionNames, ModuleName, Release, TextName, ValueName
 
 _MOE = "vllm.model_executor.layers.fused_moe"
 _PROTOCOLS = "vllm.entrypoints.openai"
@@ -263,13 +263,22 @@ OFFLINE = (
         methods={
             "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
             "generate": ("self", "prompts", "sampling_params"),
+            "get_default_sampling_params": ("self",),
             "get_tokenizer": ("self",),
             "_preprocess_chat_one": ("self", "conversation", "chat_template"),
         },
     ),
     ClassNames("vllm.v1.engine.llm_engine", "LLMEngine", attributes=("engine_core", "vllm_config")),
     ClassNames("vllm.v1.engine.core_client", "EngineCoreClient", methods={"shutdown": ("self",)}),
-    ClassNames("vllm", "SamplingParams", attributes=("detokenize", "extra_args", "max_tokens", "temperature")),
+    ClassNames(
+        "vllm",
+        "SamplingParams",
+        attributes=("detokenize", "extra_args", "max_tokens", "prompt_logprobs", "temperature"),
+    ),
+    ClassNames("vllm.outputs", "RequestOutput", attributes=("prompt_logprobs",)),
+    ClassNames("vllm.logprobs", "Logprob", attributes=("logprob",)),
+    ModuleName("vllm.entrypoints.cli.main"),
+    ModuleName("vllm.entrypoints.openai.api_server"),
 )
 
 # What the probes of known defects run.

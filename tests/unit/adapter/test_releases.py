@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from reap_serve.adapter import fit, plugin
 from reap_serve.adapter.releases import check
 from reap_serve.adapter.releases.check import RELEASES, release_of, release_problems
-from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, Release, TextName, ValueName
+from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, ModuleName, Release, TextName, ValueName
 from reap_serve.adapter.releases.sources import MissingNameError, Sources
 from reap_serve.errors import EngineError
 
@@ -100,6 +98,8 @@ def test_members_are_those_of_all_base_classes_and_of_self(folder: Path) -> None
         (ValueName("vllm.runner", "LIMIT"), []),
         (ValueName("vllm.runner", "LEAST"), ["vllm.runner has no LEAST"]),
         (TextName("vllm.runner", "operator_name"), []),
+        (ModuleName("vllm.runner"), []),
+        (ModuleName("vllm.runners"), ["there is no module vllm.runners"]),
         (TextName("vllm.runner", "operator"), ['vllm.runner does not name "operator"']),
     ],
 )
@@ -180,9 +180,9 @@ def defined_names(folder: Path) -> set[str]:
 
 
 def test_what_the_adapter_imports_stands_in_the_table() -> None:
-    names = {entry.name for entry in RELEASES["0.32"].names if not isinstance(entry, TextName)}
-    names |= {entry.name for entry in RELEASES["0.33"].names if not isinstance(entry, TextName)}
-    modules = {entry.module.rpartition(".")[2] for entry in RELEASES["0.32"].names}
+    entries = [entry for release in RELEASES.values() for entry in release.names]
+    names = {entry.name for entry in entries if not isinstance(entry, TextName | ModuleName)}
+    modules = {entry.module.rpartition(".")[2] for entry in entries}
     imported = {each for path in ADAPTER.rglob("*.py") for each in vllm_imports(path)}
     assert imported
     assert {each for each in imported if each.partition(":")[2] not in names | modules} == set()
@@ -262,12 +262,30 @@ def test_a_vllm_without_a_place_to_refuse_is_told_in_the_log(
 
 
 def test_every_entry_of_a_table_is_looked_at(folder: Path) -> None:
-    """A table whose every name was taken away has a problem for each."""
-    broken: Callable[[Entry], Entry] = lambda entry: (  # noqa: E731
-        TextName(entry.module, f"{entry.text}_gone")
-        if isinstance(entry, TextName)
-        else dataclasses.replace(entry, name=f"{entry.name}Gone")
-    )
+    """In a vLLM that has none of its modules, each entry is a problem."""
     table = RELEASES["0.32"]
-    problems = release_problems(Release("0.32", tuple(map(broken, table.names))), folder)
-    assert len(problems) == len(table.names)
+    found = release_problems(table, folder)
+    assert len(found) == len(table.names)
+    assert all(entry.module in problem for entry, problem in zip(table.names, found, strict=True))
+
+
+def test_an_attribute_that_only_some_classes_have_stands_in_the_table() -> None:
+    pytest.importorskip("vllm")
+    biased = SimpleNamespace(e_score_correction_bias=1)
+    assert check.attribute_or_none(biased, "e_score_correction_bias") == 1
+    assert check.attribute_or_none(SimpleNamespace(), "e_score_correction_bias") is None
+    with pytest.raises(LookupError, match="names no attribute correction"):
+        check.attribute_or_none(biased, "correction")
+
+
+def test_nothing_of_vllm_is_read_with_a_default() -> None:
+    """A name that vanished would pass for one that is not set; `attribute_or_none` alone may ask so."""
+    asked = [
+        f"{path.name}: {ast.unparse(node)}"
+        for path in ADAPTER.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ((isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")) and len(node.args) == 3)
+        and not (isinstance(node.args[1], ast.Constant) and str(node.args[1].value).startswith("reap_"))
+    ]
+    assert asked == ["check.py: getattr(owner, name, None)"]
