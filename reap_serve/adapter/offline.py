@@ -197,25 +197,12 @@ def load_plan(llm: LLM, name: str, entry: Mapping[str, JsonValue], kept: Mapping
         raise EngineError(str(refusals[0]), "see vLLM's log")
 
 
-def prompt_log_probabilities(
-    llm: LLM, prompts: Sequence[Sequence[int]], extra_arguments: Mapping[str, str] | None
-) -> list[float]:
-    """Log-probability of each prompt token but the first, given those before it, prompt after prompt.
+def stop_engine(llm: LLM) -> None:
+    """Ends an engine of this process and gives its memory back."""
+    from vllm.distributed import cleanup_dist_env_and_memory
 
-    Args:
-        llm: The engine.
-        prompts: Token ids.
-        extra_arguments: Of every request, such as the plan that it is under.
-    """
-    sampling = llm.get_default_sampling_params()
-    sampling.max_tokens, sampling.prompt_logprobs, sampling.detokenize = 1, 0, False
-    sampling.extra_args = None if extra_arguments is None else dict(extra_arguments)
-    results = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], sampling, use_tqdm=False)
-    return [
-        position[token].logprob
-        for prompt, result in zip(prompts, results, strict=True)
-        for token, position in zip(prompt[1:], result.prompt_logprobs[1:], strict=True)
-    ]
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
 
 
 def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from reap_serve.adapter import engine_view
-from reap_serve.adapter.offline import start_engine, stdout_to_stderr
+from reap_serve.adapter.offline import start_engine, stdout_to_stderr, stop_engine
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
 from reap_serve.record.accumulate import SUM_COLUMNS
@@ -128,7 +128,6 @@ def _write_model(directory: Path) -> Mapping[str, torch.Tensor]:
 
 def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) -> tuple[str, str, RankSums, list[Call]]:
     from vllm import SamplingParams
-    from vllm.distributed import cleanup_dist_env_and_memory
 
     settings = ObserveSettings(recorder=recorder, buffer_tokens=64, read_kernel_rows=read_kernel_rows)
     arguments: dict[str, JsonValue] = {
@@ -152,8 +151,7 @@ def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) ->
         )
         return engine_view.kernel_name(layer), how, observed, spy.calls
     finally:
-        llm.llm_engine.engine_core.shutdown()
-        cleanup_dist_env_and_memory()
+        stop_engine(llm)
 
 
 def _expected(weights: Mapping[str, torch.Tensor], calls: list[Call]) -> npt.NDArray[np.float64]:

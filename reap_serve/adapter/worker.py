@@ -37,6 +37,12 @@ class Rank(Protocol):
     def load_plan(self, name: str, entry: Mapping[str, JsonValue], kept: Mapping[int, Sequence[int]]) -> None:
         """Loads a plan under a name; ValueError says why it cannot."""
 
+    def load_masks(self, kept: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
+        """Puts masks in the place of all plans; ValueError says why it cannot."""
+
+    def take_gates(self) -> bytes:
+        """The watched gates since the last call."""
+
     def forget_plan(self, name: str) -> None:
         """Takes a name away."""
 
@@ -103,7 +109,7 @@ class ReapWorkerExtension:
 
     def reap_take_gates(self) -> bytes:
         """The watched gates since the last call: `gate_watch.read_gates` reads them."""
-        return self._reap_live().masks.watch.take()
+        return self._reap_live().take_gates()
 
     def reap_forget_plan(self, name: str) -> None:
         """Takes a plan's name away."""

@@ -242,7 +242,7 @@ class LiveEngine(EngineSteps):
         self.masks.load(loaded.id, kept, answer_only=loaded.phase == "decode")
         self.plans[name] = loaded
 
-    def load_masks(self, kept: Mapping[str, Mapping[int, list[int]]]) -> None:
+    def load_masks(self, kept: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
         """Puts masks that were checked against the model in the place of all plans; they have ids and no names.
 
         For an engine of which no request is under way.
@@ -256,6 +256,10 @@ class LiveEngine(EngineSteps):
         self.plans, self.default = {}, None
         for plan, layers in kept.items():
             self.masks.load(plan, layers)
+
+    def take_gates(self) -> bytes:
+        """The watched gates since the last call: `gate_watch.read_gates` reads them."""
+        return self.masks.watch.take()
 
     def forget_plan(self, name: str) -> None:
         """Takes a name away; requests under its plan finish under it."""

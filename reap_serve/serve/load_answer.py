@@ -10,7 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from reap_serve.adapter.offline import load_plan, prompt_log_probabilities, start_engine
+from reap_serve.adapter.offline import load_plan, start_engine
+from reap_serve.adapter.scoring import score_prompts
 from reap_serve.errors import EngineError
 from reap_serve.model import open_model
 from reap_serve.prune.load_check import NUM_PROMPTS, PROMPT_TOKENS, LoadRequest
@@ -31,12 +32,14 @@ def answer(request: LoadRequest) -> list[float]:
         "skip_tokenizer_init": True,
     }
     engine = start_engine(open_model(request.path), ObserveSettings(recording=False), arguments)
-    extra: dict[str, str] | None = None
+    extra: dict[str, JsonValue] = {}
     if request.kept is not None:
         entry = _entry(request.kept)
         load_plan(engine, "verify", entry.model_dump(), request.kept)
         extra = {PLAN_ARGUMENT: entry.id}
-    return prompt_log_probabilities(engine, request.prompts, extra)
+    count = len(request.prompts)
+    scores = score_prompts(engine, request.prompts, [1] * count, [extra] * count, num_top=0)
+    return [value for each in scores for value in each.logprob_N.tolist()]
 
 
 def _entry(kept: Mapping[str, Sequence[int]]) -> PlanEntry:

@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from reap_serve.adapter.engine_view import EngineRenderer
-from reap_serve.adapter.offline import collect, require_observable, run_forced, start_engine, stdout_to_stderr
+from reap_serve.adapter.offline import (
+    collect,
+    require_observable,
+    run_forced,
+    start_engine,
+    stdout_to_stderr,
+    stop_engine,
+)
 from reap_serve.adapter.scoring import Arguments, generate_greedy, score_prompts
 from reap_serve.compare.answers import Answer
 from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores
@@ -221,4 +228,4 @@ def open_engine(
         try:
             yield TuneEngine(llm, source, layer_indices)
         finally:
-            llm.llm_engine.engine_core.shutdown()
+            stop_engine(llm)

@@ -263,7 +263,6 @@ OFFLINE = (
         methods={
             "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
             "generate": ("self", "prompts", "sampling_params"),
-            "get_default_sampling_params": ("self",),
             "get_tokenizer": ("self",),
             "_preprocess_chat_one": ("self", "conversation", "chat_template"),
         },
@@ -273,10 +272,20 @@ OFFLINE = (
     ClassNames(
         "vllm",
         "SamplingParams",
-        attributes=("detokenize", "extra_args", "max_tokens", "prompt_logprobs", "temperature"),
+        attributes=(
+            "detokenize",
+            "extra_args",
+            "flat_logprobs",
+            "max_tokens",
+            "prompt_logprobs",
+            "repetition_detection",
+            "temperature",
+        ),
     ),
-    ClassNames("vllm.outputs", "RequestOutput", attributes=("prompt_logprobs",)),
-    ClassNames("vllm.logprobs", "Logprob", attributes=("logprob",)),
+    ClassNames("vllm.sampling_params", "RepetitionDetectionParams"),
+    ClassNames("vllm.outputs", "RequestOutput", attributes=("outputs", "prompt_logprobs")),
+    ClassNames("vllm.outputs", "CompletionOutput", attributes=("finish_reason", "text", "token_ids")),
+    ClassNames("vllm.logprobs", "FlatLogprobs", attributes=("logprobs", "token_ids")),
     ModuleName("vllm.entrypoints.cli.main"),
     ModuleName("vllm.entrypoints.openai.api_server"),
 )
