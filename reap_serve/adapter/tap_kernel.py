@@ -70,7 +70,8 @@ class KernelTaps:
         Raises:
             RuntimeError: A layer's kernel did not come by.
         """
-        assert self._stand_in is not None
+        if self._stand_in is None:
+            return
         self._stand_in.leave()
         self.entered = False
         if self._calls != len(self._experts):
