@@ -39,7 +39,7 @@ MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 0.003
 NUM_STEPS = 1480
 GRADIENT_NORM_LIMIT = 1.0
-LOG_EVERY, CHECKPOINT_EVERY = 20, 50
+LOG_EVERY, CHECKPOINT_EVERY = 20, 20
 
 # Shares of the peak rate at steps (counted from 1), linear in between.
 Schedule = tuple[tuple[int, float], ...]

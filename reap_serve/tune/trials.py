@@ -30,7 +30,7 @@ Bools = npt.NDArray[np.bool_]
 
 MASKS_PER_REQUEST = 4
 # Of each round: how far an expert's rank may be moved either way, as a share of the layer's experts.
-SPREADS = (0.5, 0.35, 0.25)
+SPREADS = (0.25, 0.2, 0.15)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ def request_of(rng: np.random.Generator, truth_P: Floats, noise: float) -> tuple
     gate_TP = np.where(rng.random((NUM_TOKENS, NUM_EXPERTS)) < 0.3, rng.random((NUM_TOKENS, NUM_EXPERTS)), 0.0)
     dropped_MP = rng.random((NUM_MASKS, NUM_EXPERTS)) < 0.5
     y_TM = np.stack([(gate_TP * row_P) @ truth_P for row_P in dropped_MP], axis=1)
-    return gate_TP, dropped_MP, y_TM + noise * rng.standard_normal(y_TM.shape)
+    # Roots of the divergence are what the regression sees; 5 keeps them above 0.
+    return gate_TP, dropped_MP, (5.0 + y_TM + noise * rng.standard_normal(y_TM.shape)) ** 2
 
 
 def test_sums_equal_the_regression_written_out() -> None:
@@ -31,7 +32,7 @@ def test_sums_equal_the_regression_written_out() -> None:
         per_expert.add(number, gate_TP, weight, dropped_MP, y_TM)
         x_TMP = gate_TP[:, None, :] * dropped_MP[None]
         x_TMP = x_TMP - x_TMP.mean(axis=1, keepdims=True)
-        y_TM = y_TM - y_TM.mean(axis=1, keepdims=True)
+        y_TM = np.sqrt(y_TM) - np.sqrt(y_TM).mean(axis=1, keepdims=True)
         rows.append(x_TMP.reshape(-1, NUM_EXPERTS))
         values.append(y_TM.reshape(-1))
         weights.append(np.full(y_TM.size, weight))
@@ -68,7 +69,7 @@ def test_without_a_signal_the_prior_stays() -> None:
         gate_TP, dropped_MP, _ = request_of(rng, prior_P, 0.0)
         mass_P = np.ones(NUM_EXPERTS)
         y_TM = np.stack([(gate_TP * row_P) @ (prior_P / mass_P) for row_P in dropped_MP], axis=1)
-        sums.add(number % 5, gate_TP, 1.0, dropped_MP, y_TM + 30 * rng.standard_normal(y_TM.shape))
+        sums.add(number % 5, gate_TP, 1.0, dropped_MP, (200.0 + y_TM + 30 * rng.standard_normal(y_TM.shape)) ** 2)
     score_P = sums.effects(prior_P * sums.gate_mass_P).score_P / sums.gate_mass_P
     assert np.corrcoef(score_P, prior_P)[0, 1] > 0.9
 

@@ -1,0 +1,92 @@
+"""TUNED.md and tuned.json from what `tuned` measured.
+
+Run: ``python -m bench.paper.tuned_report [--work DIR]``; takes every ``tuned-NAME.jsonl`` that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bench.paper.traffic import MIXTURE
+
+Line = Mapping[str, Any]
+
+
+def main() -> None:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/paper"))
+    parser.add_argument("--output", type=Path, default=Path("bench/paper"))
+    arguments = parser.parse_args()
+    found = {
+        path.stem.removeprefix("tuned-"): [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(arguments.work.glob("tuned-*.jsonl"))
+    }
+    text = json.dumps(found, separators=(",", ":")).replace('{"setting"', '\n{"setting"')
+    (arguments.output / "tuned.json").write_text(text + "\n")
+    (arguments.output / "TUNED.md").write_text("\n".join(_tables(found)) + "\n")
+
+
+def _tables(found: Mapping[str, Sequence[Line]]) -> list[str]:
+    text = [
+        "# What `tune` picks, against REAP at equal size",
+        "",
+        "KL of the base from the pruned model on held-out answers, over REAP's of the same calibration sample:",
+        "geometric mean over the samples with its paired 95 % interval (Student's t on the logarithms); below 1 is",
+        "better. Mixture: 13 requests of each domain a sample, mean over the domains. Own domain: 40 requests,",
+        "measured on it. Made by `python -m bench.paper.tuned` and `tuned_report`; figures of every run: `tuned.json`.",
+    ]
+    for name, lines in found.items():
+        for is_mixture in (True, False):
+            for sparsity in sorted({line["setting"]["sparsity"] for line in lines}):
+                some = [
+                    line
+                    for line in lines
+                    if line["setting"]["sparsity"] == sparsity and (line["setting"]["source"] == MIXTURE) == is_mixture
+                ]
+                if some:
+                    text += ["", *_table(name, "mixture" if is_mixture else "own domain", sparsity, some)]
+    return text
+
+
+def _table(name: str, calibration: str, sparsity: float, lines: Sequence[Line]) -> list[str]:
+    reap = np.array([line["kl"]["reap"] for line in lines])
+    chosen = Counter(line["chosen"] for line in lines)
+    tokens = np.mean([line["masked_tokens"] for line in lines])
+    rows = []
+    for rule in lines[0]["kl"]:
+        if all(rule in line["kl"] for line in lines):
+            ratio = np.array([line["kl"][rule] for line in lines]) / reap
+            rows.append((rule, _geometric(ratio), float(np.mean([line["kl"][rule] for line in lines])), ratio.max()))
+    return [
+        f"## {name}, {calibration}, {sparsity:.0%} of the experts gone: {len(lines)} samples",
+        "",
+        "| rule | KL over REAP's | KL, nats | worst sample |",
+        "|---|---|---|---|",
+        *(f"| {rule} | {ratio} | {mean:.3f} | {worst:.2f} |" for rule, ratio, mean, worst in rows),
+        "",
+        f"`tune` chose {', '.join(f'{rule} {count} times' for rule, count in chosen.most_common())}; "
+        f"{tokens:,.0f} masked tokens a sample.",
+    ]
+
+
+def _geometric(ratio_S: np.ndarray) -> str:
+    logs = np.log(ratio_S)
+    mean = math.exp(float(logs.mean()))
+    if len(logs) < 2:
+        return f"{mean:.2f}"
+    half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+    return f"{mean:.2f} ({mean * math.exp(-half):.2f} to {mean * math.exp(half):.2f})"
+
+
+if __name__ == "__main__":
+    main()
