@@ -17,7 +17,7 @@ from reap_serve.merge.signature import layer_signatures
 from reap_serve.statistics.record import Statistics
 from reap_serve.statistics.saliency import mix_slices, saliency
 
-PRUNING = ("reap", "frequency", "ean_sum", "weighted_ean_sum", "msan", "random")
+PRUNING = ("reap", "frequency", "ean_sum", "weighted_ean_sum", "msan", "asq", "random")
 MERGING = ("m-smoe", "hc-smoe", "ream")
 # The papers' form of merging: the whole router, whose rows lead to merged experts. Stock vLLM cannot serve it.
 WHOLE_ROUTER = " whole router"
