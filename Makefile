@@ -7,7 +7,7 @@ VENV := .venv$(if $(filter-out $(DEFAULT_VLLM),$(VLLM)),-$(VLLM))
 BIN := $(VENV)/bin
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check gpu-check clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,17 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Where PYTHON has a vLLM (a packed one on PYTHONPATH, too) that one is used, else one in an environment of its own.
+gpu-check:
+	@if [ ! -e /dev/nvidiactl ] && [ ! -e /dev/kfd ]; then \
+		echo "error: there is no GPU that PyTorch can use; run it on a machine with one" >&2; exit 2; \
+	fi
+	@if $(PYTHON) -c 'import vllm, reap_serve' 2>/dev/null; then $(PYTHON) -m bench.gpu; else \
+		test -x .venv-cuda/bin/vllm || { $(PYTHON) -m venv .venv-cuda && \
+			.venv-cuda/bin/python -m pip install --quiet --editable '.[cuda,test]'; } && \
+		.venv-cuda/bin/python -m bench.gpu; \
+	fi
 
 check: setup
 	$(BIN)/ruff check .

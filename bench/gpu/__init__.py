@@ -1,0 +1,1 @@
+"""What needs a GPU: `make gpu-check`, or `python -m bench.gpu` where a packed vLLM is on PYTHONPATH."""
