@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from reap_serve.adapter.kernel_class import adds_rows_apart, columns_of
 from reap_serve.adapter.operators import StandIn
 from reap_serve.adapter.releases.check import vllm_version
+from reap_serve.record.captured_rows import Graphs
 from reap_serve.record.recorder import LayerFacts
 from reap_serve.records import JsonValue
 from reap_serve.traffic.refusal import RefusedRecordError
@@ -46,6 +48,37 @@ def captures_graphs(vllm_config: VllmConfig) -> bool:
     return not current_platform.is_cpu() and vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
 
 
+def graphs(vllm_config: VllmConfig) -> Graphs | None:
+    """The graphs that steps will be replayed from, None where none are."""
+    if not captures_graphs(vllm_config):
+        return None
+    return Graphs(largest=max_graph_rows(vllm_config), capturing=torch.cuda.is_current_stream_capturing)
+
+
+def max_graph_rows(vllm_config: VllmConfig) -> int:
+    """Rows of the largest captured graph."""
+    return int(vllm_config.compilation_config.max_cudagraph_capture_size or max_rows(vllm_config))
+
+
+def agreement() -> Callable[[float], float] | None:
+    """Gives every rank of an engine the value of the first one; None where there is one rank.
+
+    All ranks have to call it in the same step.
+    """
+    from vllm.distributed.parallel_state import get_world_group
+
+    world = get_world_group()
+    if world.world_size == 1:
+        return None
+
+    def agree(value: float) -> float:
+        held = torch.tensor([value], dtype=torch.float64)
+        torch.distributed.broadcast(held, src=world.ranks[0], group=world.cpu_group)
+        return float(held)
+
+    return agree
+
+
 def traces_graphs(vllm_config: VllmConfig) -> bool:
     """Whether the engine compiles its model: what is not in the graph then, is not run."""
     from vllm.config import CompilationMode
@@ -70,14 +103,9 @@ def kernel_name(layer: MoERunner) -> str:
 
 def reducing_kernel(layer: MoERunner) -> object | None:
     """The kernel of a layer that adds weighted rows in its method `moe_sum`, None when it adds them elsewhere."""
-    from vllm.model_executor.layers.fused_moe.experts.marlin_moe import BatchedMarlinExperts, MarlinExperts
-    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
-
     kernel = layer.routed_experts.quant_method.moe_kernel
     experts = None if kernel is None else kernel.fused_experts
-    if isinstance(experts, (TritonExperts, MarlinExperts)) and not isinstance(experts, BatchedMarlinExperts):
-        return cast(object, experts)
-    return None
+    return cast(object, experts) if experts is not None and adds_rows_apart(type(experts)) else None
 
 
 def opaque_forward(layer: MoERunner) -> Callable[..., Any]:
@@ -241,17 +269,18 @@ def layer_facts(layer: MoERunner) -> LayerFacts:
 
     def forward_experts(x_NH: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         # Not `experts.forward_modular`: that is tapped.
-        return cast(
-            torch.Tensor,
-            experts.quant_method.apply(
-                layer=experts,
-                x=x_NH,
-                topk_weights=weights,
-                topk_ids=ids,
-                shared_experts=None,
-                shared_experts_input=None,
-            ),
-        )
+        with columns_of(experts.quant_method.moe_kernel, ids.shape[1]):
+            return cast(
+                torch.Tensor,
+                experts.quant_method.apply(
+                    layer=experts,
+                    x=x_NH,
+                    topk_weights=weights,
+                    topk_ids=ids,
+                    shared_experts=None,
+                    shared_experts_input=None,
+                ),
+            )
 
     return LayerFacts(
         name=layer.layer_name,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import engine_view, modular_only
 from reap_serve.adapter.refusals import refuse_unsound
 from reap_serve.adapter.releases.check import attribute_or_none
 from reap_serve.adapter.routing import RoutedLayer, SkippedRouting
 from reap_serve.adapter.unreached import refuse_unreached
 from reap_serve.adapter.wiring import facts_of, wire
+from reap_serve.record.captured_rows import Graphs
 from reap_serve.record.recorder import LayerFacts
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.step_recorder import StepRecorder
@@ -43,6 +44,7 @@ class LoadedEngine:
         self._layers = engine_view.moe_layers(vllm_config)
         refuse_unreached(model_runner.model)
         refuse_unsound(settings, vllm_config, self._layers)
+        modular_only.tell(self._layers)
         self._model_runner = model_runner
         self._config = vllm_config
         self.settings = settings
@@ -63,6 +65,16 @@ class LoadedEngine:
     def max_rows(self) -> int:
         """Rows of the largest step, padding included."""
         return engine_view.max_rows(self._config)
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """The graphs that steps will be replayed from, None where none are."""
+        return engine_view.graphs(self._config)
+
+    @property
+    def agree(self) -> Callable[[float], float] | None:
+        """Gives every rank of the engine the first one's value, called in the same step; None where there is one."""
+        return engine_view.agreement()
 
     @property
     def tensor_parallel_size(self) -> int:

@@ -14,7 +14,9 @@ def register() -> None:
     if problems:
         fit.install_refusal(problems)
         return
+    from reap_serve.adapter.modular_only import answer_for_monolithic
     from reap_serve.adapter.seams import install
     from reap_serve.serve.engine import model_loaded
 
     install(model_loaded)
+    answer_for_monolithic()

@@ -37,13 +37,16 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"pipeline parallel size {parallel.pipeline_parallel_size}: vLLM's CPU model runner fails at a request",
             "start vLLM without pipeline parallelism",
         )
-    if settings.recorder != "moe_sum" and engine_view.captures_graphs(vllm_config):
+    graphs = engine_view.captures_graphs(vllm_config)
+    if settings.recorder == "inline" and graphs:
         raise EngineError(
-            f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",
-            "start vLLM with --enforce-eager, or choose the moe_sum recorder",
+            "CUDA graphs replay kernels without Python, where the inline recorder sees nothing",
+            "leave --recorder out, or add --enforce-eager",
         )
     if settings.extra_sums and settings.recorder == "moe_sum":
-        raise EngineError("the moe_sum recorder collects no optional sums", "choose inline or deferred")
+        raise EngineError("the moe_sum recorder collects no optional sums", "leave --recorder out")
+    if "logit_gram" in settings.extra_sums and graphs:
+        raise EngineError("CUDA graphs replay the router without Python, which sums its logits", "add --enforce-eager")
     if settings.extra_sums and parallel.tensor_parallel_size > 1:
         raise EngineError(
             f"optional sums are not added up over tensor parallel size {parallel.tensor_parallel_size}",
@@ -65,8 +68,9 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         raise EngineError(f"{name} routes inside the model, which shows no logits", "leave logit_gram out")
     if experts.quant_method.is_monolithic:
         raise EngineError(
-            f"{name} routes inside a monolithic kernel, which shows neither gate weights nor outputs",
-            "start vLLM with --moe-backend triton (or marlin for AWQ and GPTQ)",
+            f"{name} routes inside a monolithic kernel ({engine_view.kernel_name(layer)}), which shows neither gate "
+            "weights nor outputs",
+            _monolithic_remedy(settings),
         )
     if isinstance(router, ZeroExpertRouter):
         raise EngineError(f"{name} has zero experts, which have no output norm", "this family cannot be observed")
@@ -82,9 +86,17 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         )
     if settings.recorder == "moe_sum":
         if current_platform.is_cpu():
-            raise EngineError("the moe_sum recorder reads GPU kernels", "choose deferred or inline on a CPU")
+            raise EngineError("the moe_sum recorder reads GPU kernels, and this is a CPU", "leave --recorder out")
         if engine_view.reducing_kernel(layer) is None:
             raise EngineError(
-                f"{name}: its kernel shows no rows before it adds them",
-                "start vLLM with --moe-backend triton (or marlin for AWQ and GPTQ)",
+                f"{name}: its kernel, {engine_view.kernel_name(layer)}, shows no rows before it adds them",
+                "leave --recorder out",
             )
+
+
+def _monolithic_remedy(settings: ObserveSettings) -> str:
+    if engine_view.device_type() == "cpu":
+        return "vLLM's CPU has no other kernel for this format: observe the checkpoint that it was quantised from"
+    if settings.keep_kernel:
+        return "leave --keep-kernel out"
+    return "leave --moe-backend out; if that is so, serve without --observe and with --keep-kernel, and report it"

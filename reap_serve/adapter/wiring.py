@@ -12,7 +12,7 @@ from reap_serve.adapter import engine_view
 from reap_serve.adapter.kernel_rows import KernelRows, Scratchpad, can_read
 from reap_serve.adapter.tap import connect
 from reap_serve.adapter.tap_kernel import KernelTaps
-from reap_serve.record.recorder import LayerFacts, Moment
+from reap_serve.record.recorder import LayerFacts, Moment, RowShape
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.record.tap import SumTap, Tap
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 def facts_of(layer: MoERunner, settings: ObserveSettings) -> LayerFacts:
     """What a recorder needs of a layer whose weights are in place."""
-    facts = engine_view.layer_facts(layer)
+    facts = dataclasses.replace(
+        engine_view.layer_facts(layer),
+        adds_apart=engine_view.reducing_kernel(layer) is not None,
+        shape=RowShape(layer.moe_config.hidden_dim, layer.moe_config.experts_per_token, layer.moe_config.in_dtype),
+    )
     if settings.recorder == "moe_sum" or not settings.read_kernel_rows:
         return facts
     return dataclasses.replace(facts, kernel_output=_kernel_output(layer, facts))

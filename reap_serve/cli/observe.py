@@ -23,9 +23,9 @@ def observe(
     slices: Annotated[list[str] | None, typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Statistics file to write.")] = ...,  # type: ignore[assignment]
     recorder: Annotated[
-        Literal["inline", "deferred"],
-        typer.Option(help="inline measures while computing; deferred leaves the computation alone."),
-    ] = "inline",
+        Literal["auto", "inline", "deferred", "moe_sum"],
+        typer.Option(help="How to record; auto takes for each layer what is exact and costs least."),
+    ] = "auto",
     sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
     extra_sums: Annotated[
         list[str] | None,
@@ -87,7 +87,10 @@ def observe(
     if max_model_len is not None:
         arguments.setdefault("max_model_len", max_model_len)
     settings = ObserveSettings(
-        recorder=recorder, sample_fraction=sample_fraction, extra_sums=extra_sums_named(extra_sums or ())
+        recorder=recorder,
+        outputs_served=False,
+        sample_fraction=sample_fraction,
+        extra_sums=extra_sums_named(extra_sums or ()),
     )
     with sandbox, progress_bar() as progress:
         task = progress.add_task("requests", total=None)

@@ -34,12 +34,29 @@ def serve(
         Literal["all", "decode"],
         typer.Option(help="decode: the full model reads prompts, and plans write the answers alone."),
     ] = "all",
-    recorder: Annotated[Literal["inline", "deferred"], typer.Option(help="How to record.")] = "deferred",
-    sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
+    recorder: Annotated[
+        Literal["auto", "inline", "deferred", "moe_sum"],
+        typer.Option(help="How to record; auto takes for each layer what is exact and costs least."),
+    ] = "auto",
+    sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token, at most.")] = 1.0,
     overhead_budget: Annotated[
-        float | None, typer.Option(help="Fraction of the engine's time that recording may take, such as 0.02.")
-    ] = None,
+        str,
+        typer.Option(
+            metavar="FRACTION|none",
+            help="Fraction of the engine's time that recording may take; it lowers the probability. "
+            "none records every token.",
+        ),
+    ] = "0.02",
     flush_seconds: Annotated[float, typer.Option(help="Time between two statistics files.")] = 60.0,
+    minimum_tokens: Annotated[
+        int, typer.Option(help="A slice with fewer recorded tokens waits for the next file; 0 writes all there is.")
+    ] = 1000,
+    keep_kernel: Annotated[
+        bool,
+        typer.Option(
+            "--keep-kernel", help="Leave the experts' kernel to vLLM, and refuse where it cannot be observed."
+        ),
+    ] = False,
 ) -> None:
     """Run vLLM's OpenAI server with observation on; options after MODEL that are not below are those of `vllm serve`.
 
@@ -47,6 +64,9 @@ def serve(
     """
     if model.startswith("-"):
         raise RequestError(f"{model} stands where MODEL should", "write reap-serve serve MODEL [options]")
+    budget = _budget(overhead_budget)
+    if minimum_tokens < 0:
+        raise RequestError(f"--minimum-tokens {minimum_tokens} is negative", "give 0 or more")
     from reap_serve.serve.become import become, shell_line
     from reap_serve.serve.command import server_command
     from reap_serve.serve.plan_files import named_plan_files
@@ -62,15 +82,31 @@ def serve(
         "recording": observe is not None,
         "recorder": recorder,
         "sample_fraction": sample_fraction,
+        "overhead_budget": budget,
         "flush_seconds": flush_seconds,
+        "minimum_tokens": minimum_tokens,
+        "keep_kernel": keep_kernel,
         "plans": files,
         "mask": active,
         "mask_phase": mask_phase,
     }
     if observe is not None:
         settings["directory"] = observe if is_url(observe) else str(Path(observe).resolve())
-    if overhead_budget is not None:
-        settings["overhead_budget"] = overhead_budget
     command = server_command(model, settings, context.args)
+    if observe is not None and budget is not None:
+        note(f"recording takes at most {budget:g} of the engine's time; --overhead-budget none records every token")
     note(shell_line(command))
     become(command)
+
+
+def _budget(text: str) -> float | None:
+    """The value of --overhead-budget; None records every token."""
+    if text == "none":
+        return None
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = 0.0
+    if not 0.0 < budget < 1.0:
+        raise RequestError(f"--overhead-budget {text} is not in (0, 1)", "give a fraction such as 0.02, or none")
+    return budget

@@ -40,6 +40,26 @@ class KernelOutput(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RowShape:
+    """What a layer's routed tokens look like.
+
+    Attributes:
+        hidden: Width of the experts' input.
+        top_k: Experts per token.
+        dtype: Of the input.
+    """
+
+    hidden: int
+    top_k: int
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a token of one layer: input, gate weights in float32, ids in int32."""
+        return self.hidden * self.dtype.itemsize + 8 * self.top_k
+
+
+@dataclass(frozen=True, slots=True)
 class LayerFacts:
     """What a recorder needs of a fused MoE layer.
 
@@ -56,6 +76,8 @@ class LayerFacts:
             place.
         expert_map_E: Local index of each expert, -1 for those of other ranks; None where all are here.
         kernel_output: Where the kernel leaves its outputs, None where it does not.
+        adds_apart: The kernel adds a token's weighted outputs in a method of its own, `moe_sum`.
+        shape: Of its input, None where that is not known before a step.
     """
 
     name: str
@@ -68,6 +90,8 @@ class LayerFacts:
     complete_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
     expert_map_E: torch.Tensor | None = None
     kernel_output: KernelOutput | None = None
+    adds_apart: bool = False
+    shape: RowShape | None = None
 
 
 class Recorder(Protocol):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 from reap_serve.record.accumulate import LayerSums
+from reap_serve.record.captured import CapturedRecorder, Measure
+from reap_serve.record.captured_rows import CapturedRows
+from reap_serve.record.choice import LayerCircumstances, RecorderKind, choose
 from reap_serve.record.deferred import DeferredRecorder
 from reap_serve.record.extra_sums import ExtraSums
 from reap_serve.record.inline import InlineRecorder
@@ -31,6 +34,8 @@ class Parts:
         extra: The optional sums, None without them.
         buffer_tokens: Tokens that it may hold until it measures them.
         num_layers: Layers that share the memory for what is held.
+        captured: Rows that graphs gather, None where none do.
+        call_rows: Rows of one call of the kernel at most, where its workspace is bounded.
     """
 
     layer: LayerFacts
@@ -39,6 +44,8 @@ class Parts:
     extra: ExtraSums | None
     buffer_tokens: int
     num_layers: int
+    captured: CapturedRows | None = None
+    call_rows: int = 0
 
 
 def _inline(parts: Parts) -> Recorder:
@@ -53,6 +60,12 @@ def _moe_sum(parts: Parts) -> Recorder:
     return MoeSumRecorder(parts.layer, parts.sums, cast(PersistentSlots, parts.sampler))
 
 
+def _captured(parts: Parts) -> Recorder:
+    assert parts.captured is not None
+    measure = Measure(parts.layer, parts.sums, parts.extra, parts.call_rows)
+    return CapturedRecorder(len(parts.captured.recorders), parts.captured, parts.sampler, measure)
+
+
 def _read(parts: Parts) -> Recorder:
     outputs = parts.layer.kernel_output
     assert outputs is not None
@@ -60,24 +73,49 @@ def _read(parts: Parts) -> Recorder:
     return ReadRecorder(parts.layer, parts.sums, parts.sampler, outputs, min(parts.buffer_tokens, held))
 
 
-RecorderKind = Literal["inline", "deferred", "moe_sum", "read"]
-
 RECORDERS: Mapping[RecorderKind, Callable[[Parts], Recorder]] = {
     "inline": _inline,
     "deferred": _deferred,
+    "captured": _captured,
     "moe_sum": _moe_sum,
     "read": _read,
 }
 
 
-def recorder_kind(settings: ObserveSettings, layer: LayerFacts) -> RecorderKind:
-    """The recorder of a layer: the one asked for, or the one that reads where it can do the same for less."""
-    if settings.recorder == "moe_sum":
-        return "moe_sum"
+# What users know a recorder by: under graphs `deferred` works otherwise.
+NAMES: Mapping[RecorderKind, str] = {
+    "inline": "inline",
+    "deferred": "deferred",
+    "captured": "deferred",
+    "moe_sum": "moe_sum",
+    "read": "read",
+}
+
+
+def recorder_kind(settings: ObserveSettings, layer: LayerFacts, *, graphs: bool = False) -> RecorderKind:
+    """The recorder of a layer: the one asked for, or the one that reads where it can do the same for less.
+
+    Args:
+        settings: What was asked for.
+        layer: The layer.
+        graphs: Steps are replayed from captured graphs.
+    """
     # The optional sums are made of whole outputs, in the order of the tokens.
-    if layer.kernel_output is not None and settings.read_kernel_rows and not settings.extra_sums:
-        return "read"
-    return settings.recorder
+    reads = layer.kernel_output is not None and settings.read_kernel_rows and not settings.extra_sums
+    if settings.recorder == "auto":
+        chosen = choose(
+            LayerCircumstances(
+                rows_stay=reads,
+                rows_pass=layer.adds_apart,
+                graphs=graphs,
+                every_token=settings.overhead_budget is None and settings.sample_fraction == 1.0,
+                outputs_served=settings.outputs_served,
+                extra_sums=bool(settings.extra_sums),
+            )
+        )
+    else:
+        chosen = "read" if reads and settings.recorder != "moe_sum" else settings.recorder
+    return "captured" if graphs and chosen == "deferred" else chosen
 
 
 def recorders_named(kinds: Mapping[int, RecorderKind]) -> str:
@@ -86,12 +124,12 @@ def recorders_named(kinds: Mapping[int, RecorderKind]) -> str:
     Args:
         kinds: The recorder of each layer, by index of the decoder layer.
     """
-    layers: dict[RecorderKind, list[int]] = {}
+    layers: dict[str, list[int]] = {}
     for index, kind in sorted(kinds.items()):
-        layers.setdefault(kind, []).append(index)
+        layers.setdefault(NAMES[kind], []).append(index)
     if len(layers) == 1:
         return next(iter(layers))
-    return ", ".join(f"{kind} (layers {_ranges(layers[kind])})" for kind in sorted(layers))
+    return ", ".join(f"{name} (layers {_ranges(indices)})" for name, indices in sorted(layers.items()))
 
 
 def _ranges(indices: Sequence[int]) -> str:

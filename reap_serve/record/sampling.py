@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from reap_serve.record.step import Slots
+from reap_serve.record.step import RowIndices, Slots
 
 # Fewer tokens than these are not worth a step's fixed cost.
 STEP_TOKENS = 64
@@ -16,10 +16,11 @@ STEP_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class RowSample:
-    """Sampled rows of a step: their indices and their slots, both int64."""
+    """Sampled rows of a step: their indices and their slots, both int64; the indices on the host, too."""
 
     rows: torch.Tensor
     slots: torch.Tensor
+    host_rows: RowIndices
 
 
 class RowSampler:
@@ -28,7 +29,8 @@ class RowSampler:
     Each real token is taken with probability `fraction`, so that every sum is an unbiased estimate, up to that factor,
     of the sum over all tokens. A step that has few tokens is taken as a whole or not at all, since what recording costs
     hardly depends on how few of them it takes; in decode its tokens belong to as many requests. Of n tokens, with the
-    fraction p, a step is taken with probability q = min(1, max(p, n p / STEP_TOKENS)), each of its tokens with p / q.
+    fraction p, a step is taken with probability q = min(1, max(p, n p / STEP_TOKENS)), each of its tokens with p / q:
+    n p / q of them, rounded up or down by chance, so that a bound on the fraction bounds the tokens of a step.
 
     Args:
         fraction: Probability with which a token is recorded.
@@ -69,15 +71,18 @@ class RowSampler:
         if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0:
             self._begin_whole(slots)
             return
-        chosen = slots != self._trash_slot
+        rows = np.flatnonzero(slots != self._trash_slot)
         if row_fraction < 1.0:
-            chosen &= self._random.random(slots.shape[0]) < row_fraction
-        rows = np.flatnonzero(chosen)
+            # STEP_TOKENS / n times n is to be no more than STEP_TOKENS.
+            count = int(round(rows.shape[0] * row_fraction, 6) + self._random.random())
+            rows = np.sort(self._random.choice(rows, count, replace=False, shuffle=False))
         self.sampled_tokens += rows.shape[0]
         if rows.shape[0] == 0:
             return
-        self._slots = self._tensor(np.where(chosen, slots, self._trash_slot))
-        self._sample = RowSample(self._tensor(rows), self._tensor(slots[rows]))
+        chosen = np.full(slots.shape[0], self._trash_slot, np.int64)
+        chosen[rows] = slots[rows]
+        self._slots = self._tensor(chosen)
+        self._sample = RowSample(self._tensor(rows), self._tensor(slots[rows]), rows)
 
     def _begin_whole(self, slots: Slots) -> None:
         """Takes every row of a step.
@@ -86,12 +91,18 @@ class RowSampler:
         through it keeps glibc from using the memory around it again, at the cost of forty page faults a step.
         """
         if self._whole is None:
-            self._whole = RowSample(self._tensor(np.arange(slots.shape[0])), self._tensor(slots))
+            rows = np.arange(slots.shape[0])
+            self._whole = RowSample(self._tensor(rows), self._tensor(slots), rows)
         self._slots, self._sample = self._whole.slots, self._whole
         self.sampled_tokens += slots.shape[0]
 
     def _tensor(self, values: Slots) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return to_device(values, self._device)
+
+    @property
+    def sample(self) -> RowSample | None:
+        """The sampled rows of the current step, None when there are none."""
+        return self._sample
 
     @property
     def active(self) -> bool:
@@ -120,3 +131,9 @@ class RowSampler:
         """Forgets the counts."""
         self.real_tokens = 0
         self.sampled_tokens = 0
+
+
+def to_device(values: Slots, device: torch.device) -> torch.Tensor:
+    """A copy on the device that the host does not wait for: from page-locked memory, unless the device is a CPU."""
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -18,7 +18,7 @@ CONFIG_KEY = "reap_serve"
 # The name by which a request asks for the full model where another plan is the default.
 BASE_PLAN = "base"
 
-RecorderName = Literal["inline", "deferred", "moe_sum"]
+RecorderName = Literal["auto", "inline", "deferred", "moe_sum"]
 OPTIONAL_SUMS = tuple(each.name for each in EXPERT_SUMS if each.is_optional)
 
 
@@ -44,9 +44,12 @@ class ObserveSettings(Record):
     """Observation of one engine.
 
     Attributes:
-        recorder: `inline` replaces the layer's computation by one whose rows it can measure; `deferred` leaves it alone
-            and measures a copy of the routed inputs later; `moe_sum` reads the rows where a GPU kernel has them.
-        read_kernel_rows: Where vLLM's CPU kernel leaves its rows in memory, `inline` and `deferred` read them there
+        recorder: `auto` chooses for each layer (`choice`). `inline` replaces the layer's computation by one whose rows
+            it can measure; `deferred` leaves it alone and measures a copy of the routed inputs later; `moe_sum` reads
+            the rows where a GPU kernel has them.
+        outputs_served: Somebody gets the outputs, which have to stay as they are: `auto` then never takes `inline`.
+        keep_kernel: Leave the choice of the experts' kernel to vLLM, and refuse where it cannot be observed.
+        read_kernel_rows: Where vLLM's CPU kernel leaves its rows in memory, all but `moe_sum` read them there
             (see `kernel_rows`) and leave the computation alone; False never does.
         recording: Record from the first request on; False waits for `start`.
         sample_fraction: Probability with which a token is recorded.
@@ -66,7 +69,9 @@ class ObserveSettings(Record):
         metrics_seconds: Seconds between two readings of the engine for the metrics.
     """
 
-    recorder: RecorderName = "deferred"
+    recorder: RecorderName = "auto"
+    outputs_served: bool = True
+    keep_kernel: bool = False
     read_kernel_rows: bool = True
     recording: bool = True
     sample_fraction: float = Field(default=1.0, gt=0.0, le=1.0)

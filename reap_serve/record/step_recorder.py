@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from reap_serve.record.accumulate import LayerSums
+from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
 from reap_serve.record.extra_sums import ExtraSums, LogitTap
-from reap_serve.record.governor import OverheadGovernor
 from reap_serve.record.moe_sum import PersistentSlots
+from reap_serve.record.pace import Pace
 from reap_serve.record.recorder import LayerFacts
 from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind, recorders_named
 from reap_serve.record.requests import Requests
@@ -28,9 +28,6 @@ from reap_serve.shown_text import shown_logger
 from reap_serve.statistics.record import PHASES, Layer, Window
 
 logger = shown_logger("reap_serve")
-
-# Of steps, between two looks at what recording costs.
-JUDGE_SECONDS = 1.0
 
 
 class Apparatus(Protocol):
@@ -60,6 +57,8 @@ class StepRecorder:
         tensor_parallel_size: Ranks that share each expert; their recorders must act in step.
         requests: The engine's requests.
         max_rows: Rows of the largest step, padding included.
+        graphs: Graphs that steps are replayed from, None where none are.
+        agree: Gives every rank the first one's value; None where there is one rank.
 
     Attributes:
         recording: Whether steps are recorded.
@@ -68,8 +67,8 @@ class StepRecorder:
         taps: What to connect to each layer.
         logit_taps: What to connect to each layer's router; none without the sum of logits.
         apparatus: What has to be in place in recorded steps, None when nothing has.
-        busy_seconds: How long all steps took.
-        own_seconds: What observation has taken of them: the recorders and the hooks.
+        busy: How long all steps took.
+        own: What observation has taken of them: the recorders, the hooks, and what graphs do for them.
     """
 
     def __init__(
@@ -80,42 +79,53 @@ class StepRecorder:
         tensor_parallel_size: int,
         requests: Requests,
         max_rows: int,
+        graphs: Graphs | None = None,
+        agree: Callable[[float], float] | None = None,
     ) -> None:
         self.settings = settings
         self.recording = settings.recording
         self.failures = 0
         self.apparatus: Apparatus | None = None
-        self.busy_seconds = 0.0
-        self.own_seconds = 0.0
         self._earlier_sampled_tokens = 0
-        self._judged_seconds = 0.0
         self._apparatus_entered = False
         self._requests = requests
-        self._sampler = (
-            PersistentSlots(settings.sample_fraction, requests.trash_slot, device, max_rows)
-            if settings.recorder == "moe_sum"
-            else RowSampler(settings.sample_fraction, requests.trash_slot, device)
-        )
-        # Ranks that measured their own time would sample different tokens and wait for each other for ever.
-        budget = settings.overhead_budget if tensor_parallel_size == 1 else None
-        self._governor = (
-            OverheadGovernor(budget, settings.sample_fraction, settings.buffer_tokens) if budget is not None else None
-        )
         self._layers = tuple(layers)
+        self.kinds = tuple(recorder_kind(settings, layer, graphs=graphs is not None) for layer in layers)
+        budget, fraction, held = settings.overhead_budget, settings.sample_fraction, settings.buffer_tokens
+        assert budget is None or tensor_parallel_size == 1 or agree is not None
+        self._graphs = graphs
+        self._captured: CapturedRows | None = None
+        self._gather_seconds: float | None = None
+        gathering = [layer.shape for layer, kind in zip(layers, self.kinds, strict=True) if kind == "captured"]
+        if graphs is not None and gathering:
+            self._captured, fraction = room_for(
+                graphs, gathering, fraction, bounded=budget is not None, held=held, device=device
+            )
+            held = self._captured.held_rows
+        self._pace = Pace(budget, fraction, held, device, agree)
+        self.busy, self.own = self._pace.busy, self._pace.own
+        fraction = self._pace.fraction
+        self._sampler = (
+            PersistentSlots(fraction, requests.trash_slot, device, max_rows)
+            if "moe_sum" in self.kinds
+            else RowSampler(fraction, requests.trash_slot, device)
+        )
         num_slots = requests.trash_slot
         self._sums = [LayerSums(num_slots, layer.num_experts, device) for layer in layers]
         self._extra = [
             ExtraSums(settings.extra_sums, num_slots, layer.num_experts, device) if settings.extra_sums else None
             for layer in layers
         ]
-        kinds = [recorder_kind(settings, layer) for layer in layers]
-        self.recorders = recorders_named(dict(zip((layer.index for layer in layers), kinds, strict=True)))
-        self.taps = [
-            make_tap(
-                self, RECORDERS[kind](Parts(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)))
+        self.recorders = recorders_named(dict(zip((layer.index for layer in layers), self.kinds, strict=True)))
+        parts = [
+            Parts(
+                *(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)),
+                captured=self._captured,
+                call_rows=max_rows,
             )
-            for kind, layer, sums, extra in zip(kinds, layers, self._sums, self._extra, strict=True)
+            for layer, sums, extra in zip(layers, self._sums, self._extra, strict=True)
         ]
+        self.taps = [make_tap(self, RECORDERS[kind](each)) for kind, each in zip(self.kinds, parts, strict=True)]
         self.logit_taps = [
             LogitTap(extra, self._sampler, self.guarded)
             for extra in self._extra
@@ -127,18 +137,33 @@ class StepRecorder:
         """The forward pass of a step follows."""
         try:
             self._sampler.begin(step.full_slot_T)
+            if self._captured is not None:
+                self._begin_captured(self._captured, step)
             if self._sampler.active and self.apparatus is not None:
                 self._apparatus_entered = True
                 self.apparatus.enter()
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
 
-    def end(self, busy_seconds: float) -> None:
-        """The step is over; what runs until the next one is a dummy or warm-up run.
+    def _begin_captured(self, captured: CapturedRows, step: Step) -> None:
+        sample = self._sampler.sample
+        if sample is not None:
+            with torch.inference_mode():
+                captured.begin(sample.host_rows, sample.slots)
+        if self._gather_seconds is None:
+            self._gather_seconds = self._time_gathers(captured)
+        assert self._graphs is not None
+        if step.full_slot_T.shape[0] <= self._graphs.largest:
+            self.own.add(self._gather_seconds)
 
-        Args:
-            busy_seconds: How long it took.
-        """
+    def end(self) -> None:
+        """The step is over; what runs until the next one is a dummy or warm-up run."""
+        if self._captured is not None:
+            try:
+                with torch.inference_mode():
+                    self._captured.end()
+            except Exception as error:  # noqa: BLE001 - the hook boundary
+                self.fail(error)
         if self._sampler.active:
             self._sampler.end()
         if self._apparatus_entered and self.apparatus is not None:
@@ -147,12 +172,17 @@ class StepRecorder:
                 self.apparatus.leave()
             except RuntimeError as error:
                 self.fail(error)
-        self.busy_seconds += busy_seconds
-        if self._governor is not None and self.busy_seconds - self._judged_seconds >= JUDGE_SECONDS:
-            self._judged_seconds = self.busy_seconds
-            self._sampler.fraction = self._governor.fraction_after(
-                self.busy_seconds, self.own_seconds, self.tokens_recorded
-            )
+        self._pace.step_is_over(self.tokens_recorded)
+        self._sampler.fraction = self._pace.fraction
+
+    def _time_gathers(self, captured: CapturedRows) -> float:
+        """What the graphs, which are there when the first step begins, spend on recording in a step."""
+        try:
+            with torch.inference_mode():
+                return captured.gather_seconds() if captured.on_cuda else 0.0
+        except Exception as error:  # noqa: BLE001 - recording is right without the figure
+            logger.warning("what graphs do for recording is not counted: %s: %s", type(error).__name__, error)
+            return 0.0
 
     @property
     def step_recorded(self) -> bool:
@@ -163,14 +193,14 @@ class StepRecorder:
         """Runs a recorder's action; what it raises ends the recording, never the request."""
         if not self.recording:
             return None
-        started = time.perf_counter()
+        self.own.start()
         try:
             return action()
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
             return None
         finally:
-            self.own_seconds += time.perf_counter() - started
+            self.own.stop()
 
     def fail(self, error: Exception) -> None:
         """Ends the recording of a window that is incomplete from here on."""
@@ -178,6 +208,8 @@ class StepRecorder:
         self.recording = False
         self._complete = False
         self._sampler.end()
+        if self._captured is not None:
+            self._captured.discard()
         logger.error("recording stopped, statistics are incomplete: %s: %s", type(error).__name__, error)
 
     @property
@@ -194,6 +226,11 @@ class StepRecorder:
     def sample_fraction(self) -> float:
         """Probability with which a token is recorded now."""
         return self._sampler.fraction
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the rows that graphs gather and of those held after them; 0 without graphs."""
+        return 0 if self._captured is None else self._captured.num_bytes
 
     @property
     def complete(self) -> bool:

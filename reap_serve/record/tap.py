@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from reap_serve.record.captured import CapturedRecorder
 from reap_serve.record.moe_sum import MoeSumRecorder
 from reap_serve.record.recorder import Moment, Recorder
 
@@ -76,6 +77,24 @@ class SumTap(Tap):
                 self._boundary.fail(error)
 
 
+class CapturedTap(Tap):
+    """One layer's `deferred` recorder under graphs: it acts also while a graph is captured, for replays to come."""
+
+    recorder: CapturedRecorder
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+        """Sees the routed tokens. Never raises."""
+        if not self.recorder.capturing:
+            super().observe(x_TH, gate_TK, expert_ids_TK)
+        elif self._boundary.failures == 0:
+            try:
+                self.recorder.observe(x_TH, gate_TK, expert_ids_TK)
+            except Exception as error:  # noqa: BLE001 - the hook boundary
+                self._boundary.fail(error)
+
+
 def make_tap(boundary: Boundary, recorder: Recorder) -> Tap:
     """The tap of a recorder."""
+    if isinstance(recorder, CapturedRecorder):
+        return CapturedTap(boundary, recorder)
     return (SumTap if isinstance(recorder, MoeSumRecorder) else Tap)(boundary, recorder)

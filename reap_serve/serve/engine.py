@@ -23,6 +23,8 @@ def model_loaded(engine: LoadedEngine) -> LiveEngine:
         engine.tensor_parallel_size,
         requests,
         engine.max_rows,
+        engine.graphs,
+        engine.agree,
     )
     engine.connect(recorder)
     return build_live(engine, requests, recorder)

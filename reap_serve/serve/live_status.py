@@ -127,6 +127,8 @@ class RankStatus(Record):
         tokens_observed: Tokens recorded since the start.
         tokens_masked: Tokens of requests under a plan since the start; they are not recorded.
         sample_fraction: Probability with which a token is recorded.
+        overhead_budget: Share of the engine's time that recording may take, None where nothing bounds it.
+        held_bytes: Memory of the rows that CUDA graphs gather, and of those held until they are measured.
         recorder_seconds: Time that recording took since the start.
         busy_seconds: Time of all steps since the start.
         slices: Recorded tokens by slice since the start or the last reset.
@@ -144,6 +146,8 @@ class RankStatus(Record):
     tokens_observed: int
     tokens_masked: int
     sample_fraction: float
+    overhead_budget: float | None = None
+    held_bytes: int = 0
     recorder_seconds: float
     busy_seconds: float
     slices: dict[str, int]

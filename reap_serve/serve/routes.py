@@ -39,6 +39,8 @@ class Status(Record):
         tokens_masked: Tokens of requests under a plan since the start.
         sample_fraction: Probability with which a token is recorded.
         overhead_fraction: Share of the engine's busy time that recording took, None before the first step.
+        overhead_budget: Share of it that recording may take, None where nothing bounds it.
+        held_bytes: Memory of the rows that CUDA graphs gather, and of those held until they are measured, of one rank.
         writer: Of the first rank that writes; None when nothing is written.
         mask: Plans.
         gate_mass: Dropped gate mass.
@@ -52,6 +54,8 @@ class Status(Record):
     tokens_observed: int
     tokens_masked: int
     sample_fraction: float
+    overhead_budget: float | None
+    held_bytes: int
     overhead_fraction: float | None
     writer: WriterReport | None
     mask: MaskReport
@@ -118,6 +122,8 @@ async def _status(link: EngineLink) -> Status:
         tokens_observed=first.tokens_observed,
         tokens_masked=first.tokens_masked,
         sample_fraction=first.sample_fraction,
+        overhead_budget=first.overhead_budget,
+        held_bytes=first.held_bytes,
         overhead_fraction=first.recorder_seconds / first.busy_seconds if first.busy_seconds else None,
         writer=next((rank.writer for rank in ranks if rank.writer is not None), None),
         mask=first.mask,

@@ -8,7 +8,6 @@ end      all of them let go of the step; what runs until the next one is a dummy
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 
 from reap_serve.adapter.routing import SkippedRouting
@@ -47,11 +46,11 @@ class EngineSteps:
         self.masks = masks
         self.shadow = shadow
         self._skipped_routing = skipped_routing
-        self._step_started = 0.0
 
     def step_begins(self, finished: Collection[str], new: Sequence[NewRequest]) -> None:
         """The scheduler's choice is there."""
-        self._step_started = time.perf_counter()
+        self.recorder.busy.start()
+        self.recorder.own.start()
         if self._skipped_routing is not None:
             self._skipped_routing.step_begins()
         if finished:
@@ -68,11 +67,11 @@ class EngineSteps:
             or self.shadow is not None
             or self.masks.watch.in_use
         )
-        self.recorder.own_seconds += time.perf_counter() - self._step_started
+        self.recorder.own.stop()
 
     def rows_ordered(self, batch: BatchRows) -> None:
         """The forward pass follows."""
-        started = time.perf_counter()
+        self.recorder.own.start()
         step = self.requests.step(batch, recorded=self.recorder.recording)
         if self.recorder.recording:
             self.recorder.begin(step)
@@ -82,17 +81,18 @@ class EngineSteps:
             self.masks.watch.begin(batch)
         if self.shadow is not None:
             self.shadow.begin(step)
-        self.recorder.own_seconds += time.perf_counter() - started
+        self.recorder.own.stop()
 
     def step_ends(self) -> None:
         """The engine is between two steps."""
-        ended = time.perf_counter()
+        self.recorder.own.start()
         self.rows_wanted = False
-        self.recorder.end(ended - self._step_started)
+        self.recorder.end()
         self.masks.end()
         if self.shadow is not None:
             self.shadow.end()
-        self.recorder.own_seconds += time.perf_counter() - ended
+        self.recorder.own.stop()
+        self.recorder.busy.stop()
         self.between_steps()
 
     def between_steps(self) -> None:

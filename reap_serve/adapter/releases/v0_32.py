@@ -55,7 +55,7 @@ LAYERS = (
     ClassNames(
         f"{_MOE}.config",
         "FusedMoEConfig",
-        attributes=("experts_per_token", "in_dtype", "num_logical_experts", "tp_size"),
+        attributes=("experts_per_token", "hidden_dim", "in_dtype", "num_logical_experts", "tp_size"),
     ),
     ClassNames(
         f"{_MOE}.fused_moe_method_base",
@@ -64,6 +64,15 @@ LAYERS = (
         methods={"apply": ("self", "layer", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input")},
     ),
     ClassNames(f"{_MOE}.modular_kernel", "FusedMoEKernel", attributes=("fused_experts",)),
+    ClassNames(
+        f"{_MOE}.modular_kernel",
+        "FusedMoEExperts",
+        methods={
+            "is_monolithic": (),
+            "is_supported_config": ("cls", "moe_config", "weight_key", "activation_key", "activation_format"),
+        },
+    ),
+    ClassNames(f"{_MOE}.modular_kernel", "FusedMoEExpertsMonolithic"),
     ClassNames(f"{_MOE}.runner.shared_experts", "SharedExperts", methods={"forward": ("self",)}),
     ClassNames(f"{_MOE}.runner.shared_experts", "SharedExpertsOrder", attributes=("MK_INTERNAL_OVERLAPPED",)),
 )
@@ -82,6 +91,8 @@ KERNELS = (
     ClassNames(f"{_MOE}.experts.triton_moe", "TritonExperts", methods={"moe_sum": ("self", "input", "output")}),
     ClassNames(f"{_MOE}.experts.marlin_moe", "MarlinExperts", methods={"moe_sum": ("self", "input", "output")}),
     ClassNames(f"{_MOE}.experts.marlin_moe", "BatchedMarlinExperts"),
+    # Kernels that take the number of experts per token from the layer; others with this attribute are treated alike.
+    ClassNames(f"{_MOE}.experts.trtllm_nvfp4_moe", "TrtLlmNvFp4ExpertsBase", attributes=("topk",)),
 )
 
 ROUTERS = (
@@ -146,6 +157,8 @@ STEPS = (
     FunctionNames("vllm.forward_context", "get_forward_context"),
     FunctionNames("vllm.distributed.parallel_state", "cleanup_dist_env_and_memory"),
     FunctionNames("vllm.distributed.parallel_state", "get_tensor_model_parallel_rank"),
+    FunctionNames("vllm.distributed.parallel_state", "get_world_group"),
+    ClassNames("vllm.distributed.parallel_state", "GroupCoordinator", attributes=("cpu_group", "ranks", "world_size")),
     FunctionNames("vllm.distributed.communication_op", "tensor_model_parallel_all_reduce", ("input_",)),
 )
 
@@ -171,6 +184,7 @@ SECOND_RUNNER = (
 
 CONFIGURATION = (
     FunctionNames("vllm.config", "get_current_vllm_config"),
+    FunctionNames("vllm.config", "get_current_vllm_config_or_none"),
     ClassNames(
         "vllm.config",
         "VllmConfig",

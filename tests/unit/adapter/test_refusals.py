@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import engine_view, refusals
 from reap_serve.adapter.refusals import refuse_unsound
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import ObserveSettings
@@ -60,9 +61,112 @@ def test_a_dense_model() -> None:
         refuse_unsound(ObserveSettings(), config(), [])
 
 
-@pytest.mark.parametrize("recorder", ["inline", "deferred"])
-def test_python_recorders_under_graphs(monkeypatch: pytest.MonkeyPatch, recorder: str) -> None:
-    monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: True)
-    layers: Any = [object()]
-    with pytest.raises(EngineError, match=f"the {recorder} recorder sees nothing; .*--enforce-eager.*moe_sum"):
-        refuse_unsound(ObserveSettings(recorder=recorder), config(), layers)
+class Kernel:
+    """A kernel that adds rows where nothing can be read."""
+
+
+class Layer(SimpleNamespace):
+    """A layer that nothing is wrong with, but for what a test changes."""
+
+    def __init__(self, *, monolithic: bool = False, **change: object) -> None:
+        method = SimpleNamespace(is_monolithic=monolithic, moe_kernel=SimpleNamespace(fused_experts=Kernel()))
+        plain: dict[str, object] = {
+            "layer_name": "model.layers.0.mlp.experts",
+            "router": object(),
+            "routed_experts": SimpleNamespace(quant_method=method, expert_map=None),
+            "routed_output_transform": None,
+        }
+        super().__init__(**(plain | change))
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bool], None]:
+    """Stands on a device, with graphs or without; families and their defects are another test's."""
+
+    def stand(device: str, graphs: bool) -> None:
+        from vllm.platforms import current_platform
+
+        monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: graphs)
+        monkeypatch.setattr(engine_view, "device_type", lambda: device)
+        monkeypatch.setattr(engine_view, "routes_in_model", lambda layer: False)
+        monkeypatch.setattr(refusals, "refuse_misrouted_layers", lambda vllm_config, layers: None)
+        monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: device == "cpu")
+
+    return stand
+
+
+# What is refused, and the same engine after the remedy was followed: (device, graphs, settings, layer).
+Case = tuple[str, bool, ObserveSettings, Layer]
+AUTO = ObserveSettings()
+REMEDIES: list[tuple[Case, str, Case]] = [
+    (
+        ("cuda", True, ObserveSettings(recorder="inline"), Layer()),
+        "the inline recorder sees nothing; leave --recorder out, or add --enforce-eager",
+        ("cuda", True, AUTO, Layer()),
+    ),
+    (
+        ("cuda", True, ObserveSettings(recorder="inline"), Layer()),
+        "--enforce-eager",
+        ("cuda", False, ObserveSettings(recorder="inline"), Layer()),
+    ),
+    (
+        ("cuda", True, ObserveSettings(extra_sums=("logit_gram",)), Layer()),
+        "sums its logits; add --enforce-eager",
+        ("cuda", False, ObserveSettings(extra_sums=("logit_gram",)), Layer()),
+    ),
+    (
+        ("cuda", True, ObserveSettings(recorder="moe_sum"), Layer()),
+        "its kernel, Kernel, shows no rows before it adds them; leave --recorder out",
+        ("cuda", True, AUTO, Layer()),
+    ),
+    (
+        ("cpu", False, ObserveSettings(recorder="moe_sum"), Layer()),
+        "and this is a CPU; leave --recorder out",
+        ("cpu", False, AUTO, Layer()),
+    ),
+    (
+        ("cuda", False, ObserveSettings(recorder="moe_sum", extra_sums=("output_sum",)), Layer()),
+        "collects no optional sums; leave --recorder out",
+        ("cuda", False, ObserveSettings(extra_sums=("output_sum",)), Layer()),
+    ),
+    # That vLLM takes a modular kernel then is tried with its own selection: test_kernel_selection.
+    (
+        ("cuda", True, ObserveSettings(keep_kernel=True), Layer(monolithic=True)),
+        "inside a monolithic kernel .Kernel., .*; leave --keep-kernel out",
+        ("cuda", True, AUTO, Layer()),
+    ),
+    (
+        ("cuda", True, AUTO, Layer(monolithic=True)),
+        "leave --moe-backend out",
+        ("cuda", True, AUTO, Layer()),
+    ),
+    (
+        ("cpu", False, AUTO, Layer(monolithic=True)),
+        "observe the checkpoint that it was quantised from",
+        ("cpu", False, AUTO, Layer()),
+    ),
+]
+
+
+@pytest.mark.parametrize(("refused", "reason", "followed"), REMEDIES)
+def test_a_refused_engine_is_accepted_when_its_remedy_is_followed(
+    on: Callable[[str, bool], None], refused: Case, reason: str, followed: Case
+) -> None:
+    device, graphs, settings, layer = refused
+    layers: Any = [layer]
+    on(device, graphs)
+    with pytest.raises(EngineError, match=reason):
+        refuse_unsound(settings, config(), layers)
+    device, graphs, settings, layer = followed
+    on(device, graphs)
+    layers = [layer]
+    refuse_unsound(settings, config(), layers)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_is_never_refused_for_its_recorder(on: Callable[[str, bool], None], device: str, graphs: bool) -> None:
+    on(device, graphs)
+    layers: Any = [Layer()]
+    refuse_unsound(AUTO, config(), layers)
+    refuse_unsound(ObserveSettings(extra_sums=("output_sum", "coselection_count")), config(), layers)

@@ -45,7 +45,7 @@ def test_base_observes_into_its_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     base = services()["base"]
     line = serve_line(base["command"], VALUES, monkeypatch)
     assert line.settings.recording
-    assert line.settings.overhead_budget == 0.05
+    assert line.settings.overhead_budget == 0.02
     assert f"statistics:{line.settings.directory}" in base["volumes"]
     assert "org/name" in line.vllm
 

@@ -43,7 +43,7 @@ def step(running: StepRecorder, tap: Tap, first: int, new: bool = False) -> torc
     if running.recording:
         running.begin(running._requests.step(BatchRows(["a"], [2], [first])))
     output = tap.observe(X_TH, GATE_TK, IDS_TK)
-    running.end(busy_seconds=0.01)
+    running.end()
     return output
 
 

@@ -12,11 +12,14 @@ import torch
 from fake_layer import FakeExperts, facts
 from graph_replay import CaptureError, Graph, capture, capturing
 
+from reap_serve.adapter.wiring import tap_reduction
 from reap_serve.record.accumulate import LayerSums
-from reap_serve.record.captured import CapturedRecorder, CapturedRows, Measure, RowShape, held_rows
+from reap_serve.record.captured import CapturedRecorder, Measure
+from reap_serve.record.captured_rows import CapturedRows, held_rows
 from reap_serve.record.deferred import DeferredRecorder
 from reap_serve.record.inline import InlineRecorder
-from reap_serve.record.moe_sum import MoeSumRecorder, PersistentSlots, tap_reduction
+from reap_serve.record.moe_sum import MoeSumRecorder, PersistentSlots
+from reap_serve.record.recorder import RowShape
 from reap_serve.record.sampling import RowSampler
 
 CPU = torch.device("cpu")
@@ -222,7 +225,7 @@ def test_other_dtypes_land_too() -> None:
 def test_memory_is_as_stated() -> None:
     """61 layers of hidden 7,168 in bfloat16, top-8: the module's docstring."""
     shape = RowShape(7168, 8, torch.bfloat16)
-    assert held_rows(1024, 61, shape) == 305
+    assert held_rows(1024, 64, 61, shape) == 305
     assert 61 * (64 + 256) * shape.row_bytes == 281_088_000
     rows = CapturedRows(2, SHAPE, CPU, 8, 16, capturing)
     assert rows.num_bytes == 2 * (8 + 16) * SHAPE.row_bytes + 8 * 16 + 8 * 8

@@ -37,8 +37,10 @@ class FakeObserver:
 
     def __init__(self) -> None:
         self.recorders = "deferred"
+        self.settings, self.held_bytes = SimpleNamespace(overhead_budget=0.02), 0
         self.recording, self.complete, self.failures = True, True, 0
-        self.busy_seconds, self.own_seconds, self.sample_fraction, self.layer_indices = 10.0, 0.5, 1.0, (0,)
+        self.busy, self.own = SimpleNamespace(seconds=10.0), SimpleNamespace(seconds=0.5)
+        self.sample_fraction, self.layer_indices = 1.0, (0,)
         self.tokens_in_window = self.tokens_recorded = self.windows = 0
         self.broken = False
 

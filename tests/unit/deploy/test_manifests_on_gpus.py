@@ -1,0 +1,125 @@
+"""Every manifest's own arguments, on the kernels that vLLM chooses on the GPUs of the table: none refuses itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from known_metrics import DEPLOY
+from serve_lines import serve_line, settings_in
+
+pytest.importorskip("vllm")
+sys.path.insert(0, str(Path(__file__).parents[1] / "adapter"))
+
+from kernel_selection import PLATFORMS, choose, formats, standing_in
+
+from reap_serve.adapter import engine_view, modular_only, refusals
+from reap_serve.record.settings import ObserveSettings
+
+VALUES = {"MODEL": "org/name", "SERVED_NAME": "model"}
+
+
+def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ObserveSettings, Sequence[str]]]:
+    """Name, settings and vLLM's arguments of every server that a file in `deploy/` starts."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        if service.get("command", [None])[0] == "serve":
+            line = serve_line(service["command"], VALUES, monkeypatch)
+            yield f"compose: {name}", line.settings, line.vllm
+    for path in sorted((DEPLOY / "kubernetes").rglob("*.yaml")):
+        for document in yaml.safe_load_all(path.read_text()):
+            yield from _of_document(f"{path.name}", document, monkeypatch)
+
+
+def _of_document(
+    name: str, document: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, ObserveSettings, Sequence[str]]]:
+    if isinstance(document, dict):
+        arguments = document.get("args")
+        if isinstance(arguments, list) and arguments[:1] == ["serve"]:
+            line = serve_line(arguments, VALUES, monkeypatch)
+            yield name, line.settings, line.vllm
+        elif isinstance(document.get("extraArgs"), list):
+            yield name, *_additional(document["extraArgs"])
+        elif document.get("name") == "VLLM_ADDITIONAL_ARGS":
+            words = [part for word in shlex.split(document["value"], posix=False) for part in word.split("=", 1)]
+            yield name, *_additional(words)
+        document = list(document.values())
+    if isinstance(document, list):
+        for each in document:
+            yield from _of_document(name, each, monkeypatch)
+
+
+def _additional(arguments: Sequence[str]) -> tuple[ObserveSettings, Sequence[str]]:
+    return settings_in(arguments[list(arguments).index("--additional-config") + 1]), arguments
+
+
+def engine_of(arguments: Sequence[str]) -> tuple[Any, bool, str]:
+    """What `refuse_unsound` reads of the configuration, whether graphs are captured, and the MoE backend."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
+    parser.add_argument("--data-parallel-size", "-dp", type=int, default=1)
+    parser.add_argument("--speculative-config", type=json.loads)
+    parser.add_argument("--moe-backend", default="auto")
+    for flag in ("--enable-eplb", "--enforce-eager", "--enable-expert-parallel"):
+        parser.add_argument(flag, action="store_true")
+    found, _ = parser.parse_known_args(list(arguments))
+    parallel = SimpleNamespace(
+        **{name: getattr(found, name) for name in ("enable_eplb", "data_parallel_size", "pipeline_parallel_size")},
+        tensor_parallel_size=found.tensor_parallel_size,
+    )
+    config = SimpleNamespace(speculative_config=found.speculative_config, parallel_config=parallel)
+    return config, not found.enforce_eager, found.moe_backend
+
+
+def test_every_server_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name, _, _ in commands(monkeypatch)]
+    assert len(names) == 7, names
+
+
+def test_no_manifest_names_a_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, settings, arguments in commands(monkeypatch):
+        assert settings.recorder == "auto", name
+        # The replica that only sees mirrored requests records every token.
+        bounded = settings.overhead_budget is not None
+        assert bounded == (name != "observer.yaml") or not settings.recording, name
+        assert not {"--enforce-eager", "--moe-backend"} & set(arguments), name
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_no_manifest_refuses_itself(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = list(commands(monkeypatch))
+    modular_only.answer_for_monolithic(lambda: True)
+    monkeypatch.setattr(modular_only, "building_observed_layer", lambda: True)
+    monkeypatch.setattr(refusals, "refuse_misrouted_layers", lambda vllm_config, layers: None)
+    monkeypatch.setattr(engine_view, "device_type", lambda: "cuda")
+    with standing_in(platform):
+        for name, settings, arguments in lines:
+            config, graphs, backend = engine_of(arguments)
+            monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config, graphs=graphs: graphs)
+            for fmt in formats():
+                kernel = choose(fmt, "TP1", backend)
+                layers: Any = [_layer(kernel)]
+                refusals.refuse_unsound(settings, config, layers)
+                assert graphs, name
+
+
+def _layer(kernel: Any) -> Any:
+    method = SimpleNamespace(
+        is_monolithic=kernel.is_monolithic(), moe_kernel=SimpleNamespace(fused_experts=object.__new__(kernel))
+    )
+    return SimpleNamespace(
+        layer_name="model.layers.0.mlp.experts",
+        router=object(),
+        routed_experts=SimpleNamespace(quant_method=method, expert_map=None),
+        routed_output_transform=None,
+    )
