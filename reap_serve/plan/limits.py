@@ -6,10 +6,10 @@ so each count is checked before a plan is made. File names below are of vLLM 0.3
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from reap_serve.architectures.groups import SCORED_MEMBERS, reachable_size
 from reap_serve.errors import PlanError
 
 # vLLM's sqrtsoftplus top-k kernel is instantiated for these counts only and has no fallback.
@@ -154,17 +154,17 @@ def _router_rules(model: ModelLimits) -> list[CountRule]:
         ),
     ]
     if groups > 1:
-        reachable = math.ceil(top_k / open_groups) * groups
+        reachable = reachable_size(top_k, open_groups)
         rules += [
             CountRule(
-                lambda count: count % groups == 0 and count > groups,
+                lambda count: count % groups == 0 and count >= SCORED_MEMBERS * groups,
                 f"a multiple of {groups} and more than {groups}",
                 f"the router chooses among {groups} equal groups of at least two; vLLM turns group routing off without "
                 "a word otherwise",
             ),
             CountRule(
-                lambda count: open_groups * (count // groups) >= top_k,
-                f"at least {reachable}",
+                lambda count: count // groups >= reachable,
+                f"at least {reachable * groups}",
                 f"a token reaches {open_groups} of {groups} groups, which must hold top_k = {top_k} experts",
             ),
         ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from reap_serve.architectures.groups import sizes_of, smallest_size
 from reap_serve.architectures.names import Kind, Role, TensorNames
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.errors import ArchitectureError, InputFileError, PlanError
@@ -139,15 +140,14 @@ def make_cut(
 
 def _require_equal_groups(index: int, kept: Sequence[int], limits: RoutingLimits) -> None:
     """The router reads its groups as consecutive runs of equal length: unequal ones would be regrouped silently."""
-    group_size = limits.num_experts // limits.num_groups
-    sizes = [sum(expert // group_size == group for expert in kept) for group in range(limits.num_groups)]
+    sizes = sizes_of(kept, limits.num_experts, limits.num_groups)
     if len(set(sizes)) > 1:
         raise PlanError(
             f"layer {index}: the plan keeps {min(sizes)} to {max(sizes)} experts a group; the router needs equal ones",
             f"keep the same number in each of the {limits.num_groups} groups",
         )
-    if sizes[0] < 2 or sizes[0] * limits.top_k_groups < limits.top_k:
-        needed = max(2, -(-limits.top_k // limits.top_k_groups))
+    needed = smallest_size(limits.top_k, limits.top_k_groups)
+    if sizes[0] < needed:
         raise PlanError(
             f"layer {index}: the plan keeps {sizes[0]} experts a group; the router scores a group by its best two and "
             f"chooses {limits.top_k} experts from {limits.top_k_groups} groups",

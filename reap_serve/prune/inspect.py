@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from reap_serve.architectures.groups import smallest_size
 from reap_serve.architectures.names import Kind, Role, TensorNames
 from reap_serve.architectures.spec import Architecture, RoutingLimits
 from reap_serve.errors import ArchitectureError
@@ -40,7 +41,7 @@ def inspect_index(checkpoint: Checkpoint) -> Iterator[Finding]:
 def inspect_routing(limits: RoutingLimits) -> Iterator[Finding]:
     """Whether vLLM would route with these numbers as the configuration says."""
     per_group = limits.num_experts // limits.num_groups
-    if limits.num_groups > 1 and (per_group < 2 or per_group * limits.top_k_groups < limits.top_k):
+    if limits.num_groups > 1 and per_group < smallest_size(limits.top_k, limits.top_k_groups):
         yield error(
             "groups",
             f"{limits.num_experts} experts in {limits.num_groups} groups: top-{limits.top_k} of "

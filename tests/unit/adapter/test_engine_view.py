@@ -1,0 +1,56 @@
+"""What is read of layers and configurations, on vLLM's own classes."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from reap_serve.adapter import engine_view
+
+
+def layer_of(function: Any) -> Any:
+    """A layer whose router calls a function."""
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+
+    return SimpleNamespace(router=CPURouter(top_k=1, global_num_experts=2, custom_routing_function=function))
+
+
+def test_a_function_of_the_transformers_backend_routes_in_the_model() -> None:
+    from vllm.model_executor.models.transformers import moe
+
+    def hf_topk_router(hidden_states: Any, gating_output: Any, topk: int, renormalize: bool, gate: Any) -> None:
+        """As vLLM 0.33 has it."""
+
+    hf_topk_router.__module__ = moe.__name__
+    assert engine_view.routes_in_model(layer_of(functools.partial(hf_topk_router, gate=None)))
+    assert engine_view.routes_in_model(layer_of(functools.partial(functools.partial(hf_topk_router, gate=None))))
+    assert engine_view.routes_in_model(layer_of(hf_topk_router))
+    assert not engine_view.routes_in_model(layer_of(functools.partial(max, 1)))
+    assert not engine_view.routes_in_model(layer_of(None))
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "mode", "captures"),
+    [
+        (False, "FULL", True),
+        (False, "PIECEWISE", True),
+        (False, "NONE", False),
+        (False, None, True),
+        (True, None, False),
+    ],
+)
+def test_a_graph_mode_that_is_not_settled_may_become_one(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, mode: str | None, captures: bool
+) -> None:
+    from vllm import platforms
+    from vllm.config import CUDAGraphMode
+
+    monkeypatch.setattr(platforms, "current_platform", SimpleNamespace(is_cpu=lambda: on_cpu))
+    settled = None if mode is None else CUDAGraphMode[mode]
+    config: Any = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=settled))
+    assert engine_view.captures_graphs(config) == captures
