@@ -50,9 +50,12 @@ class StubEngine:
             "tokens_observed": 1,
             "tokens_masked": 0,
             "sample_fraction": 1.0,
+            "overhead_budget": None,
+            "held_bytes": 0,
             "recorder_seconds": 0.1,
             "busy_seconds": 1.0,
             "slices": {"default": 1},
+            "slice_limits": {"max_slices": 16, "known": ["default"], "allowed": [], "beyond": {}},
             "layers": [],
             "weights_bytes": 1,
             "writer": None,
@@ -98,8 +101,9 @@ def run_routes(case: Case, inputs: Inputs, random_: random.Random) -> None:
             headers = {"content-type": random_.choice(("text/plain", "application/x-www-form-urlencoded", ""))}
         try:
             answer = client.request(method, f"/v1/reap/{path}", content=content, headers=headers)
-        except ValueError:
-            # No client can send it.
+        except Exception as error:
+            if type(error).__name__ not in ("InvalidURL", "UnicodeEncodeError", "LocalProtocolError"):
+                raise
             continue
         case.findings += [f"{method} {path} {content[:200]!r}: {finding}" for finding in _judged(method, answer)]
 

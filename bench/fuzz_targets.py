@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from fuzz_inputs import Inputs
+from typer.main import get_command
 
-from reap_serve.cli.app import main
+from reap_serve.cli.app import _register, app
+from reap_serve.cli.boundary import run_command
 
 Words = list[str]
 Prepare = Callable[[Inputs, Path, random.Random], list[Words]]
@@ -161,7 +164,12 @@ def run_case(case: Case, target: Prepare, inputs: Inputs, random_: random.Random
         before = _listing(case.home)
         with _captured() as (out, err):
             code = _exit_code(words)
-        case.findings += [f"{' '.join(words)}: {finding}" for finding in judged(words, code, out(), err())]
+        findings = list(judged(words, code, out(), err()))
+        if any("this is a defect" in finding for finding in findings):
+            with _captured() as (_, trace):
+                _exit_code(words, debug=True)
+            findings.append(trace()[-1500:])
+        case.findings += [f"{' '.join(words)}: {finding}" for finding in findings]
         after = _listing(case.home)
         _judge_files(case, words, code, before, after)
         if words[:2] == ["stats", "import"]:
@@ -170,15 +178,18 @@ def run_case(case: Case, target: Prepare, inputs: Inputs, random_: random.Random
             case.findings.append(f"{' '.join(words)}: what was imported is not shown: {err()[:300]}")
 
 
-def _exit_code(words: Words) -> int | str:
-    sys.argv = ["reap-serve", *words]
+@cache
+def _program() -> Callable[..., object]:
+    """What `main` runs, put together once: that takes longer than most commands."""
+    _register()
+    return get_command(app)
+
+
+def _exit_code(words: Words, debug: bool = False) -> int | str:
     try:
-        main()
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else repr(ended.code)
+        return run_command(lambda: _program()(args=words, prog_name="reap-serve", standalone_mode=False), debug=debug)
     except BaseException as error:  # noqa: BLE001 - what passes the program's boundary is a finding
         return f"{type(error).__name__}: {error}"
-    return "main returned"
 
 
 def judged(words: Words, code: int | str, out: str, err: str) -> Iterator[str]:

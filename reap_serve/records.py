@@ -18,6 +18,9 @@ from typing_extensions import TypeAliasType
 from reap_serve import __version__
 from reap_serve.errors import InputFileError
 
+# No configuration, index or plan comes near; it bounds the memory that a foreign file can take.
+MAX_JSON_BYTES = 256 << 20
+MAX_DEPTH = 100
 # Marks a number that json would not write; no text that comes from JSON holds it by chance.
 BEYOND_FLOATS = "reap-serve: a number beyond floats: 5d1f8c52"
 
@@ -136,10 +139,16 @@ def read_json_object(path: Path) -> dict[str, JsonValue]:
     """The JSON object in a file.
 
     Raises:
-        InputFileError: The file is missing, not UTF-8, not JSON, or not an object.
+        InputFileError: The file is missing, not UTF-8, not JSON, not an object, nested too deeply or too large.
     """
     try:
-        value = json.loads(path.read_bytes())
+        with path.open("rb") as handle:
+            content = handle.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise InputFileError(
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "give the file that the tool wrote"
+            )
+        value = json.loads(content)
     except FileNotFoundError:
         raise InputFileError(f"{path} does not exist", "check the path") from None
     except OSError as error:
@@ -148,7 +157,33 @@ def read_json_object(path: Path) -> dict[str, JsonValue]:
         raise InputFileError(f"{path} is not JSON: {error}", "give the file that the tool wrote") from None
     if not isinstance(value, dict):
         raise InputFileError(f"{path} holds a JSON {type(value).__name__}, not an object", "check the path")
+    if _depth(value) > MAX_DEPTH:
+        raise InputFileError(f"{path} is nested deeper than {MAX_DEPTH} levels", "give the file that the tool wrote")
     return value
+
+
+def _depth(value: JsonValue) -> int:
+    """How deeply a document is nested, found without recursion and not counted beyond the limit."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return depth
+
+
+def has_special_floats(value: JsonValue) -> bool:
+    """Whether a document holds a number that JSON has not: NaN or an infinite one."""
+    if isinstance(value, Mapping):
+        return any(has_special_floats(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return any(has_special_floats(each) for each in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def read_record(path: Path, record: type[RecordT], what: str) -> RecordT:
@@ -160,13 +195,16 @@ def read_record(path: Path, record: type[RecordT], what: str) -> RecordT:
         what: How to call it in the error, such as `plan`.
 
     Raises:
-        InputFileError: The file is missing, unreadable, not JSON, of a later version, or not such a record.
+        InputFileError: The file is missing, unreadable, not JSON, of a later version, or not such a record, or a number
+            in it is not finite.
     """
     value = read_json_object(path)
     if issubclass(record, FileRecord) and (found := value.get("schema_version")) is not None:
         problem = version_problem(found, record.newest_version)
         if problem is not None:
             raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")
+    if has_special_floats(value):
+        raise InputFileError(f"{path} holds a number that is not finite", f"make the {what} again or mend it")
     try:
         return record.model_validate(value)
     except ValidationError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reap_serve.adapter.releases.check import RELEASES, installed_problems
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
+from reap_serve.shown_text import shown_logger
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -22,7 +22,7 @@ LOADERS = (
     ("vllm.v1.worker.gpu.model_runner", "GPUModelRunner"),
 )
 
-logger = logging.getLogger("reap_serve")
+logger = shown_logger("reap_serve")
 
 
 def fit_problems() -> list[str]:

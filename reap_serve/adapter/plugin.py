@@ -9,7 +9,9 @@ from __future__ import annotations
 def register() -> None:
     """Installs the seams, or their refusal. Both do nothing in engines whose configuration lacks `reap_serve`."""
     from reap_serve.adapter import fit
+    from reap_serve.adapter.parent import end_with_parent
 
+    end_with_parent()
     problems = fit.fit_problems()
     if problems:
         fit.install_refusal(problems)

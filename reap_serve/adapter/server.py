@@ -74,6 +74,11 @@ class ServedEngine:
         answers: Sequence[object] = await self._client.collective_rpc(method, timeout, args, kwargs)
         return answers
 
+    @property
+    def errored(self) -> bool:
+        """Whether the engine is dead: it answers nothing any more."""
+        return bool(self._client.errored)
+
     def before_shutdown(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Puts something in front of the engine's shutdown: `wrap` gets vLLM's and gives what is called instead."""
         self._client.shutdown = wrap(self._client.shutdown)

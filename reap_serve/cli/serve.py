@@ -47,6 +47,14 @@ def serve(
             "none records every token.",
         ),
     ] = "0.02",
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            metavar="NAME",
+            help="A slice that requests may name; others count as `other`. Repeatable; without it any name is taken.",
+        ),
+    ] = None,
     flush_seconds: Annotated[float, typer.Option(help="Time between two statistics files.")] = 60.0,
     minimum_tokens: Annotated[
         int, typer.Option(help="A slice with fewer recorded tokens waits for the next file; 0 writes all there is.")
@@ -90,6 +98,8 @@ def serve(
         "mask": active,
         "mask_phase": mask_phase,
     }
+    if slices:
+        settings |= {"slices": _slice_names(slices), "max_slices": max(16, len(set(slices)) + 2)}
     if observe is not None:
         settings["directory"] = observe if is_url(observe) else str(Path(observe).resolve())
     command = server_command(model, settings, context.args)
@@ -110,3 +120,12 @@ def _budget(text: str) -> float | None:
     if not 0.0 < budget < 1.0:
         raise RequestError(f"--overhead-budget {text} is not in (0, 1)", "give a fraction such as 0.02, or none")
     return budget
+
+
+def _slice_names(names: list[str]) -> list[str]:
+    from reap_serve.slice_name import RULE, is_slice_name
+
+    for name in names:
+        if not is_slice_name(name):
+            raise RequestError(f"--slice {name} is not {RULE}", "give a shorter or a plainer name")
+    return sorted(set(names))

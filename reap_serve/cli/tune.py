@@ -106,12 +106,12 @@ def tune(
     arguments = _arguments(engine_args)
     from reap_serve.plan.limits import ServingTarget
     from reap_serve.plan.request import Size
-    from reap_serve.publish import refuse_existing
+    from reap_serve.publish import refuse_existing_directory
     from reap_serve.traffic.read import parse_slices, read_traffic
     from reap_serve.tune.request import TuneRequest, parse_budget
     from reap_serve.tune.run import tune as run
 
-    refuse_existing(output, overwrite)
+    refuse_existing_directory(output, overwrite)
     sized = keep_fraction is not None or keep_experts is not None
     request = TuneRequest(
         model=model,
@@ -172,7 +172,7 @@ def _print(report: TuneReport) -> None:
     stdout.print(table)
     for limit in report.limits:
         value = "not measured" if limit.value is None else f"{limit.value:.4g} in {limit.slice}"
-        stdout.print(f"{limit.limit}: {value}, {'held' if limit.held else 'broken'}", markup=False)
-    stdout.print(f"{report.keep_experts} of {report.num_experts} experts per layer: {report.reason}", markup=False)
+        stdout.print(f"{limit.limit}: {value}, {'held' if limit.held else 'broken'}")
+    stdout.print(f"{report.keep_experts} of {report.num_experts} experts per layer: {report.reason}")
     for text in report.notes:
-        stdout.print(text, markup=False)
+        stdout.print(text)

@@ -94,6 +94,8 @@ def _tensors(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
         if not isinstance(weight_map, Mapping):
             raise InputFileError(f"{index} has no weight_map", "download it again")
         files = sorted({str(file) for file in weight_map.values()})
+        if any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
+            raise InputFileError(f"{index} names files outside the checkpoint", "download it again")
     else:
         files = sorted(path.name for path in directory.glob("*.safetensors"))
     for file in files:
@@ -103,7 +105,7 @@ def _tensors(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
                     tensor = opened.get_slice(name)
                     bits = math.prod(tensor.get_shape()) * _bits(tensor.get_dtype())
                     yield name, tuple(tensor.get_shape()), bits // 8
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputFileError(f"{directory / file} cannot be read: {error}", "give a complete checkpoint") from None
 
 

@@ -8,7 +8,7 @@ Axes: R requests, T rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from reap_serve.statistics.record import PHASES
 
 DEFAULT_SLICE = "default"
 OVERFLOW_SLICE = "other"
+# What may put a request into that slice, by the names of the settings.
+COUNT_LIMIT, ALLOWED_LIMIT = LIMITS = ("max_slices", "slices")
 SLICE_ARGUMENT = "reap_slice"
 PROMPT_ARGUMENT = "reap_prompt_tokens"
 
@@ -73,10 +75,12 @@ class Requests:
     """Follows the requests of one engine and makes a step of each batch: the one place where rows get their slots.
 
     Args:
-        max_slices: Slices told apart, the overflow slice included.
+        max_slices: Slices told apart, those of requests that name none and of all others included.
+        allowed: The names that requests may bring, besides `default`; empty allows all while there are slots.
 
     Attributes:
         trash_slot: Slot of rows that do not count.
+        beyond_limits: Requests that were put into the slice `other`, by the limit that did it.
         slices: Names of the slices seen so far, in the order of their slots.
         under_plan: Requests in the engine that are under a plan.
         requests: Requests of the full model with a token counted since the last reset.
@@ -84,8 +88,10 @@ class Requests:
         prompt_tokens_computed: Of these, the computed ones.
     """
 
-    def __init__(self, max_slices: int) -> None:
+    def __init__(self, max_slices: int, allowed: Collection[str] = ()) -> None:
         self.max_slices = max_slices
+        self.allowed = frozenset(allowed)
+        self.beyond_limits = dict.fromkeys(LIMITS, 0)
         self.trash_slot = max_slices * len(PHASES)
         self.slices: list[str] = []
         self.under_plan = 0
@@ -228,15 +234,39 @@ class Requests:
         self.prompt_tokens_total = sum(max(request.prompt_tokens - request.counted, 0) for request in full)
         self.prompt_tokens_computed = 0
 
+    def forget_slices(self) -> None:
+        """Frees the slots of slices that no request in the engine has: for sums that begin again at zero."""
+        self.settle()
+        used = {request.slice_index for request in self._requests.values()}
+        position = {old: new for new, old in enumerate(sorted(used))}
+        self.slices = [self.slices[old] for old in position]
+        for request in self._requests.values():
+            request.slice_index = position[request.slice_index]
+        self.beyond_limits = dict.fromkeys(LIMITS, 0)
+
+    def plans(self) -> set[str]:
+        """Ids of the plans that requests in the engine are under."""
+        return {request.plan for request in self._requests.values() if request.plan is not None}
+
     def _slice_index(self, name: str) -> int:
         if name in self.slices:
             return self.slices.index(name)
-        if len(self.slices) >= self.max_slices - 1:
+        if (limit := self._limit_on(name)) is not None:
+            self.beyond_limits[limit] += 1
             name = OVERFLOW_SLICE
             if name in self.slices:
                 return self.slices.index(name)
         self.slices.append(name)
         return len(self.slices) - 1
+
+    def _limit_on(self, name: str) -> str | None:
+        """The limit that a new name exceeds; `other`, and `default` where the limit has room, always have a slot."""
+        if name == OVERFLOW_SLICE or (name == DEFAULT_SLICE and self.max_slices > 1):
+            return None
+        if self.allowed and name not in self.allowed:
+            return ALLOWED_LIMIT
+        named = sum(known not in (OVERFLOW_SLICE, DEFAULT_SLICE) for known in self.slices)
+        return COUNT_LIMIT if named >= self.max_slices - 2 else None
 
 
 def _step_of(slot_T: Slots, requests: list[_Request | None], batch: BatchRows, all_requests: Requests) -> Step:

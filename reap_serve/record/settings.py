@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from reap_serve.errors import RequestError
 from reap_serve.records import JsonValue, Record
+from reap_serve.slice_name import SliceName
 from reap_serve.statistics.record import EXPERT_SUMS
 
 CONFIG_KEY = "reap_serve"
@@ -58,7 +59,8 @@ class ObserveSettings(Record):
         extra_sums: Optional sums to collect, which merging needs (see `extra_sums.ExtraSums`); none costs nothing.
         buffer_tokens: Tokens held per layer before they are measured: by `deferred`, and of small steps where rows are
             read.
-        max_slices: Slices told apart; tokens of further ones go to the slice `other`.
+        max_slices: Slices told apart, `default` and `other` included; tokens of further ones go to the slice `other`.
+        slices: Names that requests may bring besides `default`; others go to the slice `other`. Empty allows all.
         directory: Where a serving engine writes its statistics; None keeps them in memory.
         flush_seconds: Seconds between two files.
         minimum_tokens: A slice with fewer tokens is not written: small counts tell of single requests.
@@ -79,6 +81,7 @@ class ObserveSettings(Record):
     extra_sums: tuple[Annotated[str, AfterValidator(_known_sum)], ...] = ()
     buffer_tokens: int = Field(default=1024, ge=1, le=65536)
     max_slices: int = Field(default=16, ge=1, le=1024)
+    slices: tuple[SliceName, ...] = ()
     directory: str | None = None
     flush_seconds: float = Field(default=60.0, gt=0.0)
     minimum_tokens: int = Field(default=1000, ge=0)
@@ -87,6 +90,13 @@ class ObserveSettings(Record):
     mask_phase: Literal["all", "decode"] = "all"
     drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     metrics_seconds: float = Field(default=10.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _slices_have_slots(self) -> ObserveSettings:
+        needed = len({*self.slices, "default", "other"})
+        if self.slices and needed > self.max_slices:
+            raise ValueError(f"max_slices is {self.max_slices}, and the named slices need {needed}")
+        return self
 
 
 def checked_settings(values: Mapping[str, JsonValue]) -> ObserveSettings:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from reap_serve.adapter.commands import COMMAND_MODULE, OPEN_PLUGIN_GROUPS
+from reap_serve.adapter.parent import VARIABLE as PARENT_VARIABLE
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
@@ -65,7 +66,11 @@ def server_command(model: str, settings: Mapping[str, JsonValue], options: Seque
             ADDITIONAL_CONFIG,
             json.dumps(merged),
         ),
-        {**{name: value for name, value in cpu_environment().items() if name not in os.environ}, **plugin_variable()},
+        {
+            **{name: value for name, value in cpu_environment().items() if name not in os.environ},
+            **plugin_variable(),
+            PARENT_VARIABLE: "1",
+        },
     )
 
 

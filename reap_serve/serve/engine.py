@@ -15,7 +15,7 @@ def model_loaded(engine: LoadedEngine) -> LiveEngine:
     Raises:
         ReapServeError: Statistics are to be written, and the engine or the model on disk does not allow it.
     """
-    requests = Requests(engine.settings.max_slices)
+    requests = Requests(engine.settings.max_slices, engine.settings.slices)
     recorder = StepRecorder(
         engine.settings,
         engine.layer_facts(),

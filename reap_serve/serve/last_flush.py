@@ -16,11 +16,11 @@ from reap_serve.shown_text import shown_logger
 
 logger = shown_logger("reap_serve")
 
-LAST_FLUSH_SECONDS = 5.0
+LAST_FLUSH_SECONDS = 15.0
 
 
 def flush_before_shutdown(shutdown: Callable[..., Any], link: EngineLink) -> Callable[..., Any]:
-    """vLLM's `shutdown` of the engine with a flush before it, for at most five seconds.
+    """vLLM's `shutdown` of the engine with a flush before it, for at most fifteen seconds.
 
     Called in the server's event loop; vLLM calls the result from a thread, while the loop goes on.
     """

@@ -26,6 +26,7 @@ from reap_serve.serve.live_status import (
     MaskReport,
     PlanEntry,
     RankStatus,
+    SliceLimits,
     WriterReport,
     balance_of,
 )
@@ -100,6 +101,7 @@ class LiveEngine(EngineSteps):
         super().__init__(requests, recorder, masks, shadow, skipped_routing)
         self.plans: dict[str, PlanEntry] = {}
         self.default: str | None = None
+        self._once_named: set[str] = set()
         self._setup = setup
         self._facts = facts
         self._writer: StatisticsWriter | None = None
@@ -123,13 +125,14 @@ class LiveEngine(EngineSteps):
             self._writer.flush()
 
     def reset(self) -> None:
-        """Forgets what was recorded and not yet written, and the totals; files stay."""
+        """Forgets what was recorded and not yet written, the totals and the slices' names; files stay."""
         self.recorder.reset()
         self._offered_counts_LE, self._offered_slices, self._incomplete = None, {}, False
         for gate_mass in self.masks.gate_mass.values():
             gate_mass.reset()
         if self.shadow is not None:
             self.shadow.gate_mass.reset()
+        self.requests.forget_slices()
 
     def close(self) -> None:
         """Writes what was recorded; the engine stops."""
@@ -184,6 +187,7 @@ class LiveEngine(EngineSteps):
             gate_mass.decay()
         if self.shadow is not None:
             self.shadow.gate_mass.decay()
+        self._release_plans()
 
     def status(self) -> RankStatus:
         """What this rank is doing."""
@@ -202,6 +206,12 @@ class LiveEngine(EngineSteps):
             recorder_seconds=recorder.own.seconds,
             busy_seconds=recorder.busy.seconds,
             slices=self.tokens_by_slice(),
+            slice_limits=SliceLimits(
+                max_slices=self.requests.max_slices,
+                known=tuple(self.requests.slices),
+                allowed=tuple(sorted(self.requests.allowed)),
+                beyond=dict(self.requests.beyond_limits),
+            ),
             layers=tuple(map(balance_of, recorder.layer_indices, counts_LE)),
             weights_bytes=self._facts.weights_bytes,
             writer=self._writer_report(),
@@ -241,8 +251,11 @@ class LiveEngine(EngineSteps):
         if self._facts.mask_refusal is not None:
             raise ValueError(self._facts.mask_refusal)
         loaded = PlanEntry.model_validate(entry)
+        self._release_plans()
         self.masks.load(loaded.id, kept, answer_only=loaded.phase == "decode")
         self.plans[name] = loaded
+        self._once_named.add(loaded.id)
+        self._release_plans()
 
     def load_masks(self, kept: Mapping[str, Mapping[int, Sequence[int]]]) -> None:
         """Puts masks that were checked against the model in the place of all plans; they have ids and no names.
@@ -264,10 +277,17 @@ class LiveEngine(EngineSteps):
         return self.masks.watch.take()
 
     def forget_plan(self, name: str) -> None:
-        """Takes a name away; requests under its plan finish under it."""
+        """Takes a name away; requests under its plan finish under it, then its place is free."""
         self.plans.pop(name, None)
         if self.default == name:
             self.default = None
+        self._release_plans()
+
+    def _release_plans(self) -> None:
+        """Frees the places of plans that have no name and no request."""
+        unnamed = self._once_named & set(self.masks.gate_mass) - {entry.id for entry in self.plans.values()}
+        for plan in sorted(unnamed - self.requests.plans()) if unnamed else ():
+            self.masks.release(plan)
 
     def set_default(self, name: str | None) -> None:
         """The plan of requests that name none; None is the full model.

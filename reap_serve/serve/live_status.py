@@ -116,6 +116,23 @@ class GateMassReport(Record):
     plans: dict[str, dict[str, float]]
 
 
+class SliceLimits(Record):
+    """How many slices are told apart, and what did not fit.
+
+    Attributes:
+        max_slices: Slices told apart, `default` and `other` included.
+        known: Those that have a slot now; `reset` frees the slots of those without a request in the engine.
+        allowed: Names that requests may bring besides `default`; empty allows all.
+        beyond: Requests in the slice `other` since the start or the last reset, by the name of the limit that put them
+            there: `max_slices` or `slices`.
+    """
+
+    max_slices: int
+    known: tuple[str, ...]
+    allowed: tuple[str, ...]
+    beyond: dict[str, int]
+
+
 class RankStatus(Record):
     """One rank.
 
@@ -132,6 +149,7 @@ class RankStatus(Record):
         recorder_seconds: Time that recording took since the start.
         busy_seconds: Time of all steps since the start.
         slices: Recorded tokens by slice since the start or the last reset.
+        slice_limits: What slices are told apart.
         layers: Balance of this rank's layers, since the start or the last reset.
         weights_bytes: Memory of this rank's weights.
         writer: None when nothing is written.
@@ -151,6 +169,7 @@ class RankStatus(Record):
     recorder_seconds: float
     busy_seconds: float
     slices: dict[str, int]
+    slice_limits: SliceLimits
     layers: tuple[LayerBalance, ...]
     weights_bytes: int
     writer: WriterReport | None

@@ -31,6 +31,7 @@ from reap_serve.serve.gate_watch import GateWatch
 
 PLAN_ARGUMENT = "reap_plan_id"
 MAX_PLANS = 32
+MAX_PLANS_EVER = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ class LayerMask:
 class EngineMasks:
     """The plans loaded into one engine process, and who is under which.
 
-    Plans go by an id that stands for their content. A loaded plan stays loaded: requests that name it may still be
-    waiting in vLLM's queue.
+    Plans go by an id that stands for their content. A plan that is no longer wanted is released: it gives its place
+    up, and its few kilobytes of kept ids stay, since requests that name it may still be waiting in vLLM's queue.
 
     Args:
         layers: The fused MoE layers of this process.
@@ -133,6 +134,8 @@ class EngineMasks:
         self._trash_slot = requests.trash_slot
         self._hooked = False
         self._hooks = [LayerMask(self, position) for position in range(len(layers))]
+        self._hooked = False
+        self._kept: dict[str, Mapping[int, Sequence[int]]] = {}
 
     def load(self, plan: str, kept: Mapping[int, Sequence[int]], *, answer_only: bool = False) -> None:
         """Loads a plan that was checked against the model.
@@ -148,22 +151,34 @@ class EngineMasks:
         if plan in self.gate_mass:
             return
         if len(self.gate_mass) >= MAX_PLANS:
-            raise ValueError(f"{MAX_PLANS} plans were loaded since the start")
+            raise ValueError(f"{MAX_PLANS} plans are loaded; delete one that is not used")
+        if len(self._kept) >= MAX_PLANS_EVER and plan not in self._kept:
+            raise ValueError(f"{MAX_PLANS_EVER} plans were loaded since the start")
+        if answer_only:
+            self.answer_only.add(plan)
+        self._load(plan, kept)
+
+    def _load(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
+        self._kept[plan] = kept
         for layer, hook in zip(self._layers, self._hooks, strict=True):
             hook.plans[plan] = LayerPlan(layer.router, kept[layer.index], layer.num_experts, self._device)
         if not self._hooked:
             self._hooked = True
             for layer, hook in zip(self._layers, self._hooks, strict=True):
                 layer.set_routing_hook(hook)
-        if answer_only:
-            self.answer_only.add(plan)
         self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
 
     def unload_all(self) -> None:
         """Forgets every plan, so that others find room: for an engine of which no request is under way."""
-        self.gate_mass = {}
+        self.gate_mass, self._kept = {}, {}
         for hook in self._hooks:
             hook.plans = {}
+
+    def release(self, plan: str) -> None:
+        """Gives up the place of a plan that no request in the engine is under; a request that comes late loads it."""
+        if self.gate_mass.pop(plan, None) is not None:
+            for hook in self._hooks:
+                del hook.plans[plan]
 
     def plan_of(self, request: NewRequest) -> str | None:
         """Id of the plan under which a request enters, and so not into the statistics; None for the full model.
@@ -173,8 +188,10 @@ class EngineMasks:
         """
         plan = (request.arguments or {}).get(PLAN_ARGUMENT)
         # Without a plan loaded nothing at the server's door keeps strangers from naming one.
-        if plan is None or not self.gate_mass:
+        if plan is None or not self._kept:
             return None
+        if plan in self._kept and plan not in self.gate_mass:
+            self._load(str(plan), self._kept[str(plan)])
         if plan not in self.gate_mass:
             raise ValueError(f"the request {request.id} names the plan {plan!r}, which is not loaded")
         return str(plan)

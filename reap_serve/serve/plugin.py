@@ -10,6 +10,7 @@ from reap_serve.adapter.metadata_slice import read_slices_of_metadata
 from reap_serve.adapter.server import ServedEngine
 from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.plan.record import read_plan
+from reap_serve.serve.ending import Ending
 from reap_serve.serve.last_flush import flush_before_shutdown
 from reap_serve.serve.link import EngineLink
 from reap_serve.serve.mask_admission import SALT_PREFIX, settle
@@ -61,6 +62,7 @@ class ReapEndpoints:
         engine.install_gate(lambda arguments: settle(arguments, link.resolve), SALT_PREFIX)
         if settings.directory is not None:
             engine.before_shutdown(lambda shutdown: flush_before_shutdown(shutdown, link))
+        Ending(engine).install()
         link.start_timer()
         state.reap_link, state.reap_model = link, model
 

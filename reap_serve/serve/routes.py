@@ -17,7 +17,14 @@ from reap_serve.plan.record import Plan
 from reap_serve.record.settings import BASE_PLAN
 from reap_serve.records import Record
 from reap_serve.serve.link import EngineLink
-from reap_serve.serve.live_status import GateMassReport, LayerBalance, MaskReport, PlanPhase, WriterReport
+from reap_serve.serve.live_status import (
+    GateMassReport,
+    LayerBalance,
+    MaskReport,
+    PlanPhase,
+    SliceLimits,
+    WriterReport,
+)
 from reap_serve.serve.plan_check import ServedModel, check_plan
 from reap_serve.serve.plan_files import PLAN_NAME
 from reap_serve.serve.route_errors import ErrorRoute, NoSuchRoute
@@ -41,6 +48,7 @@ class Status(Record):
         overhead_fraction: Share of the engine's busy time that recording took, None before the first step.
         overhead_budget: Share of it that recording may take, None where nothing bounds it.
         held_bytes: Memory of the rows that CUDA graphs gather, and of those held until they are measured, of one rank.
+        slice_limits: Which slices are told apart, and how many requests came with further names.
         writer: Of the first rank that writes; None when nothing is written.
         mask: Plans.
         gate_mass: Dropped gate mass.
@@ -57,6 +65,7 @@ class Status(Record):
     overhead_budget: float | None
     held_bytes: int
     overhead_fraction: float | None
+    slice_limits: SliceLimits
     writer: WriterReport | None
     mask: MaskReport
     gate_mass: GateMassReport
@@ -125,6 +134,7 @@ async def _status(link: EngineLink) -> Status:
         overhead_budget=first.overhead_budget,
         held_bytes=first.held_bytes,
         overhead_fraction=first.recorder_seconds / first.busy_seconds if first.busy_seconds else None,
+        slice_limits=first.slice_limits,
         writer=next((rank.writer for rank in ranks if rank.writer is not None), None),
         mask=first.mask,
         gate_mass=first.gate_mass,
@@ -149,7 +159,7 @@ async def stats(request: Request) -> LiveStatistics:
 
 @router.post("/{action}")
 async def control(request: Request, action: Literal["start", "stop", "reset", "flush"]) -> Status:
-    """Starts or stops recording, forgets what is not yet written, or writes it now."""
+    """Starts or stops recording, forgets what is not yet written and the slices' names, or writes it now."""
     if await request.body():
         raise HTTPException(HTTPStatus.BAD_REQUEST, f"{action} takes no body")
     link = _link(request)

@@ -14,7 +14,7 @@ from reap_serve.plan.limits import CountLimits, count_limits
 from reap_serve.plan.model_limits import limits_of_model, limits_of_source
 from reap_serve.plan.request import Size
 from reap_serve.plan.sizes import measure_checkpoint
-from reap_serve.publish import refuse_existing
+from reap_serve.publish import refuse_existing_directory
 from reap_serve.records import JsonValue
 from reap_serve.statistics.file import read_statistics, write_statistics
 from reap_serve.statistics.merge import merge_files
@@ -59,7 +59,7 @@ def tune(request: TuneRequest, say: Say = lambda line: None) -> TuneReport:
             budget is too small.
         StorageError: The disk refused.
     """
-    refuse_existing(request.output, request.overwrite)
+    refuse_existing_directory(request.output, request.overwrite)
     source = open_model(request.model)
     sizes = count_limits(limits_of_source(source), request.target)
     fixed = None if request.size is None else uniform_count(request.size, sizes, None)

@@ -17,6 +17,7 @@ from reap_serve.serve.live_status import (
     MaskReport,
     PlanEntry,
     RankStatus,
+    SliceLimits,
     WriterReport,
 )
 
@@ -42,6 +43,7 @@ def rank(tokens: int = 100, **changes: object) -> RankStatus:
         "recorder_seconds": 2.0,
         "busy_seconds": 100.0,
         "slices": {"default": tokens},
+        "slice_limits": SliceLimits(max_slices=16, known=("default",), allowed=(), beyond={}),
         "layers": (),
         "weights_bytes": 4096,
         "writer": WriterReport(

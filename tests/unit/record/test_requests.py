@@ -59,13 +59,46 @@ def test_unknown_requests_are_trash() -> None:
 
 
 def test_slices_beyond_the_limit_share_one() -> None:
-    rows = Requests(max_slices=3)
-    for number, name in enumerate(("x", "y", "z", "w", "x")):
+    rows = Requests(max_slices=4)
+    for number, name in enumerate(("x", "y", "z", "w", "x", "default")):
         rows.add(str(number), 1, {"reap_slice": name})
-    labels = slots(rows, ["0", "1", "2", "3", "4"], [1] * 5, [0] * 5)
-    assert rows.slices == ["x", "y", "other"]
-    assert labels == [0, 2, 4, 4, 0]
-    assert rows.trash_slot == 6
+    labels = slots(rows, ["0", "1", "2", "3", "4", "5"], [1] * 6, [0] * 6)
+    assert rows.slices == ["x", "y", "other", "default"]
+    assert labels == [0, 2, 4, 4, 0, 6]
+    assert rows.trash_slot == 8
+    assert rows.beyond_limits == {"max_slices": 2, "slices": 0}
+
+
+@pytest.mark.parametrize(("max_slices", "names"), [(1, ["other"]), (2, ["other", "default"])])
+def test_without_room_all_names_are_one_slice(max_slices: int, names: list[str]) -> None:
+    rows = Requests(max_slices)
+    rows.add("a", 1, {"reap_slice": "x"})
+    rows.add("b", 1, None)
+    assert rows.slices == names
+
+
+def test_names_that_were_not_allowed_take_no_slot() -> None:
+    rows = Requests(max_slices=4, allowed=("x", "y"))
+    for number, name in enumerate(("one", "two", "three", "y", "x", "default")):
+        rows.add(str(number), 1, {"reap_slice": name})
+    assert rows.slices == ["other", "y", "x", "default"]
+    assert rows.beyond_limits == {"max_slices": 0, "slices": 3}
+
+
+def test_forgotten_slices_give_their_slots_up() -> None:
+    rows = Requests(max_slices=4)
+    for number, name in enumerate(("x", "y", "z")):
+        rows.add(str(number), 1, {"reap_slice": name})
+    rows.finish(["0"])
+    # One that runs on keeps its slice, under another slot.
+    assert slots(rows, ["1", "2"], [1, 1], [0, 0]) == [2, 4]
+    rows.reset()
+    rows.forget_slices()
+    assert rows.slices == ["y", "other"]
+    assert rows.beyond_limits == {"max_slices": 0, "slices": 0}
+    assert slots(rows, ["1", "2"], [1, 1], [1, 1]) == [1, 3]
+    rows.add("3", 1, {"reap_slice": "w"})
+    assert rows.slices == ["y", "other", "w"]
 
 
 @pytest.mark.parametrize("arguments", [None, {}, {"reap_slice": ""}, {"reap_slice": 3}])

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from fake_engine import MODEL, FakeObserver, live_engine
 
+from reap_serve.record.step import NewRequest
 from reap_serve.serve.live import LiveSetup
-from reap_serve.serve.live_status import balance_of
+from reap_serve.serve.live_status import PlanEntry, balance_of
+from reap_serve.serve.mask import PLAN_ARGUMENT
 from reap_serve.statistics.file import read_statistics
 
 
@@ -123,3 +125,43 @@ def test_balance_by_hand() -> None:
     assert (balance.layer, balance.routed_tokens, balance.unseen) == (3, 4, 2)
     assert balance.load_balance == pytest.approx(0.4)
     assert balance_of(0, np.zeros(4, np.int64)).load_balance is None
+
+
+ENTRY = PlanEntry(id="", experts_kept=6, criterion="reap", bound=False)
+
+
+def test_plans_without_a_name_and_a_request_are_freed() -> None:
+    live = live_engine()
+    for number in range(200):
+        live.load_plan("p", ENTRY.model_copy(update={"id": f"i{number}"}), {0: list(range(6))})
+        assert set(live.masks.gate_mass) == {f"i{number}"}
+    live.load_plan("q", ENTRY.model_copy(update={"id": "i199"}), {0: list(range(6))})
+    live.set_default("q")
+    live.forget_plan("p")
+    assert set(live.masks.gate_mass) == {"i199"}
+    # A request under it keeps it until it ends.
+    live.step_begins((), (NewRequest("a", 1, {PLAN_ARGUMENT: "i199"}),))
+    live.forget_plan("q")
+    assert (live.default, set(live.masks.gate_mass)) == (None, {"i199"})
+    live.step_begins(("a",), ())
+    live.tick()
+    assert live.masks.gate_mass == {}
+    # One that waited in the queue gets its plan back.
+    live.step_begins((), (NewRequest("late", 1, {PLAN_ARGUMENT: "i7"}),))
+    assert set(live.masks.gate_mass) == {"i7"}
+    live.step_begins(("late",), ())
+    live.tick()
+    assert live.masks.gate_mass == {}
+
+
+def test_reset_frees_the_slots_of_slices_and_status_counts_what_does_not_fit() -> None:
+    live = live_engine()
+    for number in range(5):
+        live.step_begins((), (NewRequest(str(number), 1, {"reap_slice": f"s{number}"}),))
+    limits = live.status().slice_limits
+    assert (limits.max_slices, limits.known, limits.allowed) == (4, ("s0", "s1", "other"), ())
+    assert limits.beyond == {"max_slices": 3, "slices": 0}
+    live.step_begins(tuple("01234"), ())
+    live.reset()
+    limits = live.status().slice_limits
+    assert (limits.known, limits.beyond) == ((), {"max_slices": 0, "slices": 0})

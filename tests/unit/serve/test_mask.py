@@ -188,8 +188,23 @@ def test_plans_are_bounded_and_a_repeated_one_is_free() -> None:
     for number in range(MAX_PLANS):
         masks.load(f"p{number}", {0: tuple(range(6))})
     masks.load("p0", {0: tuple(range(6))})
-    with pytest.raises(ValueError, match="32 plans"):
+    with pytest.raises(ValueError, match="32 plans are loaded; delete one"):
         masks.load("one more", {0: tuple(range(K))})
+    masks.masks.release("p7")
+    masks.load("one more", {0: tuple(range(K))})
+
+
+def test_a_released_plan_masks_a_request_that_comes_late() -> None:
+    masks = masks_on(CASES[0].make(E, torch.zeros(E)))
+    masks.load("p", {0: tuple(range(6))})
+    masks.masks.release("p")
+    assert masks.gate_mass == {}
+    assert not masks.admit("a", 1, None)
+    assert masks.admit("b", 1, {PLAN_ARGUMENT: "p"})
+    masks.label(BatchRows(["a", "b"], [1, 1], [0, 0]))
+    assert [group.plan for group in masks.masks.step] == ["p"]
+    with pytest.raises(ValueError, match="not loaded"):
+        masks.admit("c", 1, {PLAN_ARGUMENT: "unknown"})
 
 
 def test_a_finished_request_is_forgotten() -> None:
