@@ -51,7 +51,7 @@ class Oracle:
         self.spies: list[Spy] = []
         self.rows = 0
 
-    def watch(self, model_runner: Any, layers: list[Any], max_rows: int) -> None:
+    def watch(self, device: torch.device, layers: list[Any], max_rows: int) -> None:
         """Puts the spies in place; nothing was captured yet."""
         for layer in layers:
             config = layer.moe_config
@@ -60,7 +60,7 @@ class Oracle:
                 max_rows,
                 config.hidden_dim,
                 config.experts_per_token,
-                model_runner.device,
+                device,
             )
             layer.routed_experts.reap_tap = spy
             self.spies.append(spy)

@@ -40,19 +40,19 @@ def exact(
     """The sums of one recorder against the oracle."""
     from vllm import SamplingParams
 
-    from reap_serve.adapter import engine, engine_view
+    from reap_serve.adapter import engine_view
+    from reap_serve.adapter.loaded import LoadedEngine
 
     settings = {"recorder": recorder, "sample_fraction": fraction, "read_kernel_rows": False}
     with tempfile.TemporaryDirectory() as directory:
         oracle = Oracle(models.write_small(Path(directory)), models.SMALL.experts)
-        plain = type(engine.HOOKS).model_loaded
+        plain = LoadedEngine.connect
 
-        def watched(self: Any, model_runner: Any, vllm_config: Any) -> Any:
-            hooks = plain(self, model_runner, vllm_config)
-            oracle.watch(model_runner, engine_view.moe_layers(vllm_config), engine_view.max_rows(vllm_config))
-            return hooks
+        def watched(self: Any, recorder: Any) -> None:
+            plain(self, recorder)
+            oracle.watch(self.device, self._layers, self.max_rows)
 
-        type(engine.HOOKS).model_loaded = watched
+        LoadedEngine.connect = watched  # type: ignore[method-assign]
         llm = engines.start(Path(directory), graphs, settings, second_runner=second_runner, **arguments)
         try:
             oracle.follow(engines.runner_of(llm).reap_live)
@@ -63,7 +63,7 @@ def exact(
             found, window = _snapshot(llm)
             kernel = engine_view.kernel_name(engine_view.moe_layers(llm.llm_engine.vllm_config)[0])
         finally:
-            type(engine.HOOKS).model_loaded = plain
+            LoadedEngine.connect = plain  # type: ignore[method-assign]
             engines.stop(llm)
     return _judged(found, oracle.sums_LEC, window, kernel, fraction, tolerance)
 

@@ -53,7 +53,7 @@ class LoadedEngine:
 
     def layer_facts(self) -> list[LayerFacts]:
         """What recorders need of each layer; the kernels are tried for it."""
-        return [facts_of(layer, self.settings) for layer in self._layers]
+        return [facts_of(layer, self.settings, self.max_rows) for layer in self._layers]
 
     def connect(self, recorder: StepRecorder) -> None:
         """Lets the layers and routers call their recorders from now on."""

@@ -28,7 +28,7 @@ logger = shown_logger("reap_serve")
 
 REASON = (
     "routing inside the kernel, which reap-serve cannot observe (leave --moe-backend out, "
-    "or serve with --keep-kernel and without --observe)"
+    "or run vllm serve, which observes nothing)"
 )
 
 _passed_over: dict[str, None] = {}

@@ -99,4 +99,4 @@ def _monolithic_remedy(settings: ObserveSettings) -> str:
         return "vLLM's CPU has no other kernel for this format: observe the checkpoint that it was quantised from"
     if settings.keep_kernel:
         return "leave --keep-kernel out"
-    return "leave --moe-backend out; if that is so, serve without --observe and with --keep-kernel, and report it"
+    return "leave --moe-backend out, or run vllm serve, which observes nothing"

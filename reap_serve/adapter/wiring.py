@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 
-def facts_of(layer: MoERunner, settings: ObserveSettings) -> LayerFacts:
+def facts_of(layer: MoERunner, settings: ObserveSettings, max_rows: int) -> LayerFacts:
     """What a recorder needs of a layer whose weights are in place."""
     facts = dataclasses.replace(
         engine_view.layer_facts(layer),
+        call_rows=None if engine_view.device_type() == "cpu" else max_rows,
         adds_apart=engine_view.reducing_kernel(layer) is not None,
         shape=RowShape(layer.moe_config.hidden_dim, layer.moe_config.experts_per_token, layer.moe_config.in_dtype),
     )

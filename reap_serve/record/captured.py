@@ -25,6 +25,9 @@ from reap_serve.record.extra_sums import ExtraSums
 from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.sampling import RowSampler
 
+# Of one call of a kernel whose workspace nothing bounds: what is measured at a time takes memory, too.
+CALL_ROWS = 8192
+
 
 class Measure:
     """Measures held rows of one layer by its own kernel, with one row a routed slot.
@@ -36,14 +39,13 @@ class Measure:
         layer: The layer.
         sums: Where to add.
         extra: Where to add the optional sums, None without them.
-        call_rows: Rows of one call of the kernel at most.
     """
 
-    def __init__(self, layer: LayerFacts, sums: LayerSums, extra: ExtraSums | None, call_rows: int) -> None:
+    def __init__(self, layer: LayerFacts, sums: LayerSums, extra: ExtraSums | None) -> None:
         self._layer = layer
         self._sums = sums
         self._extra = extra
-        self._call_tokens = max(1, call_rows // layer.top_k)
+        self._call_tokens = max(1, (layer.call_rows or CALL_ROWS) // layer.top_k)
 
     def __call__(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor, slot_T: torch.Tensor) -> None:
         """Adds the rows of some tokens to the sums."""

@@ -25,7 +25,12 @@ def expert_rows(
     if layer.weight_on_input:
         # Having applied them, vLLM's CPU kernel overwrites the weights with ones.
         weight_N1 = weight_N1.clone()
-    rows_NH = layer.forward_experts(x_NH, weight_N1, expert_ids_TK.reshape(-1, 1))
+    ids_N1 = expert_ids_TK.reshape(-1, 1)
+    if layer.call_rows is None or x_NH.shape[0] <= layer.call_rows:
+        rows_NH = layer.forward_experts(x_NH, weight_N1, ids_N1)
+    else:
+        parts = zip(*(torch.split(values, layer.call_rows) for values in (x_NH, weight_N1, ids_N1)), strict=True)
+        rows_NH = torch.cat([layer.forward_experts(*part) for part in parts])
     return rows_NH.view(num_tokens, top_k, -1)
 
 

@@ -77,6 +77,7 @@ class LayerFacts:
         expert_map_E: Local index of each expert, -1 for those of other ranks; None where all are here.
         kernel_output: Where the kernel leaves its outputs, None where it does not.
         adds_apart: The kernel adds a token's weighted outputs in a method of its own, `moe_sum`.
+        call_rows: Rows of one call of the kernel at most, where vLLM has locked its workspace; None where it grows.
         shape: Of its input, None where that is not known before a step.
     """
 
@@ -91,6 +92,7 @@ class LayerFacts:
     expert_map_E: torch.Tensor | None = None
     kernel_output: KernelOutput | None = None
     adds_apart: bool = False
+    call_rows: int | None = None
     shape: RowShape | None = None
 
 

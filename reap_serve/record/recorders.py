@@ -35,7 +35,6 @@ class Parts:
         buffer_tokens: Tokens that it may hold until it measures them.
         num_layers: Layers that share the memory for what is held.
         captured: Rows that graphs gather, None where none do.
-        call_rows: Rows of one call of the kernel at most, where its workspace is bounded.
     """
 
     layer: LayerFacts
@@ -45,7 +44,6 @@ class Parts:
     buffer_tokens: int
     num_layers: int
     captured: CapturedRows | None = None
-    call_rows: int = 0
 
 
 def _inline(parts: Parts) -> Recorder:
@@ -62,7 +60,7 @@ def _moe_sum(parts: Parts) -> Recorder:
 
 def _captured(parts: Parts) -> Recorder:
     assert parts.captured is not None
-    measure = Measure(parts.layer, parts.sums, parts.extra, parts.call_rows)
+    measure = Measure(parts.layer, parts.sums, parts.extra)
     return CapturedRecorder(len(parts.captured.recorders), parts.captured, parts.sampler, measure)
 
 

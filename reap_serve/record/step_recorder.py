@@ -13,6 +13,7 @@ import torch
 
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
+from reap_serve.record.captured_steps import CapturedSteps
 from reap_serve.record.extra_sums import ExtraSums, LogitTap
 from reap_serve.record.moe_sum import PersistentSlots
 from reap_serve.record.pace import Pace
@@ -93,17 +94,14 @@ class StepRecorder:
         self.kinds = tuple(recorder_kind(settings, layer, graphs=graphs is not None) for layer in layers)
         budget, fraction, held = settings.overhead_budget, settings.sample_fraction, settings.buffer_tokens
         assert budget is None or tensor_parallel_size == 1 or agree is not None
-        self._graphs = graphs
-        self._captured: CapturedRows | None = None
-        self._gather_seconds: float | None = None
         gathering = [layer.shape for layer, kind in zip(layers, self.kinds, strict=True) if kind == "captured"]
+        rows: CapturedRows | None = None
         if graphs is not None and gathering:
-            self._captured, fraction = room_for(
-                graphs, gathering, fraction, bounded=budget is not None, held=held, device=device
-            )
-            held = self._captured.held_rows
+            rows, fraction = room_for(graphs, gathering, fraction, bounded=budget is not None, held=held, device=device)
+            held = rows.held_rows
         self._pace = Pace(budget, fraction, held, device, agree)
         self.busy, self.own = self._pace.busy, self._pace.own
+        self._captured = None if rows is None or graphs is None else CapturedSteps(rows, graphs, self.own)
         fraction = self._pace.fraction
         self._sampler = (
             PersistentSlots(fraction, requests.trash_slot, device, max_rows)
@@ -120,8 +118,7 @@ class StepRecorder:
         parts = [
             Parts(
                 *(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)),
-                captured=self._captured,
-                call_rows=max_rows,
+                captured=rows,
             )
             for layer, sums, extra in zip(layers, self._sums, self._extra, strict=True)
         ]
@@ -138,30 +135,18 @@ class StepRecorder:
         try:
             self._sampler.begin(step.full_slot_T)
             if self._captured is not None:
-                self._begin_captured(self._captured, step)
+                self._captured.begin(self._sampler.sample, step.full_slot_T.shape[0])
             if self._sampler.active and self.apparatus is not None:
                 self._apparatus_entered = True
                 self.apparatus.enter()
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
 
-    def _begin_captured(self, captured: CapturedRows, step: Step) -> None:
-        sample = self._sampler.sample
-        if sample is not None:
-            with torch.inference_mode():
-                captured.begin(sample.host_rows, sample.slots)
-        if self._gather_seconds is None:
-            self._gather_seconds = self._time_gathers(captured)
-        assert self._graphs is not None
-        if step.full_slot_T.shape[0] <= self._graphs.largest:
-            self.own.add(self._gather_seconds)
-
     def end(self) -> None:
         """The step is over; what runs until the next one is a dummy or warm-up run."""
         if self._captured is not None:
             try:
-                with torch.inference_mode():
-                    self._captured.end()
+                self._captured.end()
             except Exception as error:  # noqa: BLE001 - the hook boundary
                 self.fail(error)
         if self._sampler.active:
@@ -174,15 +159,6 @@ class StepRecorder:
                 self.fail(error)
         self._pace.step_is_over(self.tokens_recorded)
         self._sampler.fraction = self._pace.fraction
-
-    def _time_gathers(self, captured: CapturedRows) -> float:
-        """What the graphs, which are there when the first step begins, spend on recording in a step."""
-        try:
-            with torch.inference_mode():
-                return captured.gather_seconds() if captured.on_cuda else 0.0
-        except Exception as error:  # noqa: BLE001 - recording is right without the figure
-            logger.warning("what graphs do for recording is not counted: %s: %s", type(error).__name__, error)
-            return 0.0
 
     @property
     def step_recorded(self) -> bool:
@@ -230,7 +206,7 @@ class StepRecorder:
     @property
     def held_bytes(self) -> int:
         """Memory of the rows that graphs gather and of those held after them; 0 without graphs."""
-        return 0 if self._captured is None else self._captured.num_bytes
+        return 0 if self._captured is None else self._captured.rows.num_bytes
 
     @property
     def complete(self) -> bool:

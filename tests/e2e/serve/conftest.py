@@ -99,7 +99,15 @@ def server(
     material: Material, statistics_directory: Path, tmp_path_factory: pytest.TempPathFactory, server_options: list[str]
 ) -> Iterator[LiveServer]:
     """One server for a module's tests, with both plans loaded."""
-    options = ["--observe", str(statistics_directory), "--flush-seconds", "2", *server_options]
+    options = [
+        "--observe",
+        str(statistics_directory),
+        "--overhead-budget",
+        "none",
+        "--flush-seconds",
+        "2",
+        *server_options,
+    ]
     for name, path in material.plans.items():
         options += ["--plan", f"{name}={path}"]
     running = LiveServer(material.model, tmp_path_factory.mktemp("log") / "server.log", options, SETTINGS)

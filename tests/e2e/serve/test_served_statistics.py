@@ -133,7 +133,8 @@ def observed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     statistics, capture, traffic = root / "statistics", root / "capture", root / "captured.jsonl"
     model = demo_files().model
     tokenizer = AutoTokenizer.from_pretrained(model)
-    options = ["--observe", str(statistics), "--flush-seconds", "3600", "--enforce-eager", "--no-enable-prefix-caching"]
+    options = ["--observe", str(statistics), "--overhead-budget", "none", "--flush-seconds", "3600"]
+    options += ["--enforce-eager", "--no-enable-prefix-caching"]
     options += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     options += ["--middleware", "reap_serve.traffic.capture.CaptureMiddleware"]
     variables = {"REAP_SERVE_CAPTURE_DIR": str(capture)}
@@ -212,4 +213,4 @@ def test_a_replayed_file_gives_what_observing_it_gives(observed: Observed) -> No
 def test_captured_traffic_gives_what_was_observed_live(observed: Observed) -> None:
     require_same(observed.live, observed.offline, observed.dtype)
     require_same(observed.live, observed.replayed, observed.dtype)
-    assert observed.live.header.windows[0].recorder == "deferred"
+    assert observed.live.header.windows[0].recorder == "read"

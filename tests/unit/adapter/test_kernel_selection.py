@@ -102,12 +102,12 @@ def test_a_monolithic_kernel_that_was_asked_for_is_refused_with_a_remedy_that_wo
     with standing_in("SM100"):
         OBSERVING.now = True
         try:
-            with pytest.raises(ValueError, match=r"cannot observe .leave --moe-backend out, or .* --keep-kernel"):
+            with pytest.raises(ValueError, match=r"cannot observe .leave --moe-backend out, or run vllm serve"):
                 choose(mxint4, "TP1", "flashinfer_trtllm")
             assert choose(mxint4, "TP1").__name__ == "MarlinExperts"
         finally:
             OBSERVING.now = False
-        # --keep-kernel without --observe: the engine does not observe.
+        # vllm serve.
         assert choose(mxint4, "TP1", "flashinfer_trtllm").__name__ == "TrtLlmMxint4ExpertsMonolithic"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,9 @@ class Captured:
         self.rows = CapturedRows(LAYERS, SHAPE, CPU, landing, held, capturing)
         self.sums, self.expected = sums_of_layers(), sums_of_layers()
         self.experts = FakeExperts()
+        known = replace(facts(self.experts), call_rows=call_rows)
         self.recorders = [
-            CapturedRecorder(layer, self.rows, self.sampler, Measure(facts(self.experts), sums, None, call_rows))
+            CapturedRecorder(layer, self.rows, self.sampler, Measure(known, sums, None))
             for layer, sums in enumerate(self.sums)
         ]
         self.oracle = [DeferredRecorder(facts(FakeExperts()), sums, self.sampler, 64) for sums in self.expected]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from fake_layer import FakeExperts, facts
 
@@ -77,3 +79,12 @@ def test_experts_of_other_ranks_are_not_here() -> None:
     layer = facts(FakeExperts(), expert_map_E=torch.tensor([-1, 0, -1, 1]))
     assert local_ids(layer, torch.tensor([[1, 0], [3, -1]])).tolist() == [[1, -1], [3, -1]]
     assert local_ids(facts(FakeExperts()), IDS_TK).tolist() == IDS_TK.tolist()
+
+
+def test_a_bounded_kernel_is_called_with_no_more_rows_than_fit() -> None:
+    """vLLM locks a kernel's workspace: six rows in calls of four are those of one call."""
+    experts, ids_TK = FakeExperts(), torch.tensor([[1, 0], [3, 2], [1, 3]], dtype=torch.int32)
+    x_TH, weight_TK = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(3, 2)
+    rows_TKH = expert_rows(dataclasses.replace(facts(experts), call_rows=4), x_TH, weight_TK, ids_TK)
+    assert experts.calls == [(4, 1), (2, 1)]
+    assert torch.equal(rows_TKH, expert_rows(facts(FakeExperts()), x_TH, weight_TK, ids_TK))
