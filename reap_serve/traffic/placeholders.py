@@ -102,7 +102,7 @@ def require_text_as_written(request: Request) -> None:
     if not _is_finite(request.body):
         raise MalformedRecordError("number beyond the range of a float")
     logged = request.origin.format in _LOGS
-    for text, place in _texts(request.body, request.answer):
+    for text, place in texts_of(request.body, request.answer):
         if is_placeholder(text) or (logged and is_cut(text)):
             raise MalformedRecordError(REASON, place)
 
@@ -147,7 +147,8 @@ def _is_finite(body: Object) -> bool:
     return all(is_finite(value) for key, value in body.items() if key not in ("messages", "prompt"))
 
 
-def _texts(body: Object, answer: Object | None) -> Iterator[tuple[str, str]]:
+def texts_of(body: Object, answer: Object | None) -> Iterator[tuple[str, str]]:
+    """The texts of a body and its answer that a person, a tool or a model wrote, each with its place."""
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         yield prompt, "prompt"

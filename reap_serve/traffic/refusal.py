@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reap_serve.errors import TrafficError
-from reap_serve.records import JsonValue
-from reap_serve.traffic.body import is_list
 from reap_serve.traffic.malformed import Malformed
+from reap_serve.traffic.placeholders import texts_of
 from reap_serve.traffic.request import Request
 
 _LONGEST_REASON = 200
 # So many characters that a reason shares with a request are no coincidence: it quotes it.
 _QUOTED_CHARACTERS = 16
 _SHORT_TEXT_CHARACTERS = 4
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?")
 REASON = "refused by the engine"
 
 
@@ -69,38 +68,27 @@ class Refusals:
                 f"{request.origin}: {REASON}: {reason}",
                 "leave the record out, or skip such records with --skip-malformed",
             ) from None
-        self.malformed.add(f"{REASON}: {reason}", str(request.origin))
+        # Without its numbers a reason is counted once for all records that it is the reason of.
+        self.malformed.add(f"{REASON}: {_NUMBER.sub('N', reason)}", str(request.origin))
 
 
 def shown_reason(error: BaseException, request: Request) -> str:
-    """The first line of an error, or its type alone where the line quotes the request."""
+    """The first line of an error; where the line quotes the request, the error's type alone."""
     reason = error.reason if isinstance(error, RefusedRecordError) else str(error)
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    name = type(error).__name__
+    name = type(error.__cause__ or error).__name__
     if not lines:
         return name
-    # A pydantic error says the field on its second line, and then quotes the input.
     line = re.sub(r"[^\x20-\x7e]", "?", lines[0])[:_LONGEST_REASON]
-    return name if _quotes(line, request) else line
+    return f"{name}, whose text quotes the request" if _quotes(line, request) else line
 
 
 def _quotes(line: str, request: Request) -> bool:
     windows = [line[start : start + _QUOTED_CHARACTERS] for start in range(len(line) - _QUOTED_CHARACTERS + 1)]
-    for text in _texts([request.body, request.answer]):
+    for text, _ in texts_of(request.body or {}, request.answer):
         if len(text) < _QUOTED_CHARACTERS:
             if len(text) >= _SHORT_TEXT_CHARACTERS and re.search(rf"['\"]{re.escape(text)}['\"]", line):
                 return True
         elif any(window in text for window in windows):
             return True
     return False
-
-
-def _texts(value: JsonValue) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif is_list(value):
-        for item in value:
-            yield from _texts(item)

@@ -65,8 +65,11 @@ def test_others_are_run_and_it_is_counted(tmp_path: Path) -> None:
     ("error", "shown"),
     [
         (ValueError("Unknown part type: file"), "Unknown part type: file"),
-        (ValueError(f"cannot take {SECRET}"), "ValueError"),
-        (RefusedRecordError(f"bad value '{SECRET[:20]}'"), "RefusedRecordError"),
+        (ValueError(f"cannot take {SECRET}"), "ValueError, whose text quotes the request"),
+        (
+            RefusedRecordError(f"bad value '{SECRET[:20]}'"),
+            "RefusedRecordError, whose text quotes the request",
+        ),
         (ValueError("first line\nsecond line"), "first line"),
         (KeyError(), "KeyError"),
         (ValueError("\x1b[31mred"), "?[31mred"),
