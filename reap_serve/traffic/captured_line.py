@@ -8,10 +8,8 @@ from pydantic_core import from_json
 
 from reap_serve.records import JsonValue
 from reap_serve.slice_name import is_slice_name
+from reap_serve.traffic.answers.stream import BrokenStreamError, assembled, events_of
 from reap_serve.traffic.body import SESSION_KEY, SLICE_KEY, TIMESTAMP_KEY, Object, is_list
-
-# Fields of a message whose pieces are joined in the order of the stream.
-_TEXT_FIELDS = ("content", "reasoning", "reasoning_content", "refusal")
 
 
 class CaptureError(Exception):
@@ -88,63 +86,14 @@ def _objects(value: JsonValue) -> Iterator[Object]:
 
 
 def _assembled(stream: bytes) -> Object:
-    """The response that a stream of `data:` events stands for, with its first choice only.
+    """The response that a stream of `data:` events stands for.
 
     Raises:
-        CaptureError: An event is not JSON or an error, or the closing `[DONE]` is missing.
+        CaptureError: An event is not JSON or an error, or a piece of the stream is missing.
     """
-    message: dict[str, JsonValue] = {"role": "assistant", "content": None}
-    calls: dict[int, dict[str, JsonValue]] = {}
-    whole: dict[str, JsonValue] = {}
-    choice: dict[str, JsonValue] = {"index": 0}
-    for event in _events(stream):
-        whole |= {key: event[key] for key in ("id", "usage") if event.get(key) is not None}
-        for piece in _objects(event.get("choices")):
-            if piece.get("index", 0) != 0:
-                continue
-            if piece.get("finish_reason") is not None:
-                choice["finish_reason"] = piece["finish_reason"]
-            if isinstance(text := piece.get("text"), str):
-                choice["text"] = f"{choice.get('text', '')}{text}"
-            if isinstance(delta := piece.get("delta"), Mapping):
-                choice["message"] = message
-                _extend(message, calls, delta)
-    if calls:
-        message["tool_calls"] = [calls[index] for index in sorted(calls)]
-    return {**whole, "choices": [choice]}
-
-
-def _events(stream: bytes) -> Iterator[Object]:
-    done = False
-    for line in stream.splitlines():
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            done = True
-            continue
-        event = _object(data, "event of the stream")
-        if "error" in event:
-            raise CaptureError("stream with an error")
-        yield event
-    if not done:
-        raise CaptureError("stream broke off")
-
-
-def _extend(message: dict[str, JsonValue], calls: dict[int, dict[str, JsonValue]], delta: Object) -> None:
-    for key in _TEXT_FIELDS:
-        if isinstance(piece := delta.get(key), str):
-            message[key] = f"{message.get(key) or ''}{piece}"
-    for call in _objects(delta.get("tool_calls")):
-        index = call.get("index", 0)
-        if not isinstance(index, int):
-            raise CaptureError("tool call without an index")
-        known = calls.setdefault(index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
-        if call.get("id") is not None:
-            known["id"] = call["id"]
-        given, function = call.get("function"), known["function"]
-        if isinstance(given, Mapping) and isinstance(function, Mapping):
-            known["function"] = {
-                "name": given.get("name") or function["name"],
-                "arguments": f"{function['arguments']}{given.get('arguments') or ''}",
-            }
+    try:
+        return assembled(events_of(stream.decode()), marked=True)
+    except UnicodeDecodeError:
+        raise CaptureError("stream is not UTF-8") from None
+    except BrokenStreamError as error:
+        raise CaptureError(str(error)) from None

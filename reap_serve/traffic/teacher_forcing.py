@@ -11,6 +11,9 @@ from reap_serve.traffic.body import Object, is_list
 from reap_serve.traffic.refusal import REFUSALS, Refusals, RefusedRecordError
 from reap_serve.traffic.request import Request
 
+# What templates end a prompt with where the model is to begin with its reasoning, which then ends in `</think>`.
+_OPENINGS = ("<think>\n", "<think>")
+
 
 class Renderer(Protocol):
     """What turns requests into tokens: an engine's own chat rendering, in this process or over HTTP."""
@@ -109,8 +112,19 @@ class TeacherForcing:
         tail = self._template_tail()
         if whole[: len(prompt)] != prompt or whole[len(whole) - len(tail) :] != tail:
             # A template that rewrites what came before an answer (it drops reasoning, say): append the answer's text.
-            whole = prompt + self._renderer.tokenize(_text(request.answer), special=False) + tail
+            whole = prompt + self._renderer.tokenize(self._written(request.answer, prompt), special=False) + tail
         return ForcedTokens(self._without_tail(whole), len(prompt), tail[0] if tail else None, request.slice)
+
+    def _written(self, answer: Object, prompt: list[int]) -> str:
+        """An answer as the model wrote it after a prompt: with its reasoning, where the prompt begins that."""
+        reasoning, content = answer.get("reasoning"), _text(answer)
+        if not isinstance(reasoning, str) or not reasoning:
+            return content
+        for opening in _OPENINGS:
+            tokens = self._renderer.tokenize(opening, special=False)
+            if tokens and prompt[-len(tokens) :] == tokens:
+                return f"{reasoning}\n</think>\n\n{content}"
+        return content
 
     def _completion_prompt(self, body: Mapping[str, JsonValue]) -> list[int]:
         prompt = body["prompt"]

@@ -62,8 +62,8 @@ def answered(value: JsonValue, kind: Kind) -> Answered:
         return NO_ANSWER
     if is_stream(value):
         try:
-            events = events_of(value) if isinstance(value, str) else _mappings(value)
-            value = assembled(events)
+            is_text = isinstance(value, str)
+            value = assembled(events_of(value) if isinstance(value, str) else _mappings(value), marked=is_text)
         except BrokenStreamError:
             return Answered(broken=True)
     if not isinstance(value, Mapping):

@@ -36,7 +36,8 @@ def events_of(text: str) -> Iterator[Object]:
         BrokenStreamError: An event is not JSON, or the stream has no end.
     """
     ended = named = False
-    for line in text.splitlines():
+    # Not by `splitlines`: text holds other line breaks, such as U+2028.
+    for line in text.split("\n"):
         if not line.startswith("data:"):
             continue
         data = line[5:].strip()
@@ -75,8 +76,12 @@ def _is_event(value: JsonValue) -> bool:
     return isinstance(name, str) and (name.startswith("response.") or name in _ANTHROPIC_EVENTS)
 
 
-def assembled(events: Iterable[Object]) -> Object:
+def assembled(events: Iterable[Object], *, marked: bool = False) -> Object:
     """The response that a stream's events stand for: every choice, usage, and why each ended.
+
+    Args:
+        events: The events.
+        marked: Whether the end of the stream was marked by `[DONE]`; then its server may not have said why it ended.
 
     Raises:
         BrokenStreamError: It holds an error, or a piece of it is missing: a choice has no end, an event or a tool call
@@ -85,7 +90,7 @@ def assembled(events: Iterable[Object]) -> Object:
     stream = _Stream()
     for event in events:
         stream.add(event)
-    return stream.response()
+    return stream.response(marked)
 
 
 @dataclass(slots=True)
@@ -134,9 +139,8 @@ class _Choice:
 
     def whole(self, index: int) -> Object:
         found: dict[str, JsonValue] = {"index": index}
-        if self.finish_reason is None:
-            raise BrokenStreamError("stream broke off")
-        found["finish_reason"] = self.finish_reason
+        if self.finish_reason is not None:
+            found["finish_reason"] = self.finish_reason
         if self.is_chat:
             if sorted(self.calls) != list(range(len(self.calls))):
                 raise BrokenStreamError("stream without a piece of a tool call")
@@ -206,13 +210,16 @@ class _Stream:
             raise BrokenStreamError("block without an index")
         return index
 
-    def response(self) -> Object:
+    def response(self, marked: bool) -> Object:
         if self._named:
             if self._ended is None:
                 raise BrokenStreamError("stream broke off")
             return self._ended
         if not self.choices:
             raise BrokenStreamError("stream without a choice")
+        reasons = [choice.finish_reason is not None for choice in self.choices.values()]
+        if not all(reasons) and (any(reasons) or not marked):
+            raise BrokenStreamError("stream broke off")
         return {**self.whole, "choices": [self.choices[index].whole(index) for index in sorted(self.choices)]}
 
 

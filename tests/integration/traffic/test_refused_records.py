@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,14 +51,14 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def recorded_tokens() -> Iterator[tuple[int, int]]:
+def recorded_tokens() -> tuple[int, int]:
     """Tokens of the sound prompt and its answer, with its end, by the template and the tokenizer alone."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     asked = [{"role": "user", "content": "Bridge 1?"}]
     prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     length = len(tokenizer.encode(prompt, add_special_tokens=False))
     answer = len(tokenizer.encode(str(ANSWER["content"]), add_special_tokens=False))
-    yield length, answer + 1
+    return length, answer + 1
 
 
 def test_they_are_counted_and_the_others_run(tmp_path: Path, recorded_tokens: tuple[int, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic_records import ASSISTANT, CALL, SAY, USER, batch, observation, read_records, span
 
@@ -67,6 +67,7 @@ def test_text_about_them_is_text(text: str) -> None:
     assert not is_placeholder(text)
 
 
+@settings(deadline=None)
 @given(before=st.text(max_size=2000), mark=st.sampled_from(["...[truncated]", " (litellm_truncated 9 chars) "]))
 def test_marks_are_told_in_texts_of_any_length(before: str, mark: str) -> None:
     assert is_placeholder(before + mark)

@@ -23,6 +23,7 @@ json_values = st.recursive(
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
+@settings(deadline=None)
 @given(value=json_values, indent=st.sampled_from([None, 2]))
 def test_json_that_a_model_wrote_stays_as_it_is(value: object, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
@@ -30,6 +31,7 @@ def test_json_that_a_model_wrote_stays_as_it_is(value: object, indent: int | Non
         assert read_output(text) == text
 
 
+@settings(deadline=None)
 @given(times=st.integers(1, 3))
 def test_json_encoded_several_times_is_decoded(times: int) -> None:
     text: object = MESSAGES
@@ -80,6 +82,7 @@ def sse(events: list[dict[str, object]], end: str = "data: [DONE]\n\n") -> str:
     return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + end
 
 
+@settings(deadline=None)
 @given(pieces=st.lists(texts, min_size=1, max_size=6), reasoning=st.lists(texts, max_size=3), data=st.data())
 def test_a_stream_is_its_pieces(pieces: list[str], reasoning: list[str], data: st.DataObject) -> None:
     arguments = json.dumps({"town": data.draw(texts)})
@@ -111,6 +114,11 @@ def test_a_stream_is_its_pieces(pieces: list[str], reasoning: list[str], data: s
     broken = [events[:-1], [*events[:-3], *events[-2:]], sse(events, end=""), sse(events)[:-40]]
     for stream in broken:
         assert answered(stream, "chat").broken  # type: ignore[arg-type]
+
+
+def test_other_line_breaks_are_text() -> None:
+    found = answered(sse([chunk({"content": "a\u2028b\x85c"}, "stop")]).replace("\\u2028", "\u2028"), "chat")
+    assert found.message == {"role": "assistant", "content": "a\u2028b\x85c"}
 
 
 def test_streams_of_other_apis() -> None:
@@ -152,6 +160,7 @@ def test_a_broken_stream_is_no_answer(tmp_path: Path) -> None:
     assert (found.answer, found.broken, malformed.total) == (None, True, 0)
 
 
+@settings(deadline=None)
 @given(order=st.permutations([0, 1, 2, 3]))
 def test_the_choice_of_index_0_is_the_answer(order: list[int]) -> None:
     choices = [{"index": index, "message": {"role": "assistant", "content": str(index)}} for index in order]

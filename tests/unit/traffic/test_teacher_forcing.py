@@ -139,3 +139,21 @@ def test_template_arguments_are_those_of_the_chat_endpoint(given: dict[str, Json
     asked = chat("yes")
     TeacherForcing(renderer).tokens(replace(asked, body={**asked.body, **given}))  # type: ignore[dict-item]
     assert renderer.arguments[:2] == [arguments, arguments]
+
+
+class ThinkingRenderer(CharacterRenderer):
+    """A template whose prompts begin the reasoning, and which leaves it out of recorded answers."""
+
+    def render_chat(self, body: Mapping[str, JsonValue], answer: Mapping[str, JsonValue] | None) -> list[int]:
+        begun = "" if answer is not None else "<think>\n"
+        return [*super().render_chat(body, answer), *map(ord, begun)]
+
+
+def test_reasoning_that_the_prompt_begins_is_run() -> None:
+    asked = chat("yes")
+    asked = replace(asked, answer={**(asked.answer or {}), "reasoning": "hm"})
+    forced = TeacherForcing(ThinkingRenderer()).tokens(asked)
+    assert text(forced.token_ids) == "<user:hi>\n<assistant:<think>\nhm\n</think>\n\nyes"
+    assert text(forced.token_ids[forced.prompt_tokens :]) == "hm\n</think>\n\nyes"
+    # Where it does not, the template's own form stays.
+    assert text(TeacherForcing(CharacterRenderer()).tokens(asked).token_ids) == "<user:hi>\n<assistant:yes"
