@@ -75,6 +75,7 @@ def serve(
     budget = _budget(overhead_budget)
     if minimum_tokens < 0:
         raise RequestError(f"--minimum-tokens {minimum_tokens} is negative", "give 0 or more")
+    from reap_serve.adapter.fit import require_fit
     from reap_serve.serve.become import become, shell_line
     from reap_serve.serve.command import server_command
     from reap_serve.serve.plan_files import named_plan_files
@@ -103,6 +104,7 @@ def serve(
     if observe is not None:
         settings["directory"] = observe if is_url(observe) else str(Path(observe).resolve())
     command = server_command(model, settings, context.args)
+    require_fit()
     if observe is not None and budget is not None:
         note(f"recording takes at most {budget:g} of the engine's time; --overhead-budget none records every token")
     note(shell_line(command))

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from reap_serve.adapter import fit, plugin
 from reap_serve.adapter.releases import check
@@ -219,6 +220,20 @@ def misfit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_refuse_a_vllm_that_does_not_fit(misfit: None) -> None:
     with pytest.raises(EngineError, match=r"MoERunner has no _forward_entry; install vLLM 0\.31 or 0\.32 or 0\.33"):
         fit.require_fit()
+
+
+def test_serve_refuses_it_before_it_becomes_vllm(misfit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    import reap_serve.cli.serve  # noqa: F401 - defines the command
+    from reap_serve.cli.app import app
+    from reap_serve.serve import become
+
+    started: list[object] = []
+    monkeypatch.setattr(become, "become", started.append)
+    result = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert isinstance(result.exception, EngineError)
+    assert "MoERunner has no _forward_entry" in str(result.exception)
+    assert started == []
 
 
 class Runner:
