@@ -94,6 +94,8 @@ NOT_SERVED: Mapping[str, NotServed] = {
     "minimax_m2": NO_SIGMOID,
     "laguna": NO_SIGMOID,
     "nemotron_h": NotServed("has no experts without gate on a CPU", "is_act_and_mul=False"),
+    "deepseek_v32": NotServed("has no sparse attention on a CPU", "Sparse Attention is not supported"),
+    "glm_moe_dsa": NotServed("has no sparse attention on a CPU", "Sparse Attention is not supported"),
     "minimax": NotServed("has no linear attention for it", "size of tensor"),
     # The last one: its failure leaves the process unable to register other engines' kernels.
     "kimi_linear": NotServed("has no linear attention for it on a CPU", "_lib_fn_wrapper"),

