@@ -6,14 +6,30 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from reap_serve import __version__
 from reap_serve.cli.boundary import run_command
 
+# In the order of use: the loop, then the loop as a job, then what stands beside it.
+ORDER = (
+    *("demo", "observe", "serve", "stats", "plan", "prune", "verify", "compare", "tune", "cycle"),
+    *("traffic", "replay", "merge", "doctor"),
+)
+
+
+class Commands(TyperGroup):
+    """The commands in the order in which they are used."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Names for the help."""
+        known = [name for name in ORDER if name in self.commands]
+        return [*known, *(name for name in self.commands if name not in known)]
+
+
 app = typer.Typer(
     name="reap-serve",
-    help="Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM.",
-    add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -32,7 +48,15 @@ def root(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Add the traceback to an error. Stands anywhere.")] = False,
 ) -> None:
-    """Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM."""
+    """Prune the experts of a Mixture-of-Experts model by the traffic that it serves, on stock vLLM.
+
+    \b
+    reap-serve observe MODEL traffic.jsonl -o week.stats
+    reap-serve plan week.stats --keep-fraction 0.75 -o plan.json
+    reap-serve prune MODEL plan.json PRUNED
+    reap-serve verify PRUNED --source MODEL --plan plan.json
+    reap-serve compare MODEL PRUNED heldout.jsonl -o report
+    """
 
 
 def _register() -> None:

@@ -25,74 +25,124 @@ if TYPE_CHECKING:
     from reap_serve.traffic.request import Request
 
 
+_SIDES, _QUALITY, _LATENCY = "What is compared", "Quality and its limits", "Latency and load"
+_TRAFFIC, _OUTPUT = "Traffic", "Output"
+
+
 @app.command("compare")
 def compare(
     base: Annotated[str, typer.Argument(help="Model directory, hub id, or URL of an OpenAI endpoint of vLLM.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for report.json and report.html.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for report.json and report.html.", rich_help_panel=_OUTPUT)
+    ],
     candidate: Annotated[
         str | None, typer.Argument(help="Likewise; left out with --sweep, whose plans are the candidates.")
     ] = None,
     traffic: Annotated[list[str] | None, typer.Argument(help="Files; - is stdin.", metavar="TRAFFIC...")] = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.")] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.", rich_help_panel=_TRAFFIC),
+    ] = None,
     sweep: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="PLAN",
             help="Compare the base under this plan, as a mask in one engine and without a checkpoint. Repeatable: the "
             "first is the report's candidate, all stand in its plot of quality against bytes.",
+            rich_help_panel=_SIDES,
         ),
     ] = None,
     sweep_phase: Annotated[
         Literal["all", "decode", "both"],
-        typer.Option(help="decode: plans write the answers, and the base reads the prompts; both: each plan twice."),
+        typer.Option(
+            help="decode: plans write the answers, and the base reads the prompts; both: each plan twice.",
+            rich_help_panel=_SIDES,
+        ),
     ] = "all",
     also: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="A further candidate, of which the quality alone is measured. Repeatable."),
+        typer.Option(
+            metavar="MODEL",
+            help="A further candidate, of which the quality alone is measured. Repeatable.",
+            rich_help_panel=_SIDES,
+        ),
     ] = None,
-    server_args: Annotated[str, typer.Option(help="Options of `vllm serve` for models served here.")] = "",
+    server_args: Annotated[
+        str, typer.Option(help="Options of `vllm serve` for models served here.", rich_help_panel=_SIDES)
+    ] = "",
     same_memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
             help="Memory for weights and KV cache together, such as 20GiB, the same for both models: the smaller one "
             "gets more KV cache.",
+            rich_help_panel=_SIDES,
         ),
     ] = None,
     same_kv_cache: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="KV cache, the same for both models: the smaller one takes less memory."),
+        typer.Option(
+            metavar="SIZE",
+            help="KV cache, the same for both models: the smaller one takes less memory.",
+            rich_help_panel=_SIDES,
+        ),
     ] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Variable that holds the API key of the URLs.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="The candidate's plan, to draw in report.html.")] = None,
-    subspace: Annotated[Path | None, typer.Option(help="What `stats subspace` wrote, to show in report.html.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Variable that holds the API key of the URLs.", rich_help_panel=_SIDES)
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="The candidate's plan, to draw in report.html.", rich_help_panel=_OUTPUT)
+    ] = None,
+    subspace: Annotated[
+        Path | None, typer.Option(help="What `stats subspace` wrote, to show in report.html.", rich_help_panel=_OUTPUT)
+    ] = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIGURE>NUMBER",
             help="Exit 1 when this holds, such as 'slices.code.quality.kl_divergence_mean>0.05' or "
             "'slices.*.quality.loop_fraction_candidate>0.02'. Repeatable.",
+            rich_help_panel=_QUALITY,
         ),
     ] = None,
     noise_floor: Annotated[
-        bool, typer.Option("--noise-floor/--no-noise-floor", help="Measure the base twice, and tell what differs.")
+        bool,
+        typer.Option(
+            "--noise-floor/--no-noise-floor",
+            help="Measure the base twice, and tell what differs.",
+            rich_help_panel=_QUALITY,
+        ),
     ] = True,
-    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest greedy answer.")] = 128,
-    answers_per_slice: Annotated[int, typer.Option(min=0, help="Greedy answers in each slice; 0 for none.")] = 32,
-    latency_requests: Annotated[int, typer.Option(min=0, help="Requests of each latency run; 0 for none.")] = 64,
+    max_answer_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest greedy answer.", rich_help_panel=_QUALITY)
+    ] = 128,
+    answers_per_slice: Annotated[
+        int, typer.Option(min=0, help="Greedy answers in each slice; 0 for none.", rich_help_panel=_QUALITY)
+    ] = 32,
+    latency_requests: Annotated[
+        int, typer.Option(min=0, help="Requests of each latency run; 0 for none.", rich_help_panel=_LATENCY)
+    ] = 64,
     concurrency: Annotated[
-        str, typer.Option(metavar="N[,N...]", help="Requests under way at once; one latency run each.")
+        str,
+        typer.Option(
+            metavar="N[,N...]", help="Requests under way at once; one latency run each.", rich_help_panel=_LATENCY
+        ),
     ] = "4",
     load: Annotated[
         Literal["replay", "vllm-bench"],
         typer.Option(
             help="What sends the requests of latency runs: `replay` as they were recorded; `vllm bench serve` their "
-            "prompts as text, those of 4 to 1024 tokens."
+            "prompts as text, those of 4 to 1024 tokens.",
+            rich_help_panel=_LATENCY,
         ),
     ] = "replay",
     goodput: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME:MS", help="Objective of a good request: ttft, tpot or e2el. Repeatable."),
+        typer.Option(
+            metavar="NAME:MS",
+            help="Objective of a good request: ttft, tpot or e2el. Repeatable.",
+            rich_help_panel=_LATENCY,
+        ),
     ] = None,
     tasks: Annotated[
         list[str] | None,
@@ -100,6 +150,7 @@ def compare(
             metavar="TOOL:TASK[,TASK...]",
             help="Run an evaluation tool against both: lm-eval, lm-eval-chat, evalplus (executes generated code here) "
             "or bfcl. Further options of the tool may follow inside the quotes. Repeatable.",
+            rich_help_panel=_QUALITY,
         ),
     ] = None,
     task_results: Annotated[
@@ -107,13 +158,21 @@ def compare(
         typer.Option(
             metavar="BASE=CANDIDATE",
             help="Results that such a tool wrote, files or directories, to read instead. Repeatable.",
+            rich_help_panel=_QUALITY,
         ),
     ] = None,
-    format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
-    skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Format of the traffic; found out by default.", rich_help_panel=_TRAFFIC),
+    ] = None,
+    skip_malformed: Annotated[
+        bool, typer.Option(help="Count malformed lines instead of stopping.", rich_help_panel=_TRAFFIC)
+    ] = False,
     trust_template: TrustTemplate = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=_OUTPUT)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=_OUTPUT)] = False,
 ) -> None:
     """Compare a candidate with its base on your traffic: quality per slice, latency, memory."""
     files = list(traffic or [])

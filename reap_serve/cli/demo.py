@@ -42,10 +42,11 @@ def _print(result: DemoResult) -> None:
     )
     table.add_column("domain")
     table.add_column("base", justify="right")
-    for criterion in result.table[0].pruned:
-        table.add_column(criterion, justify="right")
+    for criterion in result.table[0].masked:
+        table.add_column(f"{criterion}, masked", justify="right")
+    table.add_column("reap, pruned and served", justify="right")
     for row in result.table:
-        cells = [f"{value:.2f} ({value / row.base - 1:+.0%})" for value in row.pruned.values()]
+        cells = [f"{value:.2f} ({value / row.base - 1:+.0%})" for value in (*row.masked.values(), row.served)]
         table.add_row(f"{row.domain} (observed)" if row.observed else row.domain, f"{row.base:.2f}", *cells)
     stdout.print(table)
     base, candidate = result.compare.memory.base, result.compare.memory.candidate
@@ -56,4 +57,5 @@ def _print(result: DemoResult) -> None:
         )
     stdout.print(f"asked through the openai client: {result.question}")
     stdout.print(f"the pruned model answered:       {result.answer}")
+    stdout.print(f"took {result.seconds / 60:.1f} minutes")
     stdout.print("next, on your own model: reap-serve observe MODEL TRAFFIC.jsonl --output my.stats.safetensors")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
 from rich.progress import (
     BarColumn,
@@ -25,6 +25,9 @@ from rich.style import Style
 from rich.text import Text
 
 from reap_serve.shown_text import shown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 class _TextConsole(Console):
@@ -57,7 +60,7 @@ def lines(*texts: str) -> Text:
 
 def print_json(document: Mapping[str, object] | BaseModel) -> None:
     """Writes one JSON document to stdout, in ASCII."""
-    value = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    value = document if isinstance(document, Mapping) else document.model_dump(mode="json")
     sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
 
 

@@ -1,7 +1,8 @@
-"""The loop on the embedded model: observe one domain, plan, prune, verify, serve by stock vLLM, compare with the base.
+"""The loop on the embedded model: observe one domain, plan, try plans as masks, prune, verify, serve by stock vLLM.
 
-Each step but the last is the very command that a user would run. Three plans of the same size are compared: `reap`,
-`frequency` (the most used experts) and `random`.
+The steps up to `verify` are the very commands that a user would run. Three plans of the same size are tried as masks in
+one engine: `reap`, `frequency` (the most used experts) and `random`. That of `reap` becomes a checkpoint, which stock
+vLLM serves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from reap_serve.compare.assemble import Candidate, report
-from reap_serve.compare.measure import CompareSettings, Measured, measure, prepare
+from reap_serve.compare.measure import Cases, CompareSettings, Measured, measure, prepare
 from reap_serve.compare.record import Report
 from reap_serve.compare.side import Side, experts_of, open_side
 from reap_serve.compare.write import fill_directory
 from reap_serve.errors import EngineError, InputFileError
-from reap_serve.plan.record import read_plan
+from reap_serve.plan.record import Plan, read_plan
+from reap_serve.record.settings import BASE_PLAN
 from reap_serve.records import JsonValue, Record
 from reap_serve.traffic.read import read_traffic
 from reap_serve.traffic.request import Request
@@ -33,13 +36,14 @@ DOMAINS = ("code", "prose", "german", "tools", "arithmetic")
 OBSERVED_DOMAIN = "code"
 CRITERIA = ("reap", "frequency", "random")
 KEEP_FRACTION = 0.5
-REQUESTS_PER_DOMAIN = 40
+KEPT = 16
+REQUESTS_PER_DOMAIN = 24
 SERVER_ARGUMENTS = (
     *("--enforce-eager", "--max-model-len", "1024"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 )
 SETTINGS = CompareSettings(
-    server_arguments=SERVER_ARGUMENTS, max_answer_tokens=64, answers_per_slice=8, latency_requests=20
+    server_arguments=SERVER_ARGUMENTS, max_answer_tokens=48, answers_per_slice=4, latency_requests=12
 )
 
 
@@ -50,13 +54,15 @@ class DomainRow(Record):
         domain: Its name.
         observed: Whether the plans were made from this domain's traffic.
         base: Of the whole model.
-        pruned: Of the pruned ones, by criterion.
+        masked: Of the whole model under each plan as a mask, by criterion.
+        served: Of the pruned checkpoint of `reap`, served by stock vLLM.
     """
 
     domain: str
     observed: bool
     base: float
-    pruned: dict[str, float]
+    masked: dict[str, float]
+    served: float
 
 
 class DemoResult(Record):
@@ -68,6 +74,7 @@ class DemoResult(Record):
         question: What the pruned model was asked through the openai client.
         answer: What it answered.
         compare: The report on `reap` against the base.
+        seconds: Wall time.
     """
 
     artifacts: dict[str, str]
@@ -75,6 +82,7 @@ class DemoResult(Record):
     question: str
     answer: str
     compare: Report
+    seconds: float
 
     def at(self, made: Path, published: Path) -> DemoResult:
         """The same with the paths of the directory under its final name."""
@@ -120,52 +128,44 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     Raises:
         ReapServeError: A step failed.
     """
+    started = time.monotonic()
     files = demo_files()
     # The machine may be small and the model is: one GiB of KV cache is plenty.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     stats = output / f"{OBSERVED_DOMAIN}.stats.safetensors"
     say(f"1/5 observe: the {OBSERVED_DOMAIN} traffic runs through vLLM, every expert's gate and output norm is summed")
     _command(say, "observe", files.model, files.calibration(OBSERVED_DOMAIN), "--output", stats)
-    say("2/5 plan and prune: half of the experts of every layer stay, chosen by three criteria")
-    plans, models = {}, {}
-    for criterion in CRITERIA:
-        plans[criterion], models[criterion] = output / f"{criterion}.plan.json", output / f"model-{criterion}"
-        _command(
-            say, "plan", stats, "--keep-fraction", KEEP_FRACTION, "--criterion", criterion, "--output", plans[criterion]
-        )
-        _command(say, "prune", files.model, plans[criterion], models[criterion])
-    say("3/5 verify: the pruned checkpoint against every byte it was made from")
-    _command(say, "verify", models["reap"], "--source", files.model, "--plan", plans["reap"])
-    say("4/5 serve: base and pruned models by stock vLLM, no plugin loaded; held-out requests of all domains")
+    say("2/5 plan: half of the experts of every layer stay, chosen by three criteria")
+    plans = {criterion: output / f"{criterion}.plan.json" for criterion in CRITERIA}
+    for criterion, path in plans.items():
+        _command(say, "plan", stats, "--keep-fraction", KEEP_FRACTION, "--criterion", criterion, "--output", path)
+    say("3/5 try: the plans as masks in one engine, on held-out requests of all domains; nothing is pruned yet")
     requests = _requests(files)
-    with open_side(str(files.model), SERVER_ARGUMENTS) as side:
-        cases = prepare(side, requests, SETTINGS)
-        base = measure(side, cases, SETTINGS, lambda: None, again=True)
-    say(f"    base: {side.memory.start_seconds:.0f} s to start, {len(cases.forced)} requests scored")
-    measured: dict[str, Measured] = {}
-    answer = ""
+    with open_side(str(files.model), SERVER_ARGUMENTS, masks=True) as side:
+        full = side.under(BASE_PLAN)
+        cases = prepare(full, requests, SETTINGS)
+        base = measure(full, cases, SETTINGS, lambda: None, again=True)
+        masked = {criterion: _under_mask(side, read_plan(path), criterion, cases) for criterion, path in plans.items()}
+    say(f"    {side.memory.start_seconds:.0f} s to start, {len(cases.forced)} requests scored under each")
+    say("4/5 prune and verify: the plan of reap becomes a checkpoint, held against every byte that it was made from")
+    pruned = output / "model-reap"
+    _command(say, "prune", files.model, plans["reap"], pruned)
+    _command(say, "verify", pruned, "--source", files.model, "--plan", plans["reap"])
+    say("5/5 serve and compare: the pruned checkpoint by stock vLLM, no plugin loaded")
     question = _question(requests)
-    for criterion in CRITERIA:
-        with open_side(str(models[criterion]), SERVER_ARGUMENTS) as side:
-            if criterion == "reap":
-                answer = _ask(side, question)
-                measured[criterion] = measure(side, cases, SETTINGS, lambda: None)
-            else:
-                measured[criterion] = measure(side, cases.without_load(), SETTINGS, lambda: None)
-        say(f"    {criterion}: {side.memory.start_seconds:.0f} s to start")
-    say("5/5 compare")
-    candidates = [
-        Candidate(models[criterion].name, False, experts_of(str(models[criterion])), found.memory.weights_bytes, found)
-        for criterion, found in measured.items()
-    ]
-    comparison = report("the embedded model", models["reap"].name, cases, base, measured["reap"], SETTINGS, candidates)
+    with open_side(str(pruned), SERVER_ARGUMENTS) as side:
+        answer = _ask(side, question)
+        served = measure(side, cases, SETTINGS, lambda: None)
+    candidates = [Candidate(pruned.name, False, experts_of(str(pruned)), served.memory.weights_bytes, served)]
+    candidates += [Candidate(f"{criterion} (mask)", True, KEPT, None, found) for criterion, found in masked.items()]
+    comparison = report("the embedded model", pruned.name, cases, base, served, SETTINGS, candidates)
     written = fill_directory(comparison, output, plan=read_plan(plans["reap"]))
     say(f"    report: {written[-1]}")
     artifacts = {
         "model": str(files.model),
         "stats": str(stats),
         **{f"plan_{criterion}": str(plans[criterion]) for criterion in CRITERIA},
-        **{f"model_{criterion}": str(models[criterion]) for criterion in CRITERIA},
+        "model_reap": str(pruned),
         **{"report" if path.suffix == ".json" else "report_html": str(path) for path in written},
     }
     return DemoResult(
@@ -174,7 +174,17 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
         question=str(question.body["messages"][-1]["content"]),  # type: ignore[index,call-overload]
         answer=answer,
         compare=comparison,
+        seconds=time.monotonic() - started,
     )
+
+
+def _under_mask(side: Side, plan: Plan, name: str, cases: Cases) -> Measured:
+    """What the whole model says under a plan, as its pruned checkpoint would."""
+    side.endpoint.load_plan(name, plan)
+    try:
+        return measure(side.under(name), cases.without_load(), SETTINGS.without_load(), lambda: None)
+    finally:
+        side.endpoint.forget_plan(name)
 
 
 def _requests(files: DemoFiles) -> list[Request]:
@@ -204,16 +214,15 @@ def _ask(side: Side, request: Request) -> str:
 
 
 def _table(comparison: Report) -> tuple[DomainRow, ...]:
-    """One line a domain, from the report: its candidates are the three plans, in the order of the criteria."""
+    """One line a domain, from the report: its candidates are the checkpoint and the masks, in the criteria's order."""
+    masks = dict(zip(CRITERIA, comparison.candidates[1:], strict=True))
     return tuple(
         DomainRow(
             domain=domain,
             observed=domain == OBSERVED_DOMAIN,
             base=comparison.slices[domain].quality.perplexity_base,
-            pruned={
-                criterion: candidate.slices[domain].perplexity_candidate
-                for criterion, candidate in zip(CRITERIA, comparison.candidates, strict=True)
-            },
+            masked={name: found.slices[domain].perplexity_candidate for name, found in masks.items()},
+            served=comparison.slices[domain].quality.perplexity_candidate,
         )
         for domain in DOMAINS
     )

@@ -93,7 +93,7 @@ def test_the_report_has_every_domain_and_both_sides(demo: tuple[Path, dict[str, 
     assert set(compare["slices"]) == DOMAINS
     for entry in compare["slices"].values():
         quality = entry["quality"]
-        assert quality["tokens"] > 500
+        assert quality["tokens"] > 300
         assert quality["perplexity_ratio"] == pytest.approx(
             quality["perplexity_candidate"] / quality["perplexity_base"], rel=1e-6
         )
@@ -101,8 +101,15 @@ def test_the_report_has_every_domain_and_both_sides(demo: tuple[Path, dict[str, 
         assert 0.0 < quality["same_top_token_fraction"] <= 1.0
     for row in result["table"]:
         quality = compare["slices"][row["domain"]]["quality"]
-        assert (row["base"], row["pruned"]["reap"]) == (quality["perplexity_base"], quality["perplexity_candidate"])
-    assert [entry["name"] for entry in compare["candidates"]] == ["model-reap", "model-frequency", "model-random"]
+        assert (row["base"], row["served"]) == (quality["perplexity_base"], quality["perplexity_candidate"])
+        # A mask routes as the checkpoint does; bfloat16 rounds the two differently.
+        assert row["masked"]["reap"] == pytest.approx(row["served"], rel=0.02)
+    assert [(entry["name"], entry["virtual"]) for entry in compare["candidates"]] == [
+        ("model-reap", False),
+        ("reap (mask)", True),
+        ("frequency (mask)", True),
+        ("random (mask)", True),
+    ]
     assert {entry["experts_kept"] for entry in compare["candidates"]} == {16}
     for side in ("base", "candidate"):
         assert compare["latency"][side]["failed"] == 0
@@ -114,9 +121,9 @@ def test_the_report_has_every_domain_and_both_sides(demo: tuple[Path, dict[str, 
 def test_reap_loses_least_on_its_own_domain_and_less_than_random(demo: tuple[Path, dict[str, Any]]) -> None:
     """The margin over `frequency` is shown by the demo, not asserted: on one small model it is not safe either way."""
     _, result = demo
-    loss = {row["domain"]: row["pruned"]["reap"] / row["base"] for row in result["table"]}
+    loss = {row["domain"]: row["served"] / row["base"] for row in result["table"]}
     observed = next(row for row in result["table"] if row["observed"])
-    assert observed["base"] < observed["pruned"]["reap"] < observed["pruned"]["random"]
+    assert observed["base"] < observed["served"] < observed["masked"]["random"]
     assert loss[observed["domain"]] == min(loss.values())
 
 

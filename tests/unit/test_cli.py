@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -29,15 +28,34 @@ def test_help_names_every_command_of_the_contract() -> None:
         assert command in done.stdout
 
 
-def test_help_is_quick() -> None:
-    """0.5 s is the promise; processor time, and the best of three, forgive a busy machine."""
-    durations = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        reap_serve("--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        durations.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(durations) < 1.0
+def test_help_imports_little() -> None:
+    """0.5 s is the promise: kept by what is imported, which no busy machine changes."""
+    code = "import sys, reap_serve.cli.app as app; app._register(); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    heavy = {"torch", "vllm", "transformers", "numpy", "pydantic", "httpx", "openai", "safetensors", "scipy", "jinja2"}
+    assert not heavy & set(loaded)
+    assert len(loaded) < 600
+
+
+def test_help_shows_the_loop_and_the_commands_in_the_order_of_use() -> None:
+    text = reap_serve("--help").stdout
+    loop = [f" reap-serve {command} " for command in ("observe", "plan", "prune", "verify", "compare")]
+    places = [text.index(line) for line in loop]
+    assert places == sorted(places)
+    commands = text[text.index("Commands") :]
+    listed = [commands.index(f"│ {name} ") for name in ("observe", "plan", "prune", "verify", "compare", "doctor")]
+    assert listed == sorted(listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [(("pruen", "a"), "prune"), (("plan", "a", "--keep-fracton", "0.5"), "--keep-fraction")],
+)
+def test_what_is_misspelt_is_answered_by_the_nearest(arguments: tuple[str, ...], nearest: str) -> None:
+    done = reap_serve(*arguments)
+    assert done.returncode == 2
+    assert nearest in done.stderr
 
 
 @pytest.mark.parametrize(
