@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -91,6 +92,16 @@ def device_type() -> str:
     from vllm.platforms import current_platform
 
     return str(current_platform.device_type)
+
+
+def truncates_to_bfloat16() -> bool:
+    """Whether vLLM's kernels cut float32 off to bfloat16 here instead of rounding it.
+
+    On x86 vLLM chooses its build by the same tests; only that with AVX512-BF16 rounds (`csrc/cpu/cpu_types_x86.hpp`).
+    """
+    if device_type() != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported())
 
 
 def kernel_name(layer: MoERunner) -> str:

@@ -1,7 +1,7 @@
 """A self-test of one recorder: a random model in vLLM on this machine, against plain PyTorch.
 
 The reference takes the routed inputs that vLLM showed to the recorder, computes every expert's output in float32 from
-the checkpoint's weights, and compares the sums: counts exactly, the others to 1 %, since vLLM computes in bfloat16.
+the checkpoint's weights, and compares the sums: counts exactly, the others as closely as vLLM's bfloat16 allows.
 
 Axes: T tokens, K experts per token, H hidden, I intermediate, E experts.
 """
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from reap_serve.record.tap import Tap
 
 NUM_EXPERTS, TOP_K, VOCABULARY, NUM_TOKENS = 8, 2, 128, 200
-TOLERANCE = 1e-2
+# Of sums over rows that vLLM computes in bfloat16 (unit 2^-8). Rounding to it errs either way, and errors of a row's
+# components average out: 1 % is far above them. On x86 CPUs without AVX512-BF16 vLLM cuts off instead: each of the two
+# conversions of an expert's path takes up to 2^-8, all in one direction, and squares take twice that: 4 * 2^-8 = 1.6 %.
+ROUNDED_TOLERANCE, TRUNCATED_TOLERANCE = 1e-2, 2e-2
 
 Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -55,6 +58,11 @@ class SelfTest(Record):
     kernel: str | None
     largest_relative_error: float | None
     seconds: float
+
+
+def bfloat16_tolerance() -> float:
+    """Largest relative error of a right sum over rows that vLLM computes in bfloat16 on this machine."""
+    return TRUNCATED_TOLERANCE if engine_view.truncates_to_bfloat16() else ROUNDED_TOLERANCE
 
 
 class _Spy:
@@ -91,7 +99,7 @@ def self_test(recorder: RecorderName, *, read_kernel_rows: bool) -> SelfTest:
     error = float(np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)))
     return SelfTest(
         recorder=recorder,
-        passed=counts_equal and error <= TOLERANCE and observed.window.complete,
+        passed=counts_equal and error <= bfloat16_tolerance() and observed.window.complete,
         detail=f"{how}, {int(found[:, 0].sum())} routed tokens of {NUM_EXPERTS} experts, "
         f"counts {'equal' if counts_equal else 'differ'}, sums differ by at most {error:.2%}",
         kernel=kernel,
