@@ -7,7 +7,7 @@ VENV := .venv$(if $(filter-out $(DEFAULT_VLLM),$(VLLM)),-$(VLLM))
 BIN := $(VENV)/bin
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup demo test check gpu-check clean
+.PHONY: setup demo test check gpu-check docs clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,15 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site from the READMEs, the help and the docstrings; a dead link fails it.
+docs: $(VENV)/.docs
+	$(BIN)/python deploy/docs/gather.py build/pages
+	$(BIN)/mkdocs build --quiet --strict --config-file deploy/docs/mkdocs.yml
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf .venv .venv-* demo-output build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
