@@ -163,12 +163,18 @@ def scratchpad_address() -> int | None:
     return None
 
 
-def moe_layers(vllm_config: VllmConfig) -> list[MoERunner]:
-    """The fused MoE layers of this process, in the order of the model."""
+def moe_layers(vllm_config: VllmConfig, model: torch.nn.Module | None = None) -> list[MoERunner]:
+    """The fused MoE layers of this process, in the order of the model.
+
+    Args:
+        vllm_config: The engine's.
+        model: Leaves out what is no part of it: the layers of a draft model. None leaves out none.
+    """
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
     context = vllm_config.compilation_config.static_forward_context
-    return [layer for layer in context.values() if isinstance(layer, MoERunner)]
+    own = None if model is None else {id(module) for module in model.modules()}
+    return [layer for layer in context.values() if isinstance(layer, MoERunner) and (own is None or id(layer) in own)]
 
 
 def tensor_parallel_rank() -> int:
@@ -176,6 +182,11 @@ def tensor_parallel_rank() -> int:
     from vllm.distributed import get_tensor_model_parallel_rank
 
     return int(get_tensor_model_parallel_rank())
+
+
+def engine_number(vllm_config: VllmConfig) -> int:
+    """Which of the data-parallel engines behind one server this process belongs to, from 0."""
+    return int(vllm_config.parallel_config.data_parallel_rank)
 
 
 def model_reference(vllm_config: VllmConfig) -> str:
@@ -293,6 +304,9 @@ def layer_facts(layer: MoERunner) -> LayerFacts:
                 ),
             )
 
+    # The kernel of data-parallel ranks returns to each the complete rows of its own tokens.
+    together = config.dp_size > 1
+    expert_map_E = None if together else experts.expert_map
     return LayerFacts(
         name=layer.layer_name,
         index=layer.layer_id,
@@ -301,6 +315,31 @@ def layer_facts(layer: MoERunner) -> LayerFacts:
         gate_scale=layer.routed_scaling_factor,
         weight_on_input=experts.apply_router_weight_on_input,
         forward_experts=forward_experts,
-        complete_rows=tensor_model_parallel_all_reduce if config.tp_size > 1 else None,
-        expert_map_E=experts.expert_map,
+        complete_rows=tensor_model_parallel_all_reduce if config.tp_size > 1 and not together else None,
+        expert_map_E=expert_map_E,
+        complete_sizes=None if expert_map_E is None else tensor_model_parallel_all_reduce,
+        replica_of=functools.partial(_first_replicas, layer) if moves_experts(layer) else None,
     )
+
+
+def moves_experts(layer: MoERunner) -> bool:
+    """Whether EPLB serves the layer's experts by replicas and moves them."""
+    return bool(layer.moe_config.moe_parallel_config.enable_eplb)
+
+
+def _first_replicas(layer: MoERunner, expert_ids: torch.Tensor) -> torch.Tensor:
+    """A replica of each expert, as they stand now."""
+    replicas_ER = layer.router.eplb_state.logical_to_physical_map
+    return cast(torch.Tensor, replicas_ER[expert_ids.clamp(min=0).long(), 0].to(expert_ids.dtype))
+
+
+def logical_ids(layer: MoERunner, replica_ids: torch.Tensor) -> torch.Tensor:
+    """Ids of the experts whose replicas were chosen in the running forward pass."""
+    replicas_ER = layer.router.eplb_state.logical_to_physical_map
+    experts_ER = torch.arange(replicas_ER.shape[0], device=replicas_ER.device).unsqueeze(1).expand_as(replicas_ER)
+    # Missing replicas are -1: they write behind the last one.
+    num_replicas = layer.moe_config.num_experts
+    expert_of = torch.full((num_replicas + 1,), -1, dtype=replica_ids.dtype, device=replica_ids.device)
+    index = torch.where(replicas_ER < 0, num_replicas, replicas_ER)
+    expert_of.scatter_(0, index.reshape(-1).long(), experts_ER.reshape(-1).to(expert_of.dtype))
+    return torch.where(replica_ids < 0, -1, expert_of[replica_ids.clamp(min=0).long()])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from reap_serve.adapter import engine_view, modular_only
-from reap_serve.adapter.refusals import refuse_unsound
+from reap_serve.adapter.data_parallel import DataParallelPeers
+from reap_serve.adapter.refusals import refuse_unsound, refuse_untold_drafts
 from reap_serve.adapter.releases.check import attribute_or_none
 from reap_serve.adapter.routing import RoutedLayer, SkippedRouting
 from reap_serve.adapter.unreached import refuse_unreached
@@ -41,10 +42,11 @@ class LoadedEngine:
     """
 
     def __init__(self, model_runner: GPUModelRunner, vllm_config: VllmConfig, settings: ObserveSettings) -> None:
-        self._layers = engine_view.moe_layers(vllm_config)
+        self._layers = engine_view.moe_layers(vllm_config, model_runner.model)
         refuse_unreached(model_runner.model)
         refuse_unsound(settings, vllm_config, self._layers)
         modular_only.tell(self._layers)
+        refuse_untold_drafts(model_runner, vllm_config)
         self._model_runner = model_runner
         self._config = vllm_config
         self.settings = settings
@@ -87,9 +89,19 @@ class LoadedEngine:
         return engine_view.tensor_parallel_rank()
 
     @property
-    def is_expert_parallel(self) -> bool:
-        """Whether this process holds some of the experts only."""
-        return self._layers[0].routed_experts.expert_map is not None
+    def number(self) -> int:
+        """Which of the data-parallel engines behind one server this process belongs to, from 0."""
+        return engine_view.engine_number(self._config)
+
+    @property
+    def peers(self) -> DataParallelPeers | None:
+        """The data-parallel ranks with which this one has to measure; None when it measures alone."""
+        return DataParallelPeers() if self._config.parallel_config.data_parallel_size > 1 else None
+
+    @property
+    def verifies_drafts(self) -> bool:
+        """Whether steps verify draft tokens, of which sampling tells how many are taken."""
+        return self._config.speculative_config is not None
 
     @property
     def captures_graphs(self) -> bool:

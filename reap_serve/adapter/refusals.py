@@ -9,9 +9,13 @@ from reap_serve.adapter.defects import refuse_misrouted_layers
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import ObserveSettings
 
+# Those whose dispatch takes whatever numbers of rows the ranks agree on.
+ALL2ALL_BACKENDS = ("allgather_reducescatter", "naive")
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
 def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: list[MoERunner]) -> None:
@@ -24,13 +28,18 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
         raise EngineError("the model has no fused MoE layer in this process", "observe a Mixture-of-Experts model")
     parallel = vllm_config.parallel_config
     if vllm_config.speculative_config is not None:
-        raise EngineError("rejected draft tokens would be counted", "start vLLM without speculative decoding")
-    if parallel.enable_eplb:
-        raise EngineError("EPLB moves experts while they are counted", "start vLLM without --enable-eplb")
-    if parallel.data_parallel_size > 1:
+        _refuse_speculation(settings, vllm_config)
+    if parallel.enable_eplb and settings.recorder == "moe_sum":
         raise EngineError(
-            f"data parallel size {parallel.data_parallel_size} mixes the rows of all ranks in a layer",
-            "observe one replica, or run replicas of their own and merge their statistics",
+            "the moe_sum recorder reads rows inside CUDA graphs, where EPLB's replicas cannot be told apart",
+            "choose the deferred recorder and --enforce-eager, or start vLLM without --enable-eplb",
+        )
+    if parallel.data_parallel_size > 1:
+        _refuse_data_parallel(settings, vllm_config)
+    if parallel.prefill_context_parallel_size > 1:
+        raise EngineError(
+            f"prefill context parallel size {parallel.prefill_context_parallel_size} mixes the rows of all ranks",
+            "start vLLM without it",
         )
     if parallel.pipeline_parallel_size > 1 and engine_view.device_type() == "cpu":
         raise EngineError(
@@ -57,6 +66,71 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
         _refuse_layer(settings, layer)
 
 
+def _refuse_speculation(settings: ObserveSettings, vllm_config: VllmConfig) -> None:
+    if settings.recorder == "moe_sum":
+        raise EngineError(
+            "the moe_sum recorder adds rows inside CUDA graphs, before sampling tells which draft tokens are taken",
+            "choose the deferred recorder and --enforce-eager, or start vLLM without speculative decoding",
+        )
+    if settings.extra_sums:
+        raise EngineError("optional sums do not wait for draft tokens", "start vLLM without speculative decoding")
+    if engine_view.captures_graphs(vllm_config):
+        raise EngineError(
+            "rows that CUDA graphs gather do not yet wait for the verdict on draft tokens",
+            "start vLLM with --enforce-eager, or without speculative decoding",
+        )
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise EngineError(
+            "of a pipeline only the last stage knows which draft tokens are taken",
+            "start vLLM without speculative decoding",
+        )
+
+
+def refuse_untold_drafts(model_runner: GPUModelRunner, vllm_config: VllmConfig) -> None:
+    """Refuses speculative decoding where nobody tells which draft tokens are taken.
+
+    Raises:
+        EngineError: The model runner is not the one whose sampling is seen.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as FirstModelRunner
+
+    if vllm_config.speculative_config is not None and not isinstance(model_runner, FirstModelRunner):
+        raise EngineError(
+            "vLLM's second model runner does not yet tell here which draft tokens are taken",
+            "set VLLM_USE_V2_MODEL_RUNNER=0, or start vLLM without speculative decoding",
+        )
+
+
+def _refuse_data_parallel(settings: ObserveSettings, vllm_config: VllmConfig) -> None:
+    parallel = vllm_config.parallel_config
+    size = parallel.data_parallel_size
+    if settings.recorder not in ("auto", "deferred"):
+        raise EngineError(
+            f"the {settings.recorder} recorder measures alone, which a rank of data parallel size {size} cannot",
+            "leave --recorder out",
+        )
+    if engine_view.captures_graphs(vllm_config):
+        raise EngineError(
+            f"ranks of data parallel size {size} cannot meet inside CUDA graphs", "start vLLM with --enforce-eager"
+        )
+    if settings.extra_sums:
+        raise EngineError(
+            f"optional sums are not collected under data parallel size {size}", "collect them in an engine of one rank"
+        )
+    if parallel.tensor_parallel_size > 1:
+        raise EngineError(
+            f"data parallel size {size} with tensor parallel size {parallel.tensor_parallel_size} was never tried",
+            "start vLLM with one of both",
+        )
+    if parallel.all2all_backend not in ALL2ALL_BACKENDS:
+        raise EngineError(
+            f"the all-to-all backend {parallel.all2all_backend} was never tried with held-back rows",
+            f"start vLLM with --all2all-backend {ALL2ALL_BACKENDS[0]}",
+        )
+    if parallel.use_ubatching:
+        raise EngineError("microbatches split the rows of a step", "start vLLM without --enable-dbo")
+
+
 def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
     from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
     from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
@@ -80,7 +154,7 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         raise EngineError(
             f"{name} transforms the sum of its experts' outputs", "latent MoE layers cannot be observed yet"
         )
-    if current_platform.is_cpu() and experts.expert_map is not None:
+    if experts.expert_map is not None and engine_view.cpu_kernel(layer) is not None:
         raise EngineError(
             f"{name} is expert parallel, which vLLM's CPU kernel ignores", "start vLLM without expert parallelism"
         )

@@ -13,7 +13,7 @@ Remove when: vLLM hands (input, weights, ids) of each fused MoE call and the bat
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reap_serve.adapter import engine_view
@@ -49,6 +49,12 @@ class StepHooks(Protocol):
     def step_ends(self) -> None:
         """The forward pass is over, or the step had none."""
 
+    def step_fails(self) -> None:
+        """The forward pass raised; `step_ends` follows."""
+
+    def rows_sampled(self, sampled: Sequence[Sequence[int]]) -> None:
+        """The step that has ended verified draft tokens: what its requests got, -1 for none."""
+
     def close(self) -> None:
         """The worker shuts down; no step follows."""
 
@@ -77,6 +83,7 @@ def install(model_loaded: ModelLoaded) -> None:
     for runner_class in (GPUModelRunner, CPUModelRunner):
         _wrap_load(runner_class, model_loaded)
     _wrap_steps(GPUModelRunner, "_prepare_inputs", _rows_of_first_runner)
+    _wrap_sampling(GPUModelRunner)
     _wrap_shutdown(GPUModelRunner)
     if not current_platform.is_cpu():
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
@@ -124,9 +131,12 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
         hooks = vars(self).get(STEP_HOOKS)
         if hooks is None:
             return execute_model(self, scheduler_output, *args, **kwargs)
-        hooks.step_begins(scheduler_output.finished_req_ids, _new_requests(scheduler_output))
+        hooks.step_begins(scheduler_output.finished_req_ids, _new_requests(scheduler_output, self.max_model_len))
         try:
             return execute_model(self, scheduler_output, *args, **kwargs)
+        except BaseException:
+            hooks.step_fails()
+            raise
         finally:
             hooks.step_ends()
 
@@ -142,19 +152,41 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
     setattr(runner_class, prepare_name, observed_prepare)
 
 
-def _new_requests(scheduler_output: SchedulerOutput) -> Sequence[NewRequest]:
+def _wrap_sampling(runner_class: Any) -> None:
+    sample = runner_class._sample
+
+    @functools.wraps(sample)
+    def observed_sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
+        output = sample(self, logits, spec_decode_metadata)
+        hooks = vars(self).get(STEP_HOOKS)
+        if hooks is not None and spec_decode_metadata is not None:
+            hooks.rows_sampled(output.sampled_token_ids.tolist())
+        return output
+
+    runner_class._sample = observed_sample
+
+
+def _new_requests(scheduler_output: SchedulerOutput, max_model_len: int) -> Sequence[NewRequest]:
     """The requests that a step sees for the first time."""
     if not scheduler_output.scheduled_new_reqs:
         return ()
     return [
-        NewRequest(
-            request.req_id,
-            len(request.prompt_token_ids),
-            None if request.sampling_params is None else request.sampling_params.extra_args,
-        )
+        _new_request(request, max_model_len)
         for request in scheduler_output.scheduled_new_reqs
         if request.prompt_token_ids is not None
     ]
+
+
+def _new_request(request: Any, max_model_len: int) -> NewRequest:
+    prompt_tokens, parameters = len(request.prompt_token_ids), request.sampling_params
+    if parameters is None:
+        return NewRequest(request.req_id, prompt_tokens, None)
+    # As `check_stop` of vLLM's scheduler.
+    stop_tokens = frozenset(parameters.stop_token_ids or ()) | {parameters.eos_token_id}
+    longest = (
+        max_model_len if parameters.max_tokens is None else min(max_model_len, prompt_tokens + parameters.max_tokens)
+    )
+    return NewRequest(request.req_id, prompt_tokens, parameters.extra_args, stop_tokens - {None}, longest - 2)
 
 
 def step_hooks(model_runner: object) -> StepHooks | None:
@@ -186,7 +218,12 @@ def _rows_of_first_runner(model_runner: GPUModelRunner, scheduler_output: Schedu
         request_ids,
         [1] * num_requests if decoding else [scheduled[request_id] for request_id in request_ids],
         batch.num_computed_tokens_cpu[:num_requests].tolist(),
+        _num_drafts(request_ids, scheduler_output.scheduled_spec_decode_tokens),
     )
+
+
+def _num_drafts(request_ids: Sequence[str], drafts: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    return [len(drafts.get(request_id, ())) for request_id in request_ids] if drafts else ()
 
 
 def _rows_of_second_runner(model_runner: Any, scheduler_output: SchedulerOutput, prepared: Any) -> BatchRows:

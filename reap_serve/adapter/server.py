@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from reap_serve.adapter.all_engines import call_workers, wake
 from reap_serve.adapter.fit import settings_of
 from reap_serve.adapter.releases.check import attribute_or_none
 from reap_serve.record.settings import ObserveSettings
@@ -70,9 +71,16 @@ class ServedEngine:
     async def collective_rpc(
         self, method: str, timeout: float | None = None, args: tuple[object, ...] = (), kwargs: None = None
     ) -> Sequence[object]:
-        """Runs a method on every worker."""
-        answers: Sequence[object] = await self._client.collective_rpc(method, timeout, args, kwargs)
-        return answers
+        """Runs a method on every worker of every engine: the replies, engine after engine, of each its ranks in order.
+
+        Raises:
+            EngineError: Names the engines that failed or did not answer; the others have done what was asked.
+        """
+        return await call_workers(self._client, method, args, timeout)
+
+    async def wake(self) -> None:
+        """Has every engine run a forward pass, which idle ones do not."""
+        await wake(self._client)
 
     @property
     def errored(self) -> bool:

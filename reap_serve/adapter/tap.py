@@ -71,10 +71,22 @@ def plain_class(experts: torch.nn.Module) -> Any:
     return getattr(type(experts), "reap_plain_class", type(experts))
 
 
+class _LogicalTap:
+    """Shows a recorder the experts that were meant, where EPLB has chosen replicas of them."""
+
+    def __init__(self, layer: MoERunner, tap: Tap) -> None:
+        self._layer = layer
+        self._tap = tap
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, replica_ids_TK: torch.Tensor) -> torch.Tensor | None:
+        """See `record.tap.Tap`."""
+        return self._tap.observe(x_TH, gate_TK, engine_view.logical_ids(self._layer, replica_ids_TK))
+
+
 def connect(layer: MoERunner, tap: Tap) -> None:
     """Sets the tap of a layer whose weights are in place, and which nothing has compiled yet."""
     experts = layer.routed_experts
-    experts.reap_tap = tap
+    experts.reap_tap = _LogicalTap(layer, tap) if engine_view.moves_experts(layer) else tap
     experts.reap_moment = tap.moment
     if tap.moment is Moment.INSTEAD:
         # The layer's Python has to run at every step: through vLLM's opaque operator, as on GPUs.

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 def facts_of(layer: MoERunner, settings: ObserveSettings, max_rows: int) -> LayerFacts:
     """What a recorder needs of a layer whose weights are in place."""
+    moving = engine_view.moves_experts(layer)
+    # Behind the dispatch of data-parallel ranks a kernel's memory holds parts of the rows of all of them.
+    together = layer.moe_config.dp_size > 1
     facts = dataclasses.replace(
         engine_view.layer_facts(layer),
-        call_rows=None if engine_view.device_type() == "cpu" else max_rows,
-        adds_apart=engine_view.reducing_kernel(layer) is not None,
+        call_rows=None if engine_view.device_type() == "cpu" or together else max_rows,
+        # Where experts have replicas, what a kernel is about to add does not tell of which one it is.
+        adds_apart=engine_view.reducing_kernel(layer) is not None and not moving,
         shape=RowShape(layer.moe_config.hidden_dim, layer.moe_config.experts_per_token, layer.moe_config.in_dtype),
     )
-    if settings.recorder == "moe_sum" or not settings.read_kernel_rows:
+    if settings.recorder == "moe_sum" or not settings.read_kernel_rows or together:
         return facts
     return dataclasses.replace(facts, kernel_output=_kernel_output(layer, facts))
 

@@ -25,8 +25,8 @@ class Rank(Protocol):
     def reset(self) -> None:
         """Starts a new window with sums of nothing."""
 
-    def flush(self) -> None:
-        """Writes what was recorded so far."""
+    def flush(self) -> bool:
+        """Writes what was recorded so far; False where some of it is measured at the next forward pass only."""
 
     def status(self) -> Record:
         """What it is doing."""
@@ -65,9 +65,13 @@ class ReapWorkerExtension:
         """Starts a new window with sums of nothing."""
         self._reap_live().reset()
 
-    def reap_flush(self) -> None:
-        """Writes what was recorded so far."""
-        self._reap_live().flush()
+    def reap_flush(self) -> bool:
+        """Writes what was recorded so far; False asks to be called again after the engine's next forward pass."""
+        return self._reap_live().flush()
+
+    def reap_settle(self) -> bool:
+        """Measures what is held back; False as in `reap_flush`."""
+        return self._reap_live().recorder.settle()
 
     def reap_snapshot(self) -> bytes:
         """This rank's sums of the window: `RankSums.to_bytes`."""

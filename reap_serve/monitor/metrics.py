@@ -13,12 +13,13 @@ On traffic like the plan's the difference is that of two samples and of the hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
+from reap_serve.serve.join_status import first_of_engines, join_gate_mass
 from reap_serve.serve.live_status import LayerBalance, RankStatus
 
 DRIFT_EXCESS = 0.05
@@ -32,7 +33,7 @@ class Reading:
     """What the metrics are made of.
 
     Attributes:
-        ranks: Of the engine.
+        ranks: Of all engines behind the server.
         layers: Balance of all layers.
         kv_cache_tokens: Capacity of the KV cache, None when vLLM does not say.
         served_planned: Dropped gate mass that the plan of a pruned checkpoint predicted, by slice.
@@ -65,24 +66,27 @@ class Metric:
     labels: Labels = ()
 
 
-def _one(read: Callable[[RankStatus], float | None]) -> Callable[[Reading], Iterator[Sample]]:
-    def samples(reading: Reading) -> Iterator[Sample]:
-        value = read(reading.ranks[0])
-        if value is not None:
-            yield (), float(value)
-
-    return samples
-
-
-def _sum(read: Callable[[RankStatus], float | None]) -> Callable[[Reading], Iterator[Sample]]:
+def _over_ranks(read: Callable[[RankStatus], float | None]) -> Callable[[Reading], Iterator[Sample]]:
     def samples(reading: Reading) -> Iterator[Sample]:
         yield (), float(sum(read(rank) or 0.0 for rank in reading.ranks))
 
     return samples
 
 
-def _overhead(rank: RankStatus) -> float | None:
-    return rank.recorder_seconds / rank.busy_seconds if rank.busy_seconds else None
+def _over_engines(
+    read: Callable[[RankStatus], float], join: Callable[[Iterable[float]], float] = sum
+) -> Callable[[Reading], Iterator[Sample]]:
+    def samples(reading: Reading) -> Iterator[Sample]:
+        yield (), float(join(read(rank) for rank in first_of_engines(reading.ranks)))
+
+    return samples
+
+
+def _overhead(reading: Reading) -> Iterator[Sample]:
+    engines = first_of_engines(reading.ranks)
+    busy_seconds = sum(rank.busy_seconds for rank in engines)
+    if busy_seconds:
+        yield (), sum(rank.recorder_seconds for rank in engines) / busy_seconds
 
 
 def _flush_age(reading: Reading) -> Iterator[Sample]:
@@ -104,7 +108,7 @@ def _plan_active(reading: Reading) -> Iterator[Sample]:
 
 
 def _dropped(reading: Reading) -> Iterator[Sample]:
-    report = reading.ranks[0].gate_mass
+    report = join_gate_mass(reading.ranks)
     for slice_name, fraction in report.served.items():
         yield ("", slice_name), fraction
     for name, entry in reading.ranks[0].mask.plans.items():
@@ -128,56 +132,66 @@ def _kv_cache(reading: Reading) -> Iterator[Sample]:
 
 
 TABLE = (
-    Metric("reap_serve_recording", "1 while tokens are recorded.", _one(lambda rank: rank.recording)),
-    Metric("reap_serve_tokens_observed", "Tokens recorded.", _one(lambda rank: rank.tokens_observed), "counter"),
+    Metric("reap_serve_recording", "1 while tokens are recorded.", _over_engines(lambda rank: rank.recording, min)),
+    Metric(
+        "reap_serve_tokens_observed", "Tokens recorded.", _over_engines(lambda rank: rank.tokens_observed), "counter"
+    ),
     Metric(
         "reap_serve_tokens_masked",
         "Tokens of requests under a plan; they are not recorded.",
-        _one(lambda rank: rank.tokens_masked),
+        _over_engines(lambda rank: rank.tokens_masked),
         "counter",
     ),
     Metric(
         "reap_serve_sample_fraction",
         "Probability with which a token is recorded.",
-        _one(lambda rank: rank.sample_fraction),
+        _over_engines(lambda rank: rank.sample_fraction, min),
     ),
     Metric(
         "reap_serve_recorder_overhead_fraction",
         "Share of the engine's busy time that recording took, since the start.",
-        _one(_overhead),
+        _overhead,
     ),
     Metric(
-        "reap_serve_recorder_seconds", "Time that recording took.", _one(lambda rank: rank.recorder_seconds), "counter"
+        "reap_serve_recorder_seconds",
+        "Time that recording took.",
+        _over_engines(lambda rank: rank.recorder_seconds),
+        "counter",
     ),
-    Metric("reap_serve_busy_seconds", "Time of the engine's steps.", _one(lambda rank: rank.busy_seconds), "counter"),
+    Metric(
+        "reap_serve_busy_seconds",
+        "Time of the engine's steps.",
+        _over_engines(lambda rank: rank.busy_seconds),
+        "counter",
+    ),
     Metric(
         "reap_serve_recorder_failures",
         "Failures that stopped recording or lost a window.",
-        _sum(lambda rank: rank.failures),
+        _over_ranks(lambda rank: rank.failures),
         "counter",
     ),
     Metric(
         "reap_serve_statistics_incomplete",
         "1 when tokens were lost since the last reset.",
-        _sum(lambda rank: float(not rank.complete)),
+        _over_ranks(lambda rank: float(not rank.complete)),
     ),
     Metric("reap_serve_flush_age_seconds", "Time since the last statistics file.", _flush_age),
     Metric(
         "reap_serve_files_written",
         "Statistics files written.",
-        _sum(lambda rank: rank.writer.files_written if rank.writer else None),
+        _over_ranks(lambda rank: rank.writer.files_written if rank.writer else None),
         "counter",
     ),
     Metric(
         "reap_serve_flush_failures",
         "Statistics files that could not be written.",
-        _sum(lambda rank: rank.writer.write_failures if rank.writer else None),
+        _over_ranks(lambda rank: rank.writer.write_failures if rank.writer else None),
         "counter",
     ),
     Metric(
         "reap_serve_tokens_pending",
         "Tokens recorded and not yet in a file: a write failed, or their slice is below the minimum.",
-        _sum(lambda rank: rank.writer.tokens_pending if rank.writer else None),
+        _over_ranks(lambda rank: rank.writer.tokens_pending if rank.writer else None),
     ),
     Metric(
         "reap_serve_experts_unseen",
@@ -207,7 +221,7 @@ TABLE = (
         _planned,
         labels=("plan", "slice"),
     ),
-    Metric("reap_serve_weights_bytes", "Memory of the weights.", _sum(lambda rank: rank.weights_bytes)),
+    Metric("reap_serve_weights_bytes", "Memory of the weights.", _over_ranks(lambda rank: rank.weights_bytes)),
     Metric("reap_serve_kv_cache_capacity_tokens", "Tokens that the KV cache holds.", _kv_cache),
     Metric(
         "reap_serve_build_info",

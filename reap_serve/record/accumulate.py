@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from reap_serve.record.verdicts import Verdicts
 from reap_serve.statistics.record import EXPERT_SUMS
 from reap_serve.statistics.sums import Merge, Of
 
@@ -64,6 +65,7 @@ class LayerSums:
         num_slots: Slots, without the trash slot.
         num_experts: Experts of the layer.
         device: Where the layer's outputs are.
+        verdicts: Of an engine with draft tokens: while a step awaits its verdict, what is added waits, too.
 
     Attributes:
         sums_SEC: The columns of `SUM_COLUMNS`, float64.
@@ -71,7 +73,11 @@ class LayerSums:
         tokens_S: Tokens, int64.
     """
 
-    def __init__(self, num_slots: int, num_experts: int, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, num_experts: int, device: torch.device, verdicts: Verdicts | None = None
+    ) -> None:
+        self._verdicts = verdicts
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, RowMeasures]] = []
         self.num_slots = num_slots
         self.num_experts = num_experts
         shape = (num_slots + 1, num_experts)
@@ -88,10 +94,16 @@ class LayerSums:
         """Adds the rows of some tokens.
 
         Args:
-            slot_T: Slot of each token, int64.
+            slot_T: Slot of each token, or the ticket of a draft token, int64.
             expert_ids_TK: Chosen experts; -1 for a slot that vLLM padded, which goes to the trash.
             rows: The measures.
         """
+        if self._verdicts is not None:
+            if self._verdicts.pending:
+                # Both may be views of a buffer.
+                self._waiting.append((slot_T.clone(), expert_ids_TK.clone(), rows))
+                return
+            slot_T = self._verdicts.slots(slot_T)
         index_TK = slot_T.unsqueeze(1) * self.num_experts + expert_ids_TK
         index_N = torch.where(expert_ids_TK < 0, self.num_slots * self.num_experts, index_TK).view(-1)
         widened = rows.widened()
@@ -100,6 +112,12 @@ class LayerSums:
         for name, maxima in zip(MAX_COLUMNS, self._maxima, strict=True):
             maxima.scatter_reduce_(0, index_N, FORMULAS[name](rows).reshape(-1), reduce="amax")
         self.tokens_S.index_add_(0, slot_T, torch.ones_like(slot_T))
+
+    def settle(self) -> None:
+        """Adds what waited for a verdict, which is there."""
+        waiting, self._waiting = self._waiting, []
+        for slot_T, expert_ids_TK, rows in waiting:
+            self.add(slot_T, expert_ids_TK, rows)
 
     def expert_counts(self) -> npt.NDArray[np.int64]:
         """Routed tokens of each expert over all slots, without the trash."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RecorderKind = Literal["read", "inline", "deferred", "captured", "moe_sum"]
+RecorderKind = Literal["read", "inline", "deferred", "captured", "moe_sum", "lockstep"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from reap_serve.record.accumulate import LayerSums
-from reap_serve.record.expand import expert_rows, local_ids, measure_rows
+from reap_serve.record.expand import counted, expert_rows, measure_rows
 from reap_serve.record.extra_sums import ExtraSums
 from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.sampling import RowSampler
@@ -78,6 +78,7 @@ class DeferredRecorder:
         weight_TK = gate_TK if self._layer.weight_on_input else torch.ones_like(gate_TK)
         rows_TKH = expert_rows(self._layer, self._x[:held], weight_TK, ids_TK)
         measures = measure_rows(self._layer, rows_TKH, gate_TK, weighted=False)
-        self._sums.add(self._slot[:held], local_ids(self._layer, ids_TK), measures)
+        ids_TK, measures = counted(self._layer, ids_TK, measures)
+        self._sums.add(self._slot[:held], ids_TK, measures)
         if self._extra is not None:
-            self._extra.add_rows(self._slot[:held], local_ids(self._layer, ids_TK), rows_TKH, None)
+            self._extra.add_rows(self._slot[:held], ids_TK, rows_TKH, None)

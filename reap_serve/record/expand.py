@@ -25,7 +25,7 @@ def expert_rows(
     if layer.weight_on_input:
         # Having applied them, vLLM's CPU kernel overwrites the weights with ones.
         weight_N1 = weight_N1.clone()
-    ids_N1 = expert_ids_TK.reshape(-1, 1)
+    ids_N1 = _asked(layer, expert_ids_TK).reshape(-1, 1)
     if layer.call_rows is None or x_NH.shape[0] <= layer.call_rows:
         rows_NH = layer.forward_experts(x_NH, weight_N1, ids_N1)
     else:
@@ -38,8 +38,29 @@ def local_ids(layer: LayerFacts, expert_ids_TK: torch.Tensor) -> torch.Tensor:
     """The ids with those of other ranks' experts replaced by -1: their rows were never written."""
     if layer.expert_map_E is None:
         return expert_ids_TK
-    here_TK = layer.expert_map_E[expert_ids_TK.clamp(min=0).long()] >= 0
+    here_TK = layer.expert_map_E[_asked(layer, expert_ids_TK).clamp(min=0).long()] >= 0
     return torch.where(here_TK, expert_ids_TK, -1)
+
+
+def _asked(layer: LayerFacts, expert_ids_TK: torch.Tensor) -> torch.Tensor:
+    """Ids as the kernel takes them: those of replicas, where experts have some."""
+    return expert_ids_TK if layer.replica_of is None else layer.replica_of(expert_ids_TK)
+
+
+def counted(layer: LayerFacts, expert_ids_TK: torch.Tensor, measured: RowMeasures) -> tuple[torch.Tensor, RowMeasures]:
+    """What this rank adds to its sums: ids, -1 for what it does not count, and their measures.
+
+    Of experts that ranks share, each route is measured by one rank. Added up, the measures are the same on all of them,
+    to the bit: the others bring zeros.
+    """
+    if layer.expert_map_E is None:
+        return expert_ids_TK, measured
+    local_TK = local_ids(layer, expert_ids_TK)
+    if layer.complete_sizes is None:
+        return local_TK, measured
+    sizes = torch.stack((measured.norm_TK, measured.weighted_norm_TK, measured.activation_TK))
+    sizes = layer.complete_sizes(torch.where(local_TK >= 0, sizes, 0))
+    return expert_ids_TK, RowMeasures(measured.gate_TK, sizes[0], sizes[1], sizes[2])
 
 
 def measure_rows(layer: LayerFacts, rows_TKH: torch.Tensor, gate_TK: torch.Tensor, weighted: bool) -> RowMeasures:

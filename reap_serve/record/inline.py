@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from reap_serve.record.accumulate import LayerSums
-from reap_serve.record.expand import add_rows, expert_rows, local_ids, measure_rows
+from reap_serve.record.expand import add_rows, counted, expert_rows, measure_rows
 from reap_serve.record.extra_sums import ExtraSums
 from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.sampling import RowSampler
@@ -44,10 +44,11 @@ class InlineRecorder:
         rows_TKH = expert_rows(self._layer, x_TH, gate_TK, expert_ids_TK)
         output_TH = add_rows(rows_TKH)
         measures = measure_rows(self._layer, rows_TKH, gate_TK, weighted=True)
-        self._sums.add(slot_T, local_ids(self._layer, expert_ids_TK), measures)
+        ids_TK, measures = counted(self._layer, expert_ids_TK, measures)
+        self._sums.add(slot_T, ids_TK, measures)
         if self._extra is not None:
             weight_TK = None if self._layer.weight_on_input else gate_TK
-            self._extra.add_rows(slot_T, local_ids(self._layer, expert_ids_TK), rows_TKH, weight_TK)
+            self._extra.add_rows(slot_T, ids_TK, rows_TKH, weight_TK)
         return output_TH
 
     def flush(self) -> None:

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 import torch
 
-from reap_serve.record.accumulate import LayerSums, RowMeasures
-from reap_serve.record.expand import local_ids, measure_rows
+from reap_serve.record.accumulate import LayerSums
+from reap_serve.record.expand import counted, local_ids, measure_rows
 from reap_serve.record.recorder import LayerFacts, Moment
-from reap_serve.record.sampling import RowSampler
-from reap_serve.record.step import Slots
+from reap_serve.record.sampling import NO_ROWS, RowSampler
+from reap_serve.record.step import RowIndices, Slots
 
 
 class PersistentSlots(RowSampler):
@@ -36,9 +36,9 @@ class PersistentSlots(RowSampler):
         super().__init__(fraction, trash_slot, device)
         self._buffer = torch.full((max_rows,), trash_slot, dtype=torch.int64, device=device)
 
-    def begin(self, slots: Slots) -> None:
-        """A step with real tokens begins."""
-        super().begin(slots)
+    def begin(self, slots: Slots, draft_rows: RowIndices = NO_ROWS) -> None:
+        """A step with real tokens begins; there are no draft tokens, since a graph's rows cannot wait."""
+        super().begin(slots, draft_rows)
         labels = super().all_slots(slots.shape[0])
         self._buffer.fill_(self._trash_slot)
         if labels is not None:
@@ -93,20 +93,11 @@ class MoeSumRecorder:
         if gate_TK is None or ids_TK is None or rows_TKH.shape[:2] != ids_TK.shape:
             expected = None if ids_TK is None else tuple(ids_TK.shape)
             raise ValueError(f"the kernel wrote rows of shape {tuple(rows_TKH.shape)} for slots of shape {expected}")
-        ids_TK = local_ids(self._layer, ids_TK)
-        here_TK = ids_TK >= 0
+        here_TK = local_ids(self._layer, ids_TK) >= 0
         rows_TKH = torch.where(here_TK.unsqueeze(-1), rows_TKH, 0)
         measured = measure_rows(self._layer, rows_TKH, gate_TK, weighted=True)
-        self._sums.add(
-            self._slots.all_slots(rows_TKH.shape[0]),
-            ids_TK,
-            RowMeasures(
-                torch.where(here_TK, measured.gate_TK, 0),
-                measured.norm_TK,
-                measured.weighted_norm_TK,
-                measured.activation_TK,
-            ),
-        )
+        ids_TK, measured = counted(self._layer, ids_TK, measured)
+        self._sums.add(self._slots.all_slots(rows_TKH.shape[0]), ids_TK, measured)
 
     def flush(self) -> None:
         """Nothing is held back."""

@@ -74,7 +74,11 @@ class LayerFacts:
         forward_experts: The layer's own kernel: (x [N, H], weights [N, k], ids [N, k]) to [N, H].
         complete_rows: Adds up the partial rows of tensor-parallel ranks, None where rows are complete; may work in
             place.
-        expert_map_E: Local index of each expert, -1 for those of other ranks; None where all are here.
+        expert_map_E: Local index of each expert, -1 for those of other ranks; None where all are here. Where experts
+            have replicas, of each replica.
+        complete_sizes: Adds up what expert-parallel ranks have measured, each of its own experts; None where each rank
+            counts its own.
+        replica_of: Which replica of each expert to ask, by the ids of experts; None where there is one of each.
         kernel_output: Where the kernel leaves its outputs, None where it does not.
         adds_apart: The kernel adds a token's weighted outputs in a method of its own, `moe_sum`.
         call_rows: Rows of one call of the kernel at most, where vLLM has locked its workspace; None where it grows.
@@ -90,6 +94,8 @@ class LayerFacts:
     forward_experts: ForwardExperts
     complete_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
     expert_map_E: torch.Tensor | None = None
+    complete_sizes: Callable[[torch.Tensor], torch.Tensor] | None = None
+    replica_of: Callable[[torch.Tensor], torch.Tensor] | None = None
     kernel_output: KernelOutput | None = None
     adds_apart: bool = False
     call_rows: int | None = None

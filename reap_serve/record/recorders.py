@@ -13,6 +13,7 @@ from reap_serve.record.choice import LayerCircumstances, RecorderKind, choose
 from reap_serve.record.deferred import DeferredRecorder
 from reap_serve.record.extra_sums import ExtraSums
 from reap_serve.record.inline import InlineRecorder
+from reap_serve.record.lockstep import Lockstep, LockstepRecorder
 from reap_serve.record.moe_sum import MoeSumRecorder, PersistentSlots
 from reap_serve.record.read import ReadRecorder
 from reap_serve.record.recorder import LayerFacts, Recorder
@@ -35,6 +36,7 @@ class Parts:
         buffer_tokens: Tokens that it may hold until it measures them.
         num_layers: Layers that share the memory for what is held.
         captured: Rows that graphs gather, None where none do.
+        lockstep: Of data-parallel ranks, None on others.
     """
 
     layer: LayerFacts
@@ -44,6 +46,7 @@ class Parts:
     buffer_tokens: int
     num_layers: int
     captured: CapturedRows | None = None
+    lockstep: Lockstep | None = None
 
 
 def _inline(parts: Parts) -> Recorder:
@@ -71,12 +74,18 @@ def _read(parts: Parts) -> Recorder:
     return ReadRecorder(parts.layer, parts.sums, parts.sampler, outputs, min(parts.buffer_tokens, held))
 
 
+def _lockstep(parts: Parts) -> Recorder:
+    assert parts.lockstep is not None
+    return LockstepRecorder(parts.layer, parts.sums, parts.lockstep)
+
+
 RECORDERS: Mapping[RecorderKind, Callable[[Parts], Recorder]] = {
     "inline": _inline,
     "deferred": _deferred,
     "captured": _captured,
     "moe_sum": _moe_sum,
     "read": _read,
+    "lockstep": _lockstep,
 }
 
 
@@ -87,6 +96,7 @@ NAMES: Mapping[RecorderKind, str] = {
     "captured": "deferred",
     "moe_sum": "moe_sum",
     "read": "read",
+    "lockstep": "deferred",
 }
 
 

@@ -1,19 +1,21 @@
 """The requests of an engine, and the step that each batch of their rows is.
 
 A row counts once: not in a dummy or warm-up run, not as padding, and not again when a preempted request is computed
-anew.
+anew. A draft token counts if it is taken and the request goes on after it: what ends an answer does not enter the model
+where tokens come one by one.
 
 Axes: R requests, T rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from reap_serve.record.step import BatchRows, RowIndices, Slots, Step
+from reap_serve.record.step import BatchRows, DraftRows, NewRequest, RowIndices, Slots, Step
 from reap_serve.slice_name import is_slice_name
 from reap_serve.statistics.record import PHASES
 
@@ -23,6 +25,8 @@ OVERFLOW_SLICE = "other"
 COUNT_LIMIT, ALLOWED_LIMIT = LIMITS = ("max_slices", "slices")
 SLICE_ARGUMENT = "reap_slice"
 PROMPT_ARGUMENT = "reap_prompt_tokens"
+# Of a request that is no traffic.
+UNCOUNTED_ARGUMENT = "reap_uncounted"
 
 
 @dataclass(slots=True)
@@ -38,6 +42,8 @@ class _Request:
         counted: Its tokens before this position were counted.
         in_window: Whether a token of it was counted since the last reset.
         plain_from: From this position on, a row is an answer's token that was not counted yet.
+        stop_tokens: Tokens that end its answer.
+        last_position: Of the tokens that enter the model, None without a limit.
     """
 
     slice_index: int
@@ -45,6 +51,8 @@ class _Request:
     prompt_tokens: int
     plan: str | None
     plan_from: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    last_position: int | None = None
     counted: int = 0
     in_window: bool = False
     plain_from: int = 0
@@ -110,31 +118,35 @@ class Requests:
         *,
         answer_only: bool = False,
     ) -> None:
+        """A request enters the engine; see `enter`."""
+        self.enter(NewRequest(request_id, prompt_tokens, arguments), plan, answer_only=answer_only)
+
+    def enter(self, new: NewRequest, plan: str | None, *, answer_only: bool = False) -> None:
         """A request enters the engine.
 
         Args:
-            request_id: The engine's id.
-            prompt_tokens: Tokens of its prompt, a teacher-forced answer included.
-            arguments: `SamplingParams.extra_args` (`vllm_xargs` of an HTTP request): `reap_slice` names the slice,
-                `reap_prompt_tokens` is where a teacher-forced answer begins.
+            new: The request. Of its arguments (`vllm_xargs` of an HTTP request), `reap_slice` names the slice,
+                `reap_prompt_tokens` is where a teacher-forced answer begins, and `reap_uncounted` leaves it out.
             plan: Id of the plan that it is under, None for the full model.
             answer_only: Whether the plan routes the answer's rows alone; the full model reads the prompt.
         """
-        if request_id in self._requests:
+        arguments = new.arguments or {}
+        if new.id in self._requests or arguments.get(UNCOUNTED_ARGUMENT):
             return
-        arguments = arguments or {}
         name = arguments.get(SLICE_ARGUMENT)
         argument = arguments.get(PROMPT_ARGUMENT)
-        decode_from = argument if isinstance(argument, int) else prompt_tokens
-        self._requests[request_id] = _Request(
+        decode_from = argument if isinstance(argument, int) else new.prompt_tokens
+        self._requests[new.id] = _Request(
             slice_index=self._slice_index(name if is_slice_name(name) else DEFAULT_SLICE),
             decode_from=decode_from,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=new.prompt_tokens,
             plan=plan,
             plan_from=decode_from if answer_only else 0,
+            stop_tokens=new.stop_tokens,
+            last_position=new.last_position,
         )
         if plan is None:
-            self.prompt_tokens_total += prompt_tokens
+            self.prompt_tokens_total += new.prompt_tokens
         else:
             self.under_plan += 1
 
@@ -180,7 +192,9 @@ class Requests:
                 request.counted = request.plain_from = first + 1
             else:
                 self._label(request, int(first), int(first) + int(rows), slots, lengths, recorded)
-        step = _step_of(np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64)), requests, batch, self)
+        drafts = self._drafts(requests, batch) if batch.num_drafts else ()
+        labels = np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
+        step = _step_of(labels, requests, batch, self, drafts)
         if len(decoding) == len(requests):
             following = [int(first) + 1 for first in batch.num_computed]
             self._decode = _DecodeStep(
@@ -211,6 +225,42 @@ class Requests:
         if recorded and request.plan is None:
             self._count_request(request)
             self.prompt_tokens_computed += max(min(request.prompt_tokens, end) - new, 0)
+
+    def _drafts(self, requests: Sequence[_Request | None], batch: BatchRows) -> Sequence[DraftRows]:
+        """The draft tokens of a step whose rows were labelled; their requests' counts are taken back to before them."""
+        found: list[DraftRows] = []
+        row = 0
+        for place, (request, rows, drafts) in enumerate(
+            zip(requests, batch.num_scheduled, batch.num_drafts, strict=True)
+        ):
+            row += rows
+            if drafts and request is not None:
+                position = int(batch.num_computed[place]) + int(rows) - drafts
+                request.counted = min(request.counted, position)
+                request.plain_from = max(request.counted, request.decode_from, request.prompt_tokens)
+                found.append(DraftRows(batch.request_ids[place], place, row - drafts, drafts, position))
+        return found
+
+    def judge(self, step: Step, sampled: Sequence[Sequence[int]]) -> npt.NDArray[np.bool_]:
+        """Sampling has told which draft tokens of the step are taken.
+
+        Args:
+            step: The step.
+            sampled: Tokens that each request of the batch got, -1 for none: those that equal its draft tokens, and one
+                more.
+
+        Returns:
+            Whether each row of the step counts, as far as its draft tokens go.
+        """
+        taken_T = np.ones(step.slot_T.shape[0], np.bool_)
+        for drafts in step.drafts:
+            request = self._requests.get(drafts.request_id)
+            taken = 0 if request is None else _taken(request, drafts, sampled[drafts.place])
+            taken_T[drafts.first_row + taken : drafts.first_row + drafts.num_rows] = False
+            if request is not None:
+                request.counted = max(request.counted, drafts.position + taken)
+                request.plain_from = max(request.plain_from, request.counted)
+        return taken_T
 
     def _count_request(self, request: _Request) -> None:
         if request.plan is None:
@@ -269,9 +319,26 @@ class Requests:
         return COUNT_LIMIT if named >= self.max_slices - 2 else None
 
 
-def _step_of(slot_T: Slots, requests: list[_Request | None], batch: BatchRows, all_requests: Requests) -> Step:
+def _taken(request: _Request, drafts: DraftRows, sampled: Sequence[int]) -> int:
+    """How many of a request's draft tokens count."""
+    tokens = [token for token in sampled if token >= 0]
+    for number in range(min(len(tokens) - 1, drafts.num_rows)):
+        position = drafts.position + number
+        beyond = request.last_position is not None and position > request.last_position
+        if beyond or tokens[number] in request.stop_tokens:
+            return number
+    return max(0, min(len(tokens) - 1, drafts.num_rows))
+
+
+def _step_of(
+    slot_T: Slots,
+    requests: list[_Request | None],
+    batch: BatchRows,
+    all_requests: Requests,
+    drafts: Sequence[DraftRows],
+) -> Step:
     if not all_requests.under_plan:
-        return Step(slot_T, slot_T, {})
+        return Step(slot_T, slot_T, {}, drafts)
     plans = [None if request is None else request.plan for request in requests]
     names = sorted({plan for plan in plans if plan is not None})
     index_R = np.array([names.index(plan) if plan is not None else -1 for plan in plans], np.int64)
@@ -282,7 +349,8 @@ def _step_of(slot_T: Slots, requests: list[_Request | None], batch: BatchRows, a
         plan_from_R = [0 if request is None else request.plan_from for request in requests]
         index_T[_positions(batch) < np.repeat(plan_from_R, batch.num_scheduled)] = -1
     rows_of: dict[str, RowIndices] = {name: np.flatnonzero(index_T == index) for index, name in enumerate(names)}
-    return Step(slot_T, full_slot_T, {name: rows for name, rows in rows_of.items() if rows.shape[0] > 0})
+    plan_rows = {name: rows for name, rows in rows_of.items() if rows.shape[0] > 0}
+    return Step(slot_T, full_slot_T, plan_rows, drafts)
 
 
 def _positions(batch: BatchRows) -> RowIndices:

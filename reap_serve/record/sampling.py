@@ -6,12 +6,15 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from reap_serve.record.step import RowIndices, Slots
+from reap_serve.record.verdicts import Verdicts
 
 # Fewer tokens than these are not worth a step's fixed cost.
 STEP_TOKENS = 64
+NO_ROWS: RowIndices = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,28 @@ class RowSampler:
         trash_slot: Slot of rows that do not count.
         device: Where the layers' inputs are.
         seed: Of the random choice.
+        verdicts: Gives tickets to draft tokens, None in an engine without.
+
+    Attributes:
+        real_tokens: Tokens that count since the last reset.
+        sampled_tokens: Those of them that were taken.
+        in_step: Whether a step with real tokens runs.
     """
 
-    def __init__(self, fraction: float, trash_slot: int, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self,
+        fraction: float,
+        trash_slot: int,
+        device: torch.device,
+        seed: int = 0,
+        verdicts: Verdicts | None = None,
+    ) -> None:
+        self._verdicts = verdicts
+        self._draft_rows = self._ticket_rows = NO_ROWS
         self.fraction = fraction
         self.real_tokens = 0
         self.sampled_tokens = 0
+        self.in_step = False
         self._trash_slot = trash_slot
         self._device = device
         self._random = np.random.default_rng(seed)
@@ -57,18 +76,25 @@ class RowSampler:
         self._slots: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
-    def begin(self, slots: Slots) -> None:
-        """A step with real tokens begins."""
+    def begin(self, slots: Slots, draft_rows: RowIndices = NO_ROWS) -> None:
+        """A step with real tokens begins.
+
+        Args:
+            slots: Of its rows.
+            draft_rows: Rows of draft tokens: they are counted by `tell`.
+        """
         if slots is not self._labels:
             self._labels, self._whole = slots, None
             self._num_real = int(np.count_nonzero(slots != self._trash_slot))
             self._step_weight = max(1.0, self._num_real / STEP_TOKENS)
-        self.real_tokens += self._num_real
+        self._draft_rows, self._ticket_rows = draft_rows, NO_ROWS
+        self.real_tokens += self._num_real - self._real(draft_rows)
         self._slots = self._sample = None
+        self.in_step = True
         if self._random_step.random() >= self.fraction * self._step_weight:
             return
         row_fraction = max(self.fraction, 1 / self._step_weight)
-        if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0:
+        if row_fraction == 1.0 and self._num_real == slots.shape[0] > 0 and not draft_rows.shape[0]:
             self._begin_whole(slots)
             return
         rows = np.flatnonzero(slots != self._trash_slot)
@@ -76,13 +102,34 @@ class RowSampler:
             # STEP_TOKENS / n times n is to be no more than STEP_TOKENS.
             count = int(round(rows.shape[0] * row_fraction, 6) + self._random.random())
             rows = np.sort(self._random.choice(rows, count, replace=False, shuffle=False))
-        self.sampled_tokens += rows.shape[0]
         if rows.shape[0] == 0:
             return
         chosen = np.full(slots.shape[0], self._trash_slot, np.int64)
         chosen[rows] = slots[rows]
+        if draft_rows.shape[0]:
+            self._ticket_rows = np.intersect1d(rows, draft_rows)
+        if self._ticket_rows.shape[0]:
+            assert self._verdicts is not None
+            chosen[self._ticket_rows] = self._verdicts.issue(slots[self._ticket_rows])
+        self.sampled_tokens += rows.shape[0] - self._ticket_rows.shape[0]
         self._slots = self._tensor(chosen)
-        self._sample = RowSample(self._tensor(rows), self._tensor(slots[rows]), rows)
+        self._sample = RowSample(self._tensor(rows), self._tensor(chosen[rows]), rows)
+
+    def tell(self, taken_T: npt.NDArray[np.bool_]) -> None:
+        """Which rows of the step count, now that its draft tokens were verified."""
+        self.real_tokens += self._real(self._draft_rows[taken_T[self._draft_rows]])
+        if self._verdicts is not None and self._verdicts.pending:
+            taken = taken_T[self._ticket_rows]
+            self.sampled_tokens += int(np.count_nonzero(taken))
+            self._verdicts.tell(taken)
+        self._draft_rows = self._ticket_rows = NO_ROWS
+
+    def reject_drafts(self) -> None:
+        """Takes none of the draft tokens of the last step, if they still await their verdict."""
+        self.tell(np.zeros(self._labels.shape[0], np.bool_))
+
+    def _real(self, rows: RowIndices) -> int:
+        return int(np.count_nonzero(self._labels[rows] != self._trash_slot)) if rows.shape[0] else 0
 
     def _begin_whole(self, slots: Slots) -> None:
         """Takes every row of a step.
@@ -109,10 +156,16 @@ class RowSampler:
         """Whether a row of the current step is recorded."""
         return self._sample is not None
 
+    @property
+    def num_sampled(self) -> int:
+        """Sampled rows of the current step."""
+        return 0 if self._sample is None else self._sample.rows.shape[0]
+
     def end(self) -> None:
         """The step is over: what runs now is a dummy or warm-up run, of which nothing counts."""
         self._slots = None
         self._sample = None
+        self.in_step = False
 
     def all_slots(self, num_rows: int) -> torch.Tensor | None:
         """Slots of all rows of a layer call, padding rows appended as trash; None when no row counts."""
@@ -127,10 +180,15 @@ class RowSampler:
         assert self._slots is None or self._slots.shape[0] <= num_rows, "a layer saw fewer rows than the step has"
         return self._sample
 
-    def reset(self) -> None:
-        """Forgets the counts."""
-        self.real_tokens = 0
-        self.sampled_tokens = 0
+    def reset(self, held_tokens: int = 0) -> None:
+        """Forgets the counts.
+
+        Args:
+            held_tokens: Sampled ones that are not measured yet: they count on, with their share of the real ones.
+        """
+        share = held_tokens / self.sampled_tokens if held_tokens else 0.0
+        self.real_tokens = round(share * self.real_tokens)
+        self.sampled_tokens = held_tokens
 
 
 def to_device(values: Slots, device: torch.device) -> torch.Tensor:

@@ -9,7 +9,7 @@ Axes: R requests, T rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +20,22 @@ RowIndices = npt.NDArray[np.int64]
 
 
 class NewRequest(NamedTuple):
-    """A request that the engine sees for the first time: its id, the tokens of its prompt, its extra arguments."""
+    """A request that the engine sees for the first time.
+
+    Attributes:
+        id: The engine's id.
+        prompt_tokens: Tokens of its prompt.
+        arguments: Its extra arguments.
+        stop_tokens: Tokens that end its answer.
+        last_position: Of the tokens that enter the model; the one behind it is the last of the answer. None when the
+            answer has no limit.
+    """
 
     id: str
     prompt_tokens: int
     arguments: Mapping[str, object] | None
+    stop_tokens: frozenset[int] = frozenset()
+    last_position: int | None = None
 
 
 class BatchRows(NamedTuple):
@@ -34,11 +45,31 @@ class BatchRows(NamedTuple):
         request_ids: The requests.
         num_scheduled: Rows of each in this step.
         num_computed: Tokens of each computed before this step: the position of its first row.
+        num_drafts: How many of its rows, the last ones, are draft tokens to be verified; empty when none are.
     """
 
     request_ids: Sequence[str]
     num_scheduled: Sequence[int]
     num_computed: Sequence[int]
+    num_drafts: Sequence[int] = ()
+
+
+class DraftRows(NamedTuple):
+    """Draft tokens of one request that a step verifies.
+
+    Attributes:
+        request_id: The request.
+        place: Of the request in the batch.
+        first_row: Row of the first of them.
+        num_rows: How many they are.
+        position: Of the first of them in the request.
+    """
+
+    request_id: str
+    place: int
+    first_row: int
+    num_rows: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +83,24 @@ class Step:
         slot_T: Slot of each row.
         full_slot_T: The same with the rows of requests under a plan as trash: what statistics of the full model count.
         plan_rows: Rows of the requests under each plan, by the plan's id.
+        drafts: Rows of which only sampling tells whether they count; they have slots as if they did.
     """
 
     slot_T: Slots
     full_slot_T: Slots
     plan_rows: Mapping[str, RowIndices]
+    drafts: Sequence[DraftRows] = field(default=())
+
+    @property
+    def draft_rows(self) -> RowIndices:
+        """The rows of all draft tokens."""
+        parts = [np.arange(one.first_row, one.first_row + one.num_rows) for one in self.drafts]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def certain_slots(self, trash_slot: int) -> Slots:
+        """The slots with draft tokens as trash: what may be counted before sampling."""
+        if not self.drafts:
+            return self.slot_T
+        slot_T = self.slot_T.copy()
+        slot_T[self.draft_rows] = trash_slot
+        return slot_T

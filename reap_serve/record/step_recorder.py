@@ -14,7 +14,9 @@ import torch
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
 from reap_serve.record.captured_steps import CapturedSteps
+from reap_serve.record.choice import RecorderKind
 from reap_serve.record.extra_sums import ExtraSums, LogitTap
+from reap_serve.record.lockstep import Lockstep, Peers
 from reap_serve.record.moe_sum import PersistentSlots
 from reap_serve.record.pace import Pace
 from reap_serve.record.recorder import LayerFacts
@@ -25,6 +27,7 @@ from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.snapshot import RankSums, layer_arrays
 from reap_serve.record.step import Step
 from reap_serve.record.tap import make_tap
+from reap_serve.record.verdicts import Verdicts
 from reap_serve.shown_text import shown_logger
 from reap_serve.statistics.record import PHASES, Layer, Window
 
@@ -60,6 +63,8 @@ class StepRecorder:
         max_rows: Rows of the largest step, padding included.
         graphs: Graphs that steps are replayed from, None where none are.
         agree: Gives every rank the first one's value; None where there is one rank.
+        draft_tokens: Whether the engine verifies draft tokens.
+        peers: The data-parallel ranks, with which this one has to measure; None when it measures alone.
 
     Attributes:
         recording: Whether steps are recorded.
@@ -82,6 +87,8 @@ class StepRecorder:
         max_rows: int,
         graphs: Graphs | None = None,
         agree: Callable[[float], float] | None = None,
+        draft_tokens: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         self.settings = settings
         self.recording = settings.recording
@@ -90,8 +97,17 @@ class StepRecorder:
         self._earlier_sampled_tokens = 0
         self._apparatus_entered = False
         self._requests = requests
+        verdicts = None
+        if draft_tokens:
+            verdicts = Verdicts(requests.trash_slot, settings.buffer_tokens + 2 * max_rows, device)
+        self._verdicts = verdicts
         self._layers = tuple(layers)
-        self.kinds = tuple(recorder_kind(settings, layer, graphs=graphs is not None) for layer in layers)
+        # What a kernel is about to add cannot wait for a verdict.
+        chosen = "deferred" if draft_tokens and settings.recorder == "auto" else settings.recorder
+        asked = settings.model_copy(update={"recorder": chosen})
+        self.kinds: tuple[RecorderKind, ...] = tuple(
+            recorder_kind(asked, layer, graphs=graphs is not None) if peers is None else "lockstep" for layer in layers
+        )
         budget, fraction, held = settings.overhead_budget, settings.sample_fraction, settings.buffer_tokens
         assert budget is None or tensor_parallel_size == 1 or agree is not None
         gathering = [layer.shape for layer, kind in zip(layers, self.kinds, strict=True) if kind == "captured"]
@@ -106,19 +122,23 @@ class StepRecorder:
         self._sampler = (
             PersistentSlots(fraction, requests.trash_slot, device, max_rows)
             if "moe_sum" in self.kinds
-            else RowSampler(fraction, requests.trash_slot, device)
+            else RowSampler(fraction, requests.trash_slot, device, verdicts=verdicts)
         )
         num_slots = requests.trash_slot
-        self._sums = [LayerSums(num_slots, layer.num_experts, device) for layer in layers]
+        self._sums = [LayerSums(num_slots, layer.num_experts, device, verdicts) for layer in layers]
         self._extra = [
             ExtraSums(settings.extra_sums, num_slots, layer.num_experts, device) if settings.extra_sums else None
             for layer in layers
         ]
+        # A call's rows are to fit where those of a step do.
+        capacity = max(1, min(settings.buffer_tokens, max_rows // max(layer.top_k for layer in layers)))
+        self._lockstep = None if peers is None else Lockstep(peers, self._sampler, capacity, self.fail)
         self.recorders = recorders_named(dict(zip((layer.index for layer in layers), self.kinds, strict=True)))
         parts = [
             Parts(
                 *(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)),
                 captured=rows,
+                lockstep=self._lockstep,
             )
             for layer, sums, extra in zip(layers, self._sums, self._extra, strict=True)
         ]
@@ -133,7 +153,9 @@ class StepRecorder:
     def begin(self, step: Step) -> None:
         """The forward pass of a step follows."""
         try:
-            self._sampler.begin(step.full_slot_T)
+            if self._verdicts is not None and self._verdicts.pending:
+                raise RuntimeError("a step ended without telling which of its draft tokens are taken")
+            self._sampler.begin(step.full_slot_T, step.draft_rows)
             if self._captured is not None:
                 self._captured.begin(self._sampler.sample, step.full_slot_T.shape[0])
             if self._sampler.active and self.apparatus is not None:
@@ -159,6 +181,19 @@ class StepRecorder:
                 self.fail(error)
         self._pace.step_is_over(self.tokens_recorded)
         self._sampler.fraction = self._pace.fraction
+
+    def judge(self, taken_T: npt.NDArray[np.bool_]) -> None:
+        """The step's draft tokens were verified: counts what was taken of them.
+
+        Args:
+            taken_T: Whether each row of the step counts.
+        """
+        try:
+            self._sampler.tell(taken_T)
+            for sums in self._sums:
+                sums.settle()
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self.fail(error)
 
     @property
     def step_recorded(self) -> bool:
@@ -240,8 +275,29 @@ class StepRecorder:
         self.flush()
         self.recording = False
 
+    def settle(self) -> bool:
+        """Whether all that was recorded when this was first called is measured.
+
+        A rank that measures alone does so here. One that cannot asks the others, and has an answer at the next forward
+        pass; see `Lockstep`.
+        """
+        if self._lockstep is not None:
+            return self._lockstep.settle()
+        self.flush()
+        return True
+
+    def lose_held(self) -> None:
+        """No forward pass follows: what is still held is lost, and the window incomplete if something is."""
+        if self._lockstep is not None and self._lockstep.held:
+            self._lockstep.discard()
+            self._complete = False
+
+    def step_failed(self) -> None:
+        """The engine's forward pass raised: what belongs to it is lost."""
+        self._complete = False
+
     def flush(self) -> None:
-        """Measures what the recorders hold back."""
+        """Measures what the recorders hold back; where ranks measure together, see `settle`."""
         # As in a step, whose tensors cannot be written to otherwise.
         with torch.inference_mode():
             for tap in self.taps:
@@ -249,13 +305,23 @@ class StepRecorder:
 
     def reset(self) -> None:
         """Starts a new window with sums of nothing."""
+        if self._lockstep is not None:
+            self._lockstep.discard()
+        self._sampler.reject_drafts()
+        for sums in self._sums:
+            sums.settle()
         self.flush()
+        self.next_window()
+
+    def next_window(self) -> None:
+        """Starts a new window; what is held back belongs to it."""
         for sums in (*self._sums, *self._extra):
             if sums is not None:
                 sums.reset()
         self._requests.reset()
-        self._earlier_sampled_tokens += self._sampler.sampled_tokens
-        self._sampler.reset()
+        held = 0 if self._lockstep is None else self._lockstep.held
+        self._earlier_sampled_tokens += self._sampler.sampled_tokens - held
+        self._sampler.reset(held)
         self._begin_window()
 
     def snapshot(self) -> RankSums:

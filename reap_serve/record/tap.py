@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 
 from reap_serve.record.captured import CapturedRecorder
+from reap_serve.record.clock import Meter
+from reap_serve.record.lockstep import LockstepRecorder
 from reap_serve.record.moe_sum import MoeSumRecorder
 from reap_serve.record.recorder import Moment, Recorder
 
@@ -17,9 +19,11 @@ class Boundary(Protocol):
 
     Attributes:
         failures: How many there were.
+        own: What observation has taken.
     """
 
     failures: int
+    own: Meter
 
     @property
     def step_recorded(self) -> bool:
@@ -93,8 +97,24 @@ class CapturedTap(Tap):
                 self._boundary.fail(error)
 
 
+class LockstepTap(Tap):
+    """One layer's recorder that acts together with those of other ranks, in every forward pass of all of them."""
+
+    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+        """Sees the routed tokens. Never raises."""
+        self._boundary.own.start()
+        try:
+            self.recorder.observe(x_TH, gate_TK, expert_ids_TK)
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self._boundary.fail(error)
+        finally:
+            self._boundary.own.stop()
+
+
 def make_tap(boundary: Boundary, recorder: Recorder) -> Tap:
     """The tap of a recorder."""
     if isinstance(recorder, CapturedRecorder):
         return CapturedTap(boundary, recorder)
+    if isinstance(recorder, LockstepRecorder):
+        return LockstepTap(boundary, recorder)
     return (SumTap if isinstance(recorder, MoeSumRecorder) else Tap)(boundary, recorder)

@@ -25,6 +25,8 @@ def model_loaded(engine: LoadedEngine) -> LiveEngine:
         engine.max_rows,
         engine.graphs,
         engine.agree,
+        draft_tokens=engine.verifies_drafts,
+        peers=engine.peers,
     )
     engine.connect(recorder)
     return build_live(engine, requests, recorder)

@@ -1,4 +1,7 @@
-"""The server's link to its engine: control of all ranks, the latest reading of them, and the loaded plans."""
+"""The server's link to its engines: control of all ranks, the latest reading of them, and the loaded plans.
+
+Under data parallelism there are several engines behind one server; what is said here of "the engine" is done in all.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,39 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from reap_serve.errors import EngineError
 from reap_serve.record.settings import BASE_PLAN, ObserveSettings
+from reap_serve.serve.join_status import join_layers
 from reap_serve.serve.live_status import LayerBalance, MaskReport, PlanEntry, RankStatus
 from reap_serve.shown_text import shown_logger
 
 logger = shown_logger("reap_serve")
 
 RPC_SECONDS = 60.0
+# Running engines take a forward pass or two to measure what they hold.
+FLUSH_ATTEMPTS, ATTEMPTS_UNTIL_IDLE, FLUSH_PAUSE_SECONDS = 40, 3, 0.05
 
 
 class Engine(Protocol):
-    """The part of vLLM's `EngineClient` that is used here."""
+    """The engines behind the server, as `adapter.server.ServedEngine` has them."""
 
     async def collective_rpc(
         self, method: str, timeout: float | None = None, args: tuple[object, ...] = (), kwargs: None = None
     ) -> Sequence[object]:
-        """Runs a method on every worker."""
+        """Runs a method on every worker of every engine."""
+
+    async def wake(self) -> None:
+        """Has every engine run a forward pass."""
 
 
 class EngineLink:
-    """Speaks to the workers of one engine.
+    """Speaks to the workers of all engines of one server.
 
     The workers hold the plans and the default: with several API servers each reads them from there, so that a change
     made through one reaches the others within `metrics_seconds`.
 
     Args:
-        engine: vLLM's client.
+        engine: The engines.
         settings: What the engine was started with.
     """
 
@@ -50,9 +60,8 @@ class EngineLink:
 
     @property
     def layers(self) -> tuple[LayerBalance, ...]:
-        """Balance of all layers: pipeline ranks bring their own, tensor-parallel ones repeat them."""
-        found = {balance.layer: balance for rank in reversed(self.ranks) for balance in rank.layers}
-        return tuple(found[layer] for layer in sorted(found))
+        """Balance of all layers, as of the latest reading."""
+        return join_layers(self.ranks)
 
     def resolve(self, name: str | None) -> str | None:
         """The id of a request's plan: by name, or the default; None for the full model.
@@ -70,9 +79,29 @@ class EngineLink:
             listener(self.ranks)
 
     async def control(self, action: str) -> None:
-        """`start`, `stop`, `reset` or `flush` on every worker."""
-        await self._engine.collective_rpc(f"reap_{action}", timeout=RPC_SECONDS)
+        """`start`, `stop`, `reset` or `flush` on every worker.
+
+        Raises:
+            EngineError: Names the engines that did not answer.
+        """
+        if action == "flush":
+            await self._flush()
+        else:
+            await self._call(f"reap_{action}")
         await self.refresh()
+
+    async def _flush(self) -> None:
+        """Writes what was recorded so far; engines that can only measure in a forward pass are given one if idle."""
+        for attempt in range(FLUSH_ATTEMPTS):
+            if all(await self._call("reap_flush")):
+                return
+            if attempt == ATTEMPTS_UNTIL_IDLE:
+                await asyncio.wait_for(self._engine.wake(), RPC_SECONDS)
+            else:
+                await asyncio.sleep(FLUSH_PAUSE_SECONDS)
+        raise EngineError(
+            "an engine still holds tokens that it could not measure", "ask again when it answers requests"
+        )
 
     async def load_plan(
         self, name: str, entry: PlanEntry, kept: Mapping[int, Sequence[int]], *, activate: bool
@@ -101,7 +130,7 @@ class EngineLink:
     async def forget(self, name: str) -> None:
         """Takes a plan's name away."""
         async with self._changing:
-            await self._engine.collective_rpc("reap_forget_plan", timeout=RPC_SECONDS, args=(name,))
+            await self._call("reap_forget_plan", name)
             await self.refresh()
 
     def start_timer(self) -> None:
@@ -117,9 +146,12 @@ class EngineLink:
                 logger.warning("the engine could not be read: %s: %s", type(error).__name__, error)
 
     async def _statuses(self, method: str) -> tuple[RankStatus, ...]:
-        replies = await self._engine.collective_rpc(method, timeout=RPC_SECONDS)
+        replies = await self._call(method)
         return tuple(RankStatus.model_validate(reply) for reply in replies)
 
     async def _change(self, method: str, *arguments: object) -> str | None:
-        replies = await self._engine.collective_rpc(method, timeout=RPC_SECONDS, args=arguments)
+        replies = await self._call(method, *arguments)
         return next((str(reply) for reply in replies if reply is not None), None)
+
+    async def _call(self, method: str, *arguments: object) -> Sequence[object]:
+        return await self._engine.collective_rpc(method, timeout=RPC_SECONDS, args=arguments)

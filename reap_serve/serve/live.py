@@ -28,7 +28,7 @@ from reap_serve.serve.live_status import (
     RankStatus,
     SliceLimits,
     WriterReport,
-    balance_of,
+    layer_counts,
 )
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.shadow import EngineShadow
@@ -68,11 +68,13 @@ class RankFacts:
         mask_refusal: Why this engine cannot mask, None when it can.
         shadow_refusal: Why dropped gate mass cannot be measured although there is a sidecar.
         weights_bytes: Memory of the weights.
+        engine: Which of the data-parallel engines behind the server this is, from 0.
     """
 
     mask_refusal: str | None
     shadow_refusal: str | None
     weights_bytes: int
+    engine: int = 0
 
 
 class LiveEngine(EngineSteps):
@@ -115,14 +117,21 @@ class LiveEngine(EngineSteps):
 
     def between_steps(self) -> None:
         """Offers the sums when a file is due."""
-        if self._writer is not None and self._writer.due:
+        if self._writer is not None and self._writer.due and self.recorder.settle():
             self._offer()
 
-    def flush(self) -> None:
-        """Writes what was recorded so far, in the calling thread."""
+    def flush(self) -> bool:
+        """Writes what was recorded so far, in the calling thread.
+
+        Returns:
+            False where some of it can only be measured at the next forward pass: call again.
+        """
         if self._writer is not None:
+            if not self.recorder.settle():
+                return False
             self._offer()
             self._writer.flush()
+        return True
 
     def reset(self) -> None:
         """Forgets what was recorded and not yet written, the totals and the slices' names; files stay."""
@@ -137,6 +146,7 @@ class LiveEngine(EngineSteps):
     def close(self) -> None:
         """Writes what was recorded; the engine stops."""
         if self._writer is not None:
+            self.recorder.lose_held()
             self._offer()
             self._writer.close()
             self._writer = None
@@ -157,7 +167,7 @@ class LiveEngine(EngineSteps):
             self._incomplete = True
             logger.error("a window of statistics was lost: %s: %s", type(error).__name__, error)
         finally:
-            self.recorder.reset()
+            self.recorder.next_window()
 
     def _add_to_totals(self, rank: RankSums) -> None:
         counts_LE = rank.sums_SPLEC[..., 0].sum(axis=(0, 1)).astype(np.int64)
@@ -181,8 +191,7 @@ class LiveEngine(EngineSteps):
 
     def tick(self) -> None:
         """What has to happen on an idle engine, too."""
-        if self._writer is not None and self._writer.due:
-            self._offer()
+        self.between_steps()
         for gate_mass in self.masks.gate_mass.values():
             gate_mass.decay()
         if self.shadow is not None:
@@ -212,11 +221,12 @@ class LiveEngine(EngineSteps):
                 allowed=tuple(sorted(self.requests.allowed)),
                 beyond=dict(self.requests.beyond_limits),
             ),
-            layers=tuple(map(balance_of, recorder.layer_indices, counts_LE)),
+            layers=tuple(map(layer_counts, recorder.layer_indices, counts_LE)),
             weights_bytes=self._facts.weights_bytes,
             writer=self._writer_report(),
             mask=MaskReport(refusal=self._facts.mask_refusal, plans=self.plans, default=self.default),
             gate_mass=self._gate_mass_report(),
+            engine=self._facts.engine,
         )
 
     def _gate_mass_report(self) -> GateMassReport:

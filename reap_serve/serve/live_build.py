@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reap_serve.adapter.loaded import LoadedEngine
-from reap_serve.errors import EngineError, ReapServeError
+from reap_serve.errors import ReapServeError
 from reap_serve.model import fingerprint, open_model
 from reap_serve.record.requests import Requests
 from reap_serve.record.step_recorder import StepRecorder
@@ -19,7 +19,6 @@ def build_live(engine: LoadedEngine, requests: Requests, recorder: StepRecorder)
     """The live side of one rank.
 
     Raises:
-        EngineError: Statistics are to be written, and the engine is expert-parallel.
         ReapServeError: Statistics are to be written, and the model on disk has no fingerprint.
     """
     graphs = _graph_refusal(engine)
@@ -38,6 +37,7 @@ def build_live(engine: LoadedEngine, requests: Requests, recorder: StepRecorder)
             mask_refusal=graphs or _model_refusal(engine),
             shadow_refusal=shadow_refusal,
             weights_bytes=engine.weights_bytes(),
+            engine=engine.number,
         ),
         engine.skipped_routing,
     )
@@ -47,12 +47,7 @@ def _setup(engine: LoadedEngine) -> LiveSetup | None:
     settings = engine.settings
     if settings.directory is None:
         return None
-    if engine.is_expert_parallel:
-        raise EngineError(
-            "expert-parallel ranks hold experts of their own, and their files cannot be told from repetitions yet",
-            "serve without --enable-expert-parallel, or without a directory for statistics",
-        )
-    # Tensor-parallel ranks measure the same complete rows: one of them writes.
+    # Tensor-parallel and expert-parallel ranks have the same sums: one of them writes.
     if engine.tensor_parallel_rank > 0:
         return None
     return LiveSetup(

@@ -41,6 +41,23 @@ def balance_of(layer: int, counts_E: npt.NDArray[np.int64]) -> LayerBalance:
     )
 
 
+class LayerCounts(Record):
+    """Routed tokens of each expert of a layer; they stay between the workers and the server.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        counts: By expert.
+    """
+
+    layer: int
+    counts: tuple[int, ...]
+
+
+def layer_counts(layer: int, counts_E: npt.NDArray[np.int64]) -> LayerCounts:
+    """The counts of one layer."""
+    return LayerCounts(layer=layer, counts=tuple(counts_E.tolist()))
+
+
 class WriterReport(Record):
     """What became of the files.
 
@@ -150,11 +167,12 @@ class RankStatus(Record):
         busy_seconds: Time of all steps since the start.
         slices: Recorded tokens by slice since the start or the last reset.
         slice_limits: What slices are told apart.
-        layers: Balance of this rank's layers, since the start or the last reset.
+        layers: Experts' counts of this rank's layers, since the start or the last reset.
         weights_bytes: Memory of this rank's weights.
         writer: None when nothing is written.
         mask: Plans.
         gate_mass: Drift.
+        engine: Which of the data-parallel engines behind the server it belongs to, from 0.
     """
 
     recording: bool
@@ -170,8 +188,9 @@ class RankStatus(Record):
     busy_seconds: float
     slices: dict[str, int]
     slice_limits: SliceLimits
-    layers: tuple[LayerBalance, ...]
+    layers: tuple[LayerCounts, ...]
     weights_bytes: int
     writer: WriterReport | None
     mask: MaskReport
     gate_mass: GateMassReport
+    engine: int = 0

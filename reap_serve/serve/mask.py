@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from reap_serve.adapter.routing import RoutedLayer, Router
@@ -199,16 +200,25 @@ class EngineMasks:
     def begin(self, step: Step) -> None:
         """Notes the rows of the step that begins, by plan."""
         measured = bool(self._random.random() < self._drift_fraction)
+        # Draft tokens are routed by the plan, too, but are no traffic yet.
+        slot_T = step.certain_slots(self._trash_slot)
         self.step = tuple(
             PlanRows(
                 plan,
                 torch.from_numpy(rows).to(self._device),
-                torch.from_numpy(step.slot_T[rows]).to(self._device),
+                torch.from_numpy(slot_T[rows]).to(self._device),
                 measured,
             )
             for plan, rows in step.plan_rows.items()
         )
-        self.masked_tokens += sum(rows.shape[0] for rows in step.plan_rows.values())
+        drafts = step.draft_rows
+        self.masked_tokens += sum(int((~np.isin(rows, drafts)).sum()) for rows in step.plan_rows.values())
+
+    def judge(self, step: Step, taken_T: npt.NDArray[np.bool_]) -> None:
+        """The step's draft tokens were verified: counts those that were taken."""
+        drafts = step.draft_rows
+        drafts = drafts[taken_T[drafts]]
+        self.masked_tokens += sum(int(np.isin(rows, drafts).sum()) for rows in step.plan_rows.values())
 
     def end(self) -> None:
         """What runs until the next step is a dummy or warm-up run."""

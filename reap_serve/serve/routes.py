@@ -12,10 +12,11 @@ from fastapi import APIRouter, HTTPException, Path, Request
 from pydantic import Field
 
 from reap_serve import __version__
-from reap_serve.errors import ReapServeError
+from reap_serve.errors import EngineError, ReapServeError
 from reap_serve.plan.record import Plan
 from reap_serve.record.settings import BASE_PLAN
 from reap_serve.records import Record
+from reap_serve.serve.join_status import first_of_engines, join_gate_mass, join_slice_limits, join_slices, join_writers
 from reap_serve.serve.link import EngineLink
 from reap_serve.serve.live_status import (
     GateMassReport,
@@ -37,24 +38,26 @@ class Status(Record):
 
     Attributes:
         version: Of reap-serve.
-        recording: Whether tokens are recorded now.
+        engines: Data-parallel engines behind the server; tokens, failures and times are those of all.
+        recording: Whether tokens are recorded now, in all of them.
         recorder: Which recorder.
         complete: False when tokens were lost since the last reset.
         failures: Of the recorder, over all ranks.
         tokens_observed: Tokens recorded since the start. Tokens of requests under a plan are never recorded: statistics
             are those of the model as it was started.
         tokens_masked: Tokens of requests under a plan since the start.
-        sample_fraction: Probability with which a token is recorded.
+        sample_fraction: Probability with which a token is recorded, the smallest of the engines'.
         overhead_fraction: Share of the engine's busy time that recording took, None before the first step.
         overhead_budget: Share of it that recording may take, None where nothing bounds it.
         held_bytes: Memory of the rows that CUDA graphs gather, and of those held until they are measured, of one rank.
         slice_limits: Which slices are told apart, and how many requests came with further names.
-        writer: Of the first rank that writes; None when nothing is written.
+        writer: Of all ranks that write; None when nothing is written.
         mask: Plans.
         gate_mass: Dropped gate mass.
     """
 
     version: str
+    engines: int
     recording: bool
     recorder: str
     complete: bool
@@ -122,22 +125,25 @@ def _link(request: Request) -> EngineLink:
 
 async def _status(link: EngineLink) -> Status:
     first, ranks = link.ranks[0], link.ranks
+    engines = first_of_engines(ranks)
+    busy_seconds = sum(rank.busy_seconds for rank in engines)
     return Status(
         version=__version__,
+        engines=len(engines),
         recording=all(rank.recording for rank in ranks),
         recorder=first.recorder,
         complete=all(rank.complete for rank in ranks),
         failures=sum(rank.failures for rank in ranks),
-        tokens_observed=first.tokens_observed,
-        tokens_masked=first.tokens_masked,
-        sample_fraction=first.sample_fraction,
+        tokens_observed=sum(rank.tokens_observed for rank in engines),
+        tokens_masked=sum(rank.tokens_masked for rank in engines),
+        sample_fraction=min(rank.sample_fraction for rank in engines),
         overhead_budget=first.overhead_budget,
-        held_bytes=first.held_bytes,
-        overhead_fraction=first.recorder_seconds / first.busy_seconds if first.busy_seconds else None,
-        slice_limits=first.slice_limits,
-        writer=next((rank.writer for rank in ranks if rank.writer is not None), None),
+        held_bytes=max(rank.held_bytes for rank in ranks),
+        overhead_fraction=sum(rank.recorder_seconds for rank in engines) / busy_seconds if busy_seconds else None,
+        slice_limits=join_slice_limits(ranks),
+        writer=join_writers(ranks),
         mask=first.mask,
-        gate_mass=first.gate_mass,
+        gate_mass=join_gate_mass(ranks),
     )
 
 
@@ -154,7 +160,7 @@ async def stats(request: Request) -> LiveStatistics:
     """Aggregates of what was recorded; nothing about single experts, requests or tokens."""
     link = _link(request)
     await link.refresh()
-    return LiveStatistics(slices=link.ranks[0].slices, layers=link.layers)
+    return LiveStatistics(slices=join_slices(link.ranks), layers=link.layers)
 
 
 @router.post("/{action}")
@@ -165,7 +171,10 @@ async def control(request: Request, action: Literal["start", "stop", "reset", "f
     link = _link(request)
     if action == "flush" and link.settings.directory is None:
         raise HTTPException(HTTPStatus.CONFLICT, "the server was started without a directory for statistics")
-    await link.control(action)
+    try:
+        await link.control(action)
+    except EngineError as error:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
     return await _status(link)
 
 

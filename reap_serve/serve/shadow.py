@@ -105,6 +105,7 @@ class EngineShadow:
         self.gate_mass = GateMass(len(layers), requests.trash_slot, device)
         self.refusal: str | None = None
         self.slots: torch.Tensor | None = None
+        self._trash_slot = requests.trash_slot
         self._device = device
         self._fraction = fraction
         self._random = np.random.default_rng(0)
@@ -121,7 +122,8 @@ class EngineShadow:
     def begin(self, step: Step) -> None:
         """Notes the rows of the step that begins, if it is one of those that are measured."""
         chosen = self.refusal is None and self._random.random() < self._fraction
-        self.slots = torch.from_numpy(step.slot_T).to(self._device) if chosen else None
+        slot_T = step.certain_slots(self._trash_slot)
+        self.slots = torch.from_numpy(slot_T).to(self._device) if chosen else None
 
     def end(self) -> None:
         """What runs until the next step is a dummy or warm-up run."""

@@ -4,6 +4,7 @@ begin    the scheduler has chosen: requests leave, then others enter, each under
 rows     the order of the rows is final: they become a `Step`, which recorders, masks and the shadow router take up
 forward  vLLM computes; its layers call the recorders' taps, its routers the masks and the shadow router
 end      all of them let go of the step; what runs until the next one is a dummy or warm-up run
+sampled  only where the step verified draft tokens: which of them were taken, and so count
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 from reap_serve.adapter.routing import SkippedRouting
 from reap_serve.record.requests import Requests
-from reap_serve.record.step import BatchRows, NewRequest
+from reap_serve.record.step import BatchRows, NewRequest, Step
 from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.shadow import EngineShadow
@@ -46,6 +47,7 @@ class EngineSteps:
         self.masks = masks
         self.shadow = shadow
         self._skipped_routing = skipped_routing
+        self._drafting: Step | None = None
 
     def step_begins(self, finished: Collection[str], new: Sequence[NewRequest]) -> None:
         """The scheduler's choice is there."""
@@ -59,8 +61,7 @@ class EngineSteps:
         for request in new:
             self.masks.watch.admit(request)
             plan = self.masks.plan_of(request)
-            answer_only = plan in self.masks.answer_only
-            self.requests.add(request.id, request.prompt_tokens, request.arguments, plan, answer_only=answer_only)
+            self.requests.enter(request, plan, answer_only=plan in self.masks.answer_only)
         self.rows_wanted = (
             self.recorder.recording
             or self.requests.under_plan > 0
@@ -81,6 +82,7 @@ class EngineSteps:
             self.masks.watch.begin(batch)
         if self.shadow is not None:
             self.shadow.begin(step)
+        self._drafting = step if step.drafts else None
         self.recorder.own.stop()
 
     def step_ends(self) -> None:
@@ -94,6 +96,25 @@ class EngineSteps:
         self.recorder.own.stop()
         self.recorder.busy.stop()
         self.between_steps()
+
+    def rows_sampled(self, sampled: Sequence[Sequence[int]]) -> None:
+        """The draft tokens of the step that has ended were verified.
+
+        Args:
+            sampled: Tokens of each request of the batch; see `Requests.judge`.
+        """
+        step, self._drafting = self._drafting, None
+        if step is None:
+            return
+        self.recorder.own.start()
+        taken_T = self.requests.judge(step, sampled)
+        self.recorder.judge(taken_T)
+        self.masks.judge(step, taken_T)
+        self.recorder.own.stop()
+
+    def step_fails(self) -> None:
+        """The forward pass raised."""
+        self.recorder.step_failed()
 
     def between_steps(self) -> None:
         """What a serving engine does there; nothing here."""

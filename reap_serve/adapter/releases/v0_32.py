@@ -55,8 +55,18 @@ LAYERS = (
     ClassNames(
         f"{_MOE}.config",
         "FusedMoEConfig",
-        attributes=("experts_per_token", "hidden_dim", "in_dtype", "num_logical_experts", "tp_size"),
+        attributes=(
+            "dp_size",
+            "experts_per_token",
+            "hidden_dim",
+            "in_dtype",
+            "moe_parallel_config",
+            "num_experts",
+            "num_logical_experts",
+            "tp_size",
+        ),
     ),
+    ClassNames(f"{_MOE}.config", "FusedMoEParallelConfig", attributes=("enable_eplb",)),
     ClassNames(
         f"{_MOE}.fused_moe_method_base",
         "FusedMoEMethodBase",
@@ -121,17 +131,20 @@ ROUTERS = (
     ClassNames(f"{_MOE}.router.grouped_topk_router", "GroupedTopKRouter", attributes=("e_score_correction_bias",)),
     ClassNames(f"{_MOE}.router.custom_routing_router", "CustomRoutingRouter", attributes=("custom_routing_function",)),
     ClassNames(f"{_MOE}.router.zero_expert_router", "ZeroExpertRouter"),
+    ClassNames(f"{_MOE}.router.fused_moe_router", "FusedMoERouter", attributes=("eplb_state",)),
+    ClassNames("vllm.distributed.eplb.eplb_state", "EplbLayerState", attributes=("logical_to_physical_map",)),
 )
 
 STEPS = (
     ClassNames(
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner",
-        attributes=("device", "input_batch", "model", "model_memory_usage", "vllm_config"),
+        attributes=("device", "input_batch", "max_model_len", "model", "model_memory_usage", "vllm_config"),
         methods={
             "load_model": ("self", "load_dummy_weights"),
             "execute_model": ("self", "scheduler_output", "intermediate_tensors"),
             "_prepare_inputs": ("self", "scheduler_output", "num_scheduled_tokens"),
+            "_sample": ("self", "logits", "spec_decode_metadata"),
             "shutdown": ("self",),
         },
     ),
@@ -146,6 +159,7 @@ STEPS = (
             "num_scheduled_tokens",
             "scheduled_cached_reqs",
             "scheduled_new_reqs",
+            "scheduled_spec_decode_tokens",
             "total_num_scheduled_tokens",
         ),
     ),
@@ -153,7 +167,15 @@ STEPS = (
         "vllm.v1.core.sched.output", "NewRequestData", attributes=("prompt_token_ids", "req_id", "sampling_params")
     ),
     ClassNames("vllm.v1.core.sched.output", "CachedRequestData", attributes=("resumed_req_ids",)),
-    ClassNames("vllm.forward_context", "ForwardContext", attributes=("no_compile_layers",)),
+    ClassNames("vllm.v1.outputs", "SamplerOutput", attributes=("sampled_token_ids",)),
+    ClassNames("vllm.forward_context", "ForwardContext", attributes=("dp_metadata", "no_compile_layers")),
+    ClassNames("vllm.forward_context", "DPMetadata", attributes=("local_sizes",)),
+    FunctionNames("vllm.distributed.parallel_state", "get_dp_group"),
+    ClassNames(
+        "vllm.distributed.parallel_state",
+        "GroupCoordinator",
+        attributes=("cpu_group", "rank_in_group", "world_size"),
+    ),
     FunctionNames("vllm.forward_context", "get_forward_context"),
     FunctionNames("vllm.distributed.parallel_state", "cleanup_dist_env_and_memory"),
     FunctionNames("vllm.distributed.parallel_state", "get_tensor_model_parallel_rank"),
@@ -167,7 +189,7 @@ SECOND_RUNNER = (
     ClassNames(
         "vllm.v1.worker.gpu.model_runner",
         "GPUModelRunner",
-        attributes=("device", "model", "model_memory_usage", "vllm_config"),
+        attributes=("device", "max_model_len", "model", "model_memory_usage", "vllm_config"),
         methods={
             "load_model": ("self", "load_dummy_weights"),
             "execute_model": ("self", "scheduler_output"),
@@ -211,10 +233,14 @@ CONFIGURATION = (
         "vllm.config",
         "ParallelConfig",
         attributes=(
+            "all2all_backend",
+            "data_parallel_rank",
             "data_parallel_size",
             "enable_eplb",
             "pipeline_parallel_size",
+            "prefill_context_parallel_size",
             "tensor_parallel_size",
+            "use_ubatching",
             "_api_process_rank",
         ),
     ),

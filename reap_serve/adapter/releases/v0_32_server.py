@@ -19,12 +19,19 @@ SERVER = (
     ClassNames(
         "vllm.v1.engine.async_llm",
         "AsyncLLM",
-        attributes=("input_processor", "vllm_config"),
+        attributes=("engine_core", "input_processor", "vllm_config"),
         methods={
             "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
             "generate": ("self", "prompt", "sampling_params"),
             "shutdown": ("self",),
         },
+    ),
+    # Of one engine, and of data-parallel ones, whose calls it sends to each.
+    ClassNames(
+        "vllm.v1.engine.core_client",
+        "AsyncMPClient",
+        attributes=("core_engines",),
+        methods={"_call_utility_async": ("self", "method", "engine")},
     ),
     ClassNames(
         "vllm.v1.engine.input_processor",
@@ -64,11 +71,13 @@ OFFLINE = (
         "SamplingParams",
         attributes=(
             "detokenize",
+            "eos_token_id",
             "extra_args",
             "flat_logprobs",
             "max_tokens",
             "prompt_logprobs",
             "repetition_detection",
+            "stop_token_ids",
             "temperature",
         ),
     ),

@@ -95,8 +95,18 @@ def statistics_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def server_variables() -> dict[str, str]:
+    """Added to the server's environment."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 def server(
-    material: Material, statistics_directory: Path, tmp_path_factory: pytest.TempPathFactory, server_options: list[str]
+    material: Material,
+    statistics_directory: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    server_options: list[str],
+    server_variables: dict[str, str],
 ) -> Iterator[LiveServer]:
     """One server for a module's tests, with both plans loaded."""
     options = [
@@ -110,7 +120,8 @@ def server(
     ]
     for name, path in material.plans.items():
         options += ["--plan", f"{name}={path}"]
-    running = LiveServer(material.model, tmp_path_factory.mktemp("log") / "server.log", options, SETTINGS)
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    running = LiveServer(material.model, log, options, SETTINGS, variables=server_variables)
     try:
         running.wait()
         yield running

@@ -20,24 +20,40 @@ def config(speculative: object = None, **parallel: object) -> Any:
         "data_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "tensor_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "all2all_backend": "allgather_reducescatter",
+        "use_ubatching": False,
     }
     return SimpleNamespace(speculative_config=speculative, parallel_config=SimpleNamespace(**(settings | parallel)))
 
 
+PLAIN, SUMS = ObserveSettings(), ObserveSettings(extra_sums=("output_sum",))
+INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="moe_sum")
+
+
 @pytest.mark.parametrize(
-    ("vllm_config", "reason"),
+    ("settings", "vllm_config", "reason"),
     [
-        (config(speculative=object()), "rejected draft tokens"),
-        (config(enable_eplb=True), "without --enable-eplb"),
-        (config(data_parallel_size=2), "data parallel size 2 .* merge their statistics"),
-        (config(pipeline_parallel_size=2), "pipeline parallel size 2: .* without pipeline parallelism"),
+        (AT_SUM, config(speculative=object()), "before sampling tells .* without speculative decoding"),
+        (SUMS, config(speculative=object()), "do not wait for draft tokens"),
+        (PLAIN, config(speculative=object(), pipeline_parallel_size=2), "only the last stage"),
+        (AT_SUM, config(enable_eplb=True), "without --enable-eplb"),
+        (INLINE, config(data_parallel_size=2), "data parallel size 2 cannot; choose the deferred"),
+        (SUMS, config(data_parallel_size=2), "optional sums .* data parallel size 2"),
+        (PLAIN, config(data_parallel_size=2, tensor_parallel_size=2), "was never tried"),
+        (PLAIN, config(data_parallel_size=2, all2all_backend="deepep_low_latency"), "--all2all-backend allgather_re"),
+        (PLAIN, config(data_parallel_size=2, use_ubatching=True), "without --enable-dbo"),
+        (PLAIN, config(prefill_context_parallel_size=2), "prefill context parallel size 2"),
+        (PLAIN, config(pipeline_parallel_size=2), "pipeline parallel size 2: .* without pipeline parallelism"),
     ],
 )
-def test_layouts_that_cannot_be_observed(monkeypatch: pytest.MonkeyPatch, vllm_config: Any, reason: str) -> None:
+def test_layouts_that_cannot_be_observed(
+    monkeypatch: pytest.MonkeyPatch, settings: ObserveSettings, vllm_config: Any, reason: str
+) -> None:
     monkeypatch.setattr(engine_view, "device_type", lambda: "cpu")
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
-        refuse_unsound(ObserveSettings(), vllm_config, layers)
+        refuse_unsound(settings, vllm_config, layers)
 
 
 @pytest.mark.parametrize(

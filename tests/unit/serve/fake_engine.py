@@ -43,6 +43,7 @@ class FakeObserver:
         self.sample_fraction, self.layer_indices = 1.0, (0,)
         self.tokens_in_window = self.tokens_recorded = self.windows = 0
         self.broken = False
+        self.unsettled = 0
 
     def record(self, tokens: int) -> None:
         self.tokens_in_window += tokens
@@ -78,7 +79,18 @@ class FakeObserver:
         return RankSums(window, layers, ("default",), sums, np.ones((1, 2, 1, E, 2), np.float32), tokens)
 
     def reset(self) -> None:
+        self.next_window()
+
+    def next_window(self) -> None:
         self.tokens_in_window = 0
+
+    def settle(self) -> bool:
+        """As of a rank that measures together with others: at the second call, unless it can at once."""
+        self.unsettled -= self.unsettled > 0
+        return self.unsettled == 0
+
+    def lose_held(self) -> None:
+        self.complete &= self.unsettled == 0
 
     def start(self) -> None:
         self.recording = True

@@ -165,3 +165,27 @@ def test_reset_frees_the_slots_of_slices_and_status_counts_what_does_not_fit() -
     live.reset()
     limits = live.status().slice_limits
     assert (limits.known, limits.beyond) == ((), {"max_slices": 0, "slices": 0})
+
+
+def test_what_ranks_can_only_measure_together_is_written_when_they_have(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path, flush_seconds=0.001), observer)
+    observer.record(70)
+    time.sleep(0.01)
+    observer.unsettled = 3
+    live.between_steps()
+    assert not live.flush()
+    assert tokens_in(tmp_path) == []
+    assert live.flush()
+    assert tokens_in(tmp_path) == [70]
+    live.close()
+
+
+def test_what_is_held_when_the_engine_stops_is_told_to_be_lost(tmp_path: Path) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path), observer)
+    observer.record(70)
+    observer.unsettled = 5
+    live.close()
+    (path,) = tmp_path.glob("*.safetensors")
+    assert not read_statistics(str(path)).header.complete
