@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,19 @@ MODEL = Fingerprint(
 )
 
 
+@dataclass
+class FixedMeter:
+    """Takes no time."""
+
+    seconds: float
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
 class FakeObserver:
     """Counts instead of measuring: `record` adds tokens, each to expert 0, 1 and 2."""
 
@@ -39,7 +53,7 @@ class FakeObserver:
         self.recorders = "deferred"
         self.settings, self.held_bytes = SimpleNamespace(overhead_budget=0.02), 0
         self.recording, self.complete, self.failures = True, True, 0
-        self.busy, self.own = SimpleNamespace(seconds=10.0), SimpleNamespace(seconds=0.5)
+        self.busy, self.own = FixedMeter(10.0), FixedMeter(0.5)
         self.sample_fraction, self.layer_indices = 1.0, (0,)
         self.tokens_in_window = self.tokens_recorded = self.windows = 0
         self.broken = False

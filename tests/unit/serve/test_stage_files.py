@@ -68,7 +68,7 @@ def serve(indices: Sequence[int]) -> RankSums:
             ids_TK = torch.from_numpy(np.argsort(random.random((sum(scheduled), NUM_EXPERTS)))[:, :2].copy()).int()
             if index in indices:
                 recorder.taps[indices.index(index)].observe(x_TH, gate_TK, ids_TK)
-        recorder.end(0.01)
+        recorder.end()
     return recorder.snapshot()
 
 
