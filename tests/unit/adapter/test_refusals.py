@@ -38,7 +38,7 @@ INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="m
         (SUMS, config(speculative=object()), "do not wait for draft tokens"),
         (PLAIN, config(speculative=object(), pipeline_parallel_size=2), "only the last stage"),
         (AT_SUM, config(enable_eplb=True), "without --enable-eplb"),
-        (INLINE, config(data_parallel_size=2), "data parallel size 2 cannot; choose the deferred"),
+        (INLINE, config(data_parallel_size=2), "data parallel size 2 cannot; leave --recorder out"),
         (SUMS, config(data_parallel_size=2), "optional sums .* data parallel size 2"),
         (PLAIN, config(data_parallel_size=2, tensor_parallel_size=2), "was never tried"),
         (PLAIN, config(data_parallel_size=2, all2all_backend="deepep_low_latency"), "--all2all-backend allgather_re"),
