@@ -104,6 +104,11 @@ def refuse_untold_drafts(model_runner: GPUModelRunner, vllm_config: VllmConfig) 
 def _refuse_data_parallel(settings: ObserveSettings, vllm_config: VllmConfig) -> None:
     parallel = vllm_config.parallel_config
     size = parallel.data_parallel_size
+    if not settings.untried_layouts:
+        raise EngineError(
+            f"data parallel size {size}: ranks measure together, which was tested in threads and never in engines",
+            "observe one replica, or set untried_layouts to true in the additional configuration and compare",
+        )
     if settings.recorder not in ("auto", "deferred"):
         raise EngineError(
             f"the {settings.recorder} recorder measures alone, which a rank of data parallel size {size} cannot",

@@ -28,6 +28,12 @@ def server_options() -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def server_settings() -> dict[str, object]:
+    """Data parallelism has to be asked for."""
+    return {"untried_layouts": True}
+
+
+@pytest.fixture(scope="module")
 def server_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A vLLM whose CPU ranks can exchange rows."""
     sys.path.append(str(Path(__file__).parents[2] / "unit" / "patches"))

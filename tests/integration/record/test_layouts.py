@@ -71,7 +71,7 @@ def prompts(ranks: int) -> list[dict[str, object]]:
 
 def observing(layout: Mapping[str, object], **settings: Any) -> dict[str, object]:
     """Arguments of an engine that observes with a buffer so small that it is measured many times."""
-    chosen = ObserveSettings(buffer_tokens=24, minimum_tokens=0, **settings).model_dump()
+    chosen = ObserveSettings(buffer_tokens=24, minimum_tokens=0, untried_layouts=True, **settings).model_dump()
     return {**layout, "worker_extension_cls": WORKER_EXTENSION, "additional_config": {"reap_serve": chosen}}
 
 

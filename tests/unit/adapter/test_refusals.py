@@ -28,6 +28,8 @@ def config(speculative: object = None, **parallel: object) -> Any:
 
 
 PLAIN, SUMS = ObserveSettings(), ObserveSettings(extra_sums=("output_sum",))
+TRIED = {"untried_layouts": True}
+TOGETHER = ObserveSettings.model_validate(TRIED)
 INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="moe_sum")
 
 
@@ -38,11 +40,20 @@ INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="m
         (SUMS, config(speculative=object()), "do not wait for draft tokens"),
         (PLAIN, config(speculative=object(), pipeline_parallel_size=2), "only the last stage"),
         (AT_SUM, config(enable_eplb=True), "without --enable-eplb"),
-        (INLINE, config(data_parallel_size=2), "data parallel size 2 cannot; leave --recorder out"),
-        (SUMS, config(data_parallel_size=2), "optional sums .* data parallel size 2"),
-        (PLAIN, config(data_parallel_size=2, tensor_parallel_size=2), "was never tried"),
-        (PLAIN, config(data_parallel_size=2, all2all_backend="deepep_low_latency"), "--all2all-backend allgather_re"),
-        (PLAIN, config(data_parallel_size=2, use_ubatching=True), "without --enable-dbo"),
+        (PLAIN, config(data_parallel_size=2), "never in engines; observe one replica"),
+        (
+            INLINE.model_copy(update=TRIED),
+            config(data_parallel_size=2),
+            "data parallel size 2 cannot; leave --recorder out",
+        ),
+        (SUMS.model_copy(update=TRIED), config(data_parallel_size=2), "optional sums .* data parallel size 2"),
+        (TOGETHER, config(data_parallel_size=2, tensor_parallel_size=2), "was never tried"),
+        (
+            TOGETHER,
+            config(data_parallel_size=2, all2all_backend="deepep_low_latency"),
+            "--all2all-backend allgather_re",
+        ),
+        (TOGETHER, config(data_parallel_size=2, use_ubatching=True), "without --enable-dbo"),
         (PLAIN, config(prefill_context_parallel_size=2), "prefill context parallel size 2"),
         (PLAIN, config(pipeline_parallel_size=2), "pipeline parallel size 2: .* without pipeline parallelism"),
     ],
@@ -51,6 +62,7 @@ def test_layouts_that_cannot_be_observed(
     monkeypatch: pytest.MonkeyPatch, settings: ObserveSettings, vllm_config: Any, reason: str
 ) -> None:
     monkeypatch.setattr(engine_view, "device_type", lambda: "cpu")
+    monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: False)
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
         refuse_unsound(settings, vllm_config, layers)
