@@ -18,9 +18,8 @@ from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanPhase
 from reap_serve.traffic.refusal import RefusedRecordError
 
-# What an endpoint answers to a request that it will not take, whatever its state; and where requests of the traffic go.
+# What an endpoint answers to a request that it will not take, whatever its state.
 _REFUSED = (400, 413, 422)
-_REQUEST_PATHS = ("/tokenize", "/v1/completions", "/v1/chat/completions")
 _NOT_VLLM = "give the URL of an OpenAI endpoint of vLLM"
 
 
@@ -146,6 +145,18 @@ class ScoringEndpoint:
             raise EngineError(f"{self.url} returns no prompt_logprobs", _NOT_VLLM)
         return token_scores(token_ids[first:], rows[first:])
 
+    def require_taken(self, token_ids: Sequence[int]) -> None:
+        """Asks for one token after a prompt, to see whether the endpoint takes it.
+
+        Raises:
+            RefusedRecordError: It does not.
+        """
+        body: dict[str, JsonValue] = {"model": self.model, "prompt": list(token_ids), "max_tokens": 1}
+        response = self._send("POST", "/v1/completions", body)
+        if response.status_code in _REFUSED:
+            raise RefusedRecordError(_message(response))
+        self._document(response, "/v1/completions")
+
     def generate(self, token_ids: Sequence[int], max_tokens: int, repetition_detection: JsonValue = None) -> Answer:
         """The greedy answer to a prompt, under no grammar: `response_format` and `tool_choice` are not enforced.
 
@@ -218,7 +229,10 @@ class ScoringEndpoint:
         return KvCache(None if known_tokens is None else int(known_tokens), known_sequences)
 
     def _tokens(self, request: Mapping[str, JsonValue]) -> list[int]:
-        tokens = self._request("POST", "/tokenize", request).get("tokens")
+        response = self._send("POST", "/tokenize", request)
+        if response.status_code in _REFUSED:
+            raise RefusedRecordError(_message(response))
+        tokens = self._document(response, "/tokenize").get("tokens")
         if not isinstance(tokens, list):
             raise EngineError(f"{self.url}/tokenize returns no tokens", _NOT_VLLM)
         return [token for token in tokens if isinstance(token, int)]
@@ -241,8 +255,6 @@ class ScoringEndpoint:
             ) from None
 
     def _document(self, response: httpx.Response, path: str) -> dict[str, JsonValue]:
-        if response.status_code in _REFUSED and path in _REQUEST_PATHS:
-            raise RefusedRecordError(_message(response))
         if response.status_code != 200:
             # The status alone: an error body may quote the request.
             raise EngineError(f"{self.url}{path} answers with HTTP {response.status_code}", "see the server's log")

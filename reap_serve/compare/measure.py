@@ -164,7 +164,7 @@ def _takes(side: Side, request: Request, tokens: ForcedTokens, refusals: Refusal
     if request.body is None or not isinstance(request.body.get("prompt"), list):
         return True
     try:
-        side.endpoint.generate(tokens.token_ids[: tokens.prompt_tokens], 1)
+        side.endpoint.require_taken(tokens.token_ids[: tokens.prompt_tokens])
     except RefusedRecordError as error:
         refusals.refuse(request, error)
         return False

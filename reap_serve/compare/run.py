@@ -12,6 +12,7 @@ from reap_serve.compare.measure import Cases, CompareSettings, measure, prepare
 from reap_serve.compare.record import Report
 from reap_serve.compare.side import Side, experts_of, open_side
 from reap_serve.errors import MismatchError, RequestError
+from reap_serve.traffic.refusal import REFUSALS
 from reap_serve.traffic.request import Request
 from reap_serve.traffic.teacher_forcing import TeacherForcing
 
@@ -89,7 +90,11 @@ def _require_same_tokens(side: Side, cases: Cases, base: str, candidate: str) ->
         )
     forcing = TeacherForcing(side.endpoint)
     for index in range(0, len(cases.forced), max(1, len(cases.forced) // COMPARED_RENDERINGS)):
-        if forcing.tokens(cases.fitting[index]).token_ids != cases.forced[index].token_ids:
+        try:
+            rendered = forcing.tokens(cases.fitting[index]).token_ids
+        except REFUSALS:
+            rendered = None
+        if rendered != cases.forced[index].token_ids:
             raise MismatchError(
                 f"{base} and {candidate} render the same request to different tokens", "compare models of one tokenizer"
             )

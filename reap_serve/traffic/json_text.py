@@ -190,7 +190,9 @@ def is_answer(value: JsonValue) -> bool:
         return False
     if _is_message(value) or _is_message(value.get("message")) or _is_chunk(value):
         return True
-    choices, output = value.get("choices"), value.get("output")
+    choices, output, messages = value.get("choices"), value.get("output"), value.get("messages")
+    if is_list(messages) and messages and value.keys() <= {"messages"}:
+        return _is_message(messages[-1])
     if is_list(choices) and choices:
         return all(isinstance(item, Mapping) and not item.keys().isdisjoint(("message", "text")) for item in choices)
     return value.get("object") == "response" or (is_list(output) and bool(output) and all(map(_is_whole_item, output)))

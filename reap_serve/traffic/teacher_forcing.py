@@ -82,6 +82,16 @@ class TeacherForcing:
             return None
         return tokens
 
+    def required_tokens(self, request: Request) -> ForcedTokens:
+        """The tokens of a request with text.
+
+        Raises:
+            TrafficError: The request is refused.
+        """
+        tokens = self.tokens_or_refuse(request, Refusals())
+        assert tokens is not None
+        return tokens
+
     def tokens(self, request: Request) -> ForcedTokens:
         """The tokens of a request with text.
 

@@ -107,7 +107,7 @@ class TuneEngine:
 
     def cases(self, requests: Sequence[Request]) -> list[Case]:
         """The requests that fit the engine, as tokens."""
-        cases = [Case(request, self._forcing.tokens(request)) for request in requests]
+        cases = [Case(request, self._forcing.required_tokens(request)) for request in requests]
         # One token for the end, one that scoring has to generate; without a recorded answer the first token cannot be
         # predicted from anything.
         return [case for case in cases if 2 <= len(case.forced.token_ids) <= self.max_model_len - 2]

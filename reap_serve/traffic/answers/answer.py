@@ -97,6 +97,9 @@ def answered_output(value: JsonValue, kind: Kind) -> Answered:
     inner = value.get("message")
     if isinstance(inner, Mapping) and ("role" in inner or "content" in inner):
         value = inner
+    messages = value.get("messages")
+    if is_list(messages) and messages and value.keys() <= {"messages"}:
+        return _of_list(messages, kind)
     if "generations" in value:
         raise MalformedRecordError("generations of LangChain are not read")
     if value.get("role") in ("assistant", "model", "ai") or _is_bare_message(value):

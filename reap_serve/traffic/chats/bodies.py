@@ -112,6 +112,8 @@ def _take_tools(body: dict[str, JsonValue]) -> None:
     called = body.pop("function_call", None)
     if tools or functions:
         body["tools"] = [*tools, *(item for item in functions if item not in tools)]
+    else:
+        body.pop("tools", None)
     choice = body.get("tool_choice", called)
     if choice is None:
         return
