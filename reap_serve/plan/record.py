@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from reap_serve.model import Fingerprint, require_same_model
 from reap_serve.records import FileRecord, JsonValue, Record, read_record
 
 SCHEMA_VERSION = 1
+NUMBERED_LAYER = re.compile(r"[Ll]ayer[ _]?(\d{1,6})")
 
 
 class PlanLayer(Record):
@@ -120,11 +122,15 @@ def require_plan_for(plan: Plan, model: Fingerprint, moe_layers: tuple[int, ...]
 def require_layer_names(plan: Plan, names: TensorNames) -> None:
     """Refuses a plan that calls its layers otherwise than the model does: its indices may be right by chance.
 
+    A plan by hand may call its layers by their number, as in `layer 3`.
+
     Raises:
         MismatchError: A name is none of the model's layer with that index.
     """
     for layer in plan.layers:
-        if not names.is_layer(layer.layer, layer.index):
+        numbered = NUMBERED_LAYER.fullmatch(layer.layer)
+        is_number = numbered is not None and int(numbered[1]) == layer.index
+        if not is_number and not names.is_layer(layer.layer, layer.index):
             raise MismatchError(
                 f"the plan calls its layer of index {layer.index} {layer.layer[:120]!r}, the model calls none there so",
                 "use a plan made for this model, or mend the name",

@@ -150,7 +150,7 @@ def _unindexed(files: WeightFiles, directory: Path) -> list[str]:
     names = files.names()
     if "model.safetensors" in names:
         return ["model.safetensors"]
-    found = [name for name in names if not name.startswith("consolidated") and name not in SIDECARS]
+    found = [name for name in names if not name.startswith(("consolidated", "adapter_")) and name not in SIDECARS]
     if found:
         return found
     if any(name.startswith("consolidated") for name in names):

@@ -196,7 +196,10 @@ def decide(
         decisions.append(_decide_routed(tensor, role, kept, cut))
     missing = set(cut.kept) - {layer for is_mtp, layer in layers if not is_mtp}
     if missing:
-        raise InputFileError(f"the checkpoint lacks the experts of layer {min(missing)}", "download it again")
+        raise InputFileError(
+            f"the checkpoint lacks router and experts of layer {min(missing)} under every name that the family has",
+            "download the missing files, or mend the number of layers in config.json",
+        )
     lacking: list[Lack] = []
     for (is_mtp, layer), found in sorted(layers.items()):
         stay = cut.kept_in(layer, is_mtp) or ()

@@ -78,7 +78,7 @@ def stated_rows(directory: Path, tensor: Tensor) -> int:
 
 def _packed(tensor: Tensor, rows: int) -> tuple[str, str]:
     lengths = tensor.shape[:1] if tensor.name.endswith("weight_zero_point") else tensor.shape[-1:]
-    word = NUMBER_WORDS.get(rows // lengths[0] if lengths and lengths[0] else 0, "eight")
+    word = NUMBER_WORDS.get(rows // lengths[0] if lengths and lengths[0] else 0, "of 4 bits, eight")
     return (
         f"{tensor.name}: the router is quantised along its experts, and {word} experts share each int32: "
         f"no byte belongs to one expert",

@@ -19,7 +19,7 @@ from reap_serve.records import JsonValue
 
 NUMBERED_EXPERT = re.compile(rf"(?:^|\.)\w*experts?(?:_[a-z]\w*)?[._]{NUMBER}(?:\.|$)")
 STACKED_EXPERTS = re.compile(r"(?:^|\.)\w*experts?(?:\.|$)")
-ROUTING_WORDS = ("expert", "router", "routing", "e_score_correction")
+ROUTING_WORDS = ("expert", "router", "routing", "e_score_correction", "moe")
 GATES = frozenset({"gate", "gating"})
 ELSEWHERE = ("share", "attn", "attention")
 # Parts of a configuration whose names say nothing of which model they describe.
@@ -95,15 +95,17 @@ class UnlistedNames:
         if not rows:
             return None
         speaks = _speaks_of_routing(rest)
-        is_vector = len(tensor.shape) == 1
-        beside_router = is_vector and not _elsewhere(rest) and any(b and rest.startswith(b) for b in self._blocks)
-        if rows in tensor.shape and (speaks or beside_router) and not is_cut:
+        lengths = [length for length in tensor.shape if length != 1]
+        is_vector = len(lengths) == 1
+        in_block = not _elsewhere(rest) and any(block and rest.startswith(block) for block in self._blocks)
+        is_stack = len(lengths) > 2 and lengths[0] == rows
+        if rows in tensor.shape and (speaks or (in_block and (is_vector or is_stack))) and not is_cut:
             return Unlisted(
                 f"{tensor.name} has {rows} entries, as many as the layer has experts, and {self._unknown()}", remedy
             )
-        if is_cut and is_vector and (speaks or beside_router) and tensor.shape[0] not in (0, 1, self._hidden, rows):
+        if is_cut and is_vector and (speaks or in_block) and lengths[0] not in (0, self._hidden, rows):
             return Unlisted(
-                f"{tensor.name} has {tensor.shape[0]} entries beside {rows} experts, and {self._unknown()}", remedy
+                f"{tensor.name} has {lengths[0]} entries beside {rows} experts, and {self._unknown()}", remedy
             )
         return None
 

@@ -68,6 +68,8 @@ def verify(
     if not output.is_dir():
         raise InputFileError(f"{output} is not a directory", "give the pruned checkpoint")
     pruned = open_model(str(output))
+    if load and source is None:
+        raise RequestError("--load is given without --source", "give the model that was pruned")
     findings: list[Finding] = []
     try:
         checkpoint = read_checkpoint(output)
@@ -98,8 +100,6 @@ def verify(
         if load:
             findings.extend(check_by_loading(original.path, output, chosen))
     findings.extend(_inspect_scales(pruned, checkpoint, values))
-    if load and source is None:
-        raise RequestError("--load is given without --source", "give the model that was pruned")
     return VerifyReport.of(findings)
 
 

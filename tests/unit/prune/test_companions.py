@@ -48,6 +48,14 @@ def test_an_adapter_does_not_go_along(folder: str, tmp_path: Path) -> None:
     assert verify(tmp_path / "out", str(source), None).findings == ()
 
 
+def test_an_adapter_beside_files_without_an_index_is_no_part_of_the_model(tmp_path: Path) -> None:
+    source = model(tmp_path, shards=1)
+    (source / "model.safetensors").rename(source / "weights.safetensors")
+    (source / "adapter_model.safetensors").write_bytes(safetensors_bytes(LORA))
+    (source / "adapter_config.json").write_text("{}")
+    assert pruned(tmp_path).left_out == ("adapter_config.json", "adapter_model.safetensors")
+
+
 def test_weights_in_folders_go_along_unless_they_hold_experts(tmp_path: Path) -> None:
     source = model(tmp_path)
     weights(source / "audio_tokenizer" / "model.safetensors")

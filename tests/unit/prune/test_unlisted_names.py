@@ -104,6 +104,15 @@ def test_numbered_experts_are_found_by_their_number(name: str, tmp_path: Path) -
     assert name in refused(tmp_path, CONFIG, {**dense(), **trunk(), **extra})
 
 
+def test_stacks_and_vectors_with_further_axes_are_found(tmp_path: Path) -> None:
+    for number, (name, shape) in enumerate(
+        {"mlp.bias_of_load": (1, 8), "mlp.w13": (8, 4, 16), "moe.w1": (8, 4, 16), "mlp.expert_stats": (8, 3)}.items()
+    ):
+        extra = {f"model.layers.1.{name}": tensor(name, "BF16", *shape)}
+        message = refused(tmp_path / str(number), CONFIG, {**dense(), **trunk(), **extra})
+        assert message.startswith(f"model.layers.1.{name} has 8 entries")
+
+
 def test_stacked_experts_outside_the_layers_are_found(tmp_path: Path) -> None:
     extra = {"drafter.moe.experts.gate_up": tensor("s", "BF16", 8, 4, 4)}
     assert "drafter.moe.experts.gate_up belongs to experts" in refused(

@@ -199,3 +199,26 @@ def test_a_plan_may_call_its_layers_as_vllm_does(tmp_path: Path, name: str) -> N
         layer["layer"] = name.format(layer["index"])
     plan.write_text(json.dumps(document))
     prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("layer 0", True),
+        ("model.layers.0.mlp.experts", True),
+        ("layer 1", False),
+        ("first", False),
+        ("model.layers.1.mlp.experts", False),
+        ("encoder.0.mlp", False),
+    ],
+)
+def test_a_plan_by_hand_may_call_its_layers_by_number(name: str, fits: bool, tmp_path: Path) -> None:
+    source, path = write_checkpoint(tmp_path / "source"), write_plan(tmp_path / "plan.json", KEPT)
+    plan = json.loads(path.read_text())
+    plan["layers"][0]["layer"] = name
+    path.write_text(json.dumps(plan))
+    if fits:
+        prune(str(source), path, tmp_path / "out", OPTIONS, overwrite=False)
+        return
+    with pytest.raises(MismatchError, match="layer of index 0"):
+        prune(str(source), path, tmp_path / "out", OPTIONS, overwrite=False)
