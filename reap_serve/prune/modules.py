@@ -62,6 +62,12 @@ class ModuleCut:
                 else:
                     yield from zip(before, self.experts.modules(layer, is_mtp, kept.index(expert)), strict=True)
 
+    def a_name_of_each_kind(self) -> Iterator[str]:
+        """Names of the modules of one expert, under each root."""
+        yield from self.experts.modules(0, False, 0)
+        if self.experts.mtp_layers:
+            yield from self.experts.modules(0, True, 0)
+
     def clean(self, value: JsonValue, *, experts_only: bool = False) -> JsonValue:
         """A configuration in which every text selects what it selected before.
 
@@ -80,6 +86,7 @@ class _Cleaner:
         self._modules = modules
         self._experts_only = experts_only
         self._moves: list[tuple[str, str | None]] | None = None
+        self._outlines: frozenset[str] | None = None
 
     def clean(self, value: JsonValue) -> JsonValue:
         if isinstance(value, str):
@@ -138,11 +145,26 @@ class _Cleaner:
             found = self._modules.experts.find(text)
             # A part of a name that ends with a number is a part of longer numbers, too.
             is_exact = found is not None and found.layer is not None and (found.is_whole or found.end < len(text))
-            if not is_exact and (renamed != text or _depends_on_numbers(text)):
+            if not is_exact and (renamed != text or (_depends_on_numbers(text) and self._could_select(text))):
                 patterns[text] = renamed
         for text in self._require_invariant(patterns):
             kept.pop(text, None)
         return kept
+
+    def _could_select(self, text: str) -> bool:
+        """Whether a text can select an expert module at all; lists of other modules are long, and need no closer look.
+
+        A name that is a part of another is a part of it with all numbers alike, too.
+        """
+        plain = plain_name(text)
+        if plain is None:
+            return True
+        if self._outlines is None:
+            self._outlines = frozenset(map(_outline, self._modules.a_name_of_each_kind()))
+        if plain == text:
+            return any(_outline(text) in outline for outline in self._outlines)
+        pattern = _compiled(_outline(text.removeprefix(sign_of(text))))
+        return pattern is None or any(map(pattern.match, self._outlines))
 
     def _require_invariant(self, texts: Mapping[str, str | None]) -> set[str]:
         """Refuses texts that would select other modules after the cut; returns those that select none any more."""
@@ -172,6 +194,11 @@ class _Cleaner:
                     "replace it by the full names of the modules",
                 )
         return idle - selecting
+
+
+def _outline(name: str) -> str:
+    """A name with all numbers alike."""
+    return re.sub(r"\d+", "0", name)
 
 
 def _selects(tests: Sequence[Test], way: int, name: str) -> bool:

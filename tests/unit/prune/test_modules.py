@@ -143,6 +143,20 @@ def test_the_same_pattern_is_sound_where_nothing_is_renumbered() -> None:
         assert module_cut(everything).clean({"ignore": texts}) == {"ignore": texts}
 
 
+def test_long_lists_of_other_modules_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of other modules can select no expert: the names of all experts are not even written out."""
+    parts = ("self_attn.q_proj", "mlp.gate", "mlp.shared_experts.up_proj", "mlp.shared_expert_gate", "linear_attn.x.0")
+    names = [f"model.layers.{layer}.{part}" for layer in range(60) for part in parts]
+    value = {
+        "ignore": names,
+        "dynamic": {f"-:{name}": {} for name in names},
+        "other": [f"re:{name}$" for name in names],
+    }
+    cut = module_cut()
+    monkeypatch.setattr(ModuleCut, "moves", lambda self: pytest.fail("compared"))
+    assert cut.clean(value) == value
+
+
 def test_a_part_that_names_two_kinds_of_layers_is_refused() -> None:
     """Layer 0 of the trunk and of the draft layers keep other experts, and `layers.0` is a part of both names."""
     cut = module_cut({0: [0, 2, 5, 7], 1: [1, 2, 3, 6]}, family="qwen3_5_moe", mtp=(0,))
