@@ -76,8 +76,9 @@ class Supervisor:
         slowest, largest = 0.0, 0
         while (last is None or index < last) and (deadline is None or time.monotonic() < deadline):
             ours, theirs = self._context.Pipe()
+            born = time.monotonic()
             worker = self._context.Process(
-                target=work, args=(theirs, str(self._root), self._seed, index, last, deadline, self._targets)
+                target=work, args=(theirs, str(self._root), self._seed, index, last, deadline, self._targets, born)
             )
             worker.start()
             theirs.close()
@@ -139,6 +140,7 @@ def work(
     last: int | None,
     deadline: float | None,
     chosen: list[str] | None,
+    born: float,
 ) -> None:
     """A worker's life: inputs one after the other, each with its verdict."""
     import torch  # noqa: F401 - before the bound on memory
@@ -156,6 +158,9 @@ def work(
     watcher = _Watcher(base)
     address_space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (address_space + MAX_BYTES, address_space + MAX_BYTES))
+    if deadline is not None:
+        # Imports are not counted.
+        deadline += time.monotonic() - born
     index = first
     while (last is None or index < last) and (deadline is None or time.monotonic() < deadline):
         name = names[index % len(names)]

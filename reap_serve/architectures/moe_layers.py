@@ -87,7 +87,13 @@ class MoeLayers(Record):
         last = first_number(text, self.last_keys, num_layers - 1)
         step = first_number(text, self.step_keys, 1)
         shift = self.step_phase - first_number(text, self.offset_keys, 0)
-        dense = {value for key in self.dense_keys if isinstance(listed := text.get(key), Sequence) for value in listed}
+        dense: set[int] = set()
+        for key in self.dense_keys:
+            listed = text.get(key)
+            if isinstance(listed, Sequence):
+                if not all(isinstance(index, int) for index in listed):
+                    raise ArchitectureError(f"config.json: {key} holds what is no layer's index", "mend config.json")
+                dense |= {index for index in listed if isinstance(index, int)}
         if step < 1:
             raise ArchitectureError(f"config.json: {self.step_keys[0]} is {step}", "mend config.json")
         end = num_layers if last < 0 else min(last + 1, num_layers)

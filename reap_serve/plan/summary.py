@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence, measure_of, shares
@@ -126,6 +126,16 @@ class Summary(Record):
     max_min: MaxMinSummary | None
     slice_overlap: tuple[tuple[float, ...], ...]
     notes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _slices_are_the_same_everywhere(self) -> Summary:
+        names = self.retained_saliency.slices.keys()
+        by_slice = [self.retained_output, *(layer.slices for layer in self.retained_saliency.layers)]
+        if any(found.keys() != names for found in by_slice):
+            raise ValueError("predictions of one slice are missing")
+        if {len(self.slice_overlap), *map(len, self.slice_overlap)} != {len(names)}:
+            raise ValueError("the overlap is not that of these slices")
+        return self
 
 
 def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointBytes | None) -> Summary:
