@@ -1,4 +1,4 @@
-"""`kill -9` of the worker under load: serving fails exactly as plain vLLM's does, and the files are whole."""
+"""`kill -9` of the worker under load: requests fail exactly as plain vLLM's do, and the files are whole."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_serving_fails_as_plain_vllm_does(tmp_path: Path) -> None:
     plain = death(LiveServer(model, tmp_path / "plain.log", options, None))
     observing = [*options, "--observe", str(directory), "--flush-seconds", "0.2"]
     observed = death(LiveServer(model, tmp_path / "observed.log", observing, {"minimum_tokens": 1}))
-    assert observed == plain
+    assert (observed.failures, observed.later) == (plain.failures, plain.later)
+    # Plain vLLM calls this end a success.
+    assert observed.exit_code == 1
     assert plain.failures.keys() != {"answered"}
     files = list(directory.glob("*.safetensors"))
     assert files
