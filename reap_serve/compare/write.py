@@ -59,5 +59,5 @@ def fill_directory(report: Report, directory: Path, *, plan: Plan | None = None)
     page = report_page(report, plan)
     if page is not None:
         written.append(directory / "report.html")
-        written[1].write_text(page, encoding="utf-8")
+        written[1].write_text(page, encoding="utf-8", errors="backslashreplace")
     return written

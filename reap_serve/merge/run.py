@@ -226,4 +226,4 @@ def _card(job: Job, source: ModelSource, method: str) -> bytes:
         f"{head}\n# {name}, {job.manifest.experts_after} merged of {job.manifest.experts_before} experts\n\n"
         f"The routed experts of every layer were merged by {method}, as a baseline to compare pruning with. "
         f"`{MERGE_NAME}` names the members of each expert; the router keeps the {ROUTER}.\n"
-    ).encode()
+    ).encode(errors="backslashreplace")

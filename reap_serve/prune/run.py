@@ -119,7 +119,7 @@ def prune(
         carry(source.path, content, job.companions.carried)
         for name, text in job.texts.items():
             write_text(content / name, text)
-        write_text(content / CARD_NAME, model_card(manifest, source).encode())
+        write_text(content / CARD_NAME, model_card(manifest, source).encode(errors="backslashreplace"))
         write_text(content / MANIFEST_NAME, manifest.to_bytes())
     return PruneResult(
         output=output,

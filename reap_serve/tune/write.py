@@ -44,7 +44,7 @@ def write_result(
             return
         page = report_page(_comparison(report, shown, outcome, checkpoint), plan, tune_sections(report))
         if page is not None:
-            (directory / "report.html").write_text(page, encoding="utf-8")
+            (directory / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _comparison(report: TuneReport, shown: Tried, outcome: Outcome, checkpoint: CheckpointBytes) -> Report:

@@ -131,3 +131,15 @@ def test_a_config_that_is_nested_too_deeply(sound: Path, tmp_path: Path, depth: 
     text = (sound / "model" / "config.json").read_text().rstrip()[:-1]
     model = damaged_model(sound, tmp_path, "config.json", f'{text}, "deep": {"[" * depth}{"]" * depth}}}')
     refused("prune", model, sound / "plan.json", tmp_path / "out")
+
+
+def test_a_config_with_half_of_a_surrogate_pair_is_carried(sound: Path, tmp_path: Path) -> None:
+    """UTF-8 has none: config.json keeps it as an escape, the card shows one."""
+    config = json.loads((sound / "model" / "config.json").read_text()) | {"_name_or_path": "a\ud800b"}
+    config["license\ud800"] = "\ud800"
+    model = damaged_model(sound, tmp_path, "config.json", json.dumps(config))
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(json.loads((sound / "plan.json").read_text()) | {"model": {}, "criterion": "by \ud800"}))
+    done = reap_serve("prune", model, plan, tmp_path / "out")
+    assert "defect" not in done.stderr
+    assert (done.returncode == 0) == (tmp_path / "out").exists()
