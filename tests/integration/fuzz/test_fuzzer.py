@@ -97,7 +97,7 @@ def test_a_plan_whose_predictions_contradict_each_other(
     for words in (("plan", "show", plan), ("plan", "plot", plan, "--output", tmp_path / "plan.svg")):
         done = reap_serve(*words)
         assert done.returncode == 0, done.stderr
-        assert "retained" not in done.stdout
+        assert "retained output" not in done.stdout
 
 
 def damaged_model(sound: Path, tmp_path: Path, name: str, content: str) -> Path:
