@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 Bools = npt.NDArray[np.bool_]
 
+# Likeliest tokens that may be asked for; vLLM's own limit is 20.
+MAX_LOGPROBS = 256
 # Requests of one batch of the statistics, of which their uncertainty is reckoned.
 OBSERVED_BATCH = 8
 
@@ -152,13 +154,21 @@ class TuneEngine:
                 )
         self._loaded = {mask.id for mask in masks}
 
-    def score(self, cases: Sequence[Case], masks: Sequence[str | None], watch: bool = False) -> list[TokenScores]:
+    def score(
+        self,
+        cases: Sequence[Case],
+        masks: Sequence[str | None],
+        *,
+        watch: bool = False,
+        num_top: int = TOP_LOGPROBS,
+    ) -> list[TokenScores]:
         """Scores each case under the mask of that id, None for the full model, in one batch.
 
         Args:
             cases: What is scored.
             masks: Ids of loaded masks, one a case.
             watch: Keep the gates of the cases under the full model for `gates`, by their position here.
+            num_top: Likeliest tokens of each position.
         """
         prompts = [case.scored_tokens for case in cases]
         arguments = [
@@ -169,7 +179,7 @@ class TuneEngine:
         masked = sum(length for length, mask in zip(lengths, masks, strict=True) if mask is not None)
         first = [case.first_scored for case in cases]
         with self._clock(sum(lengths), masked):
-            found = score_prompts(self._llm, prompts, first, arguments, TOP_LOGPROBS)
+            found = score_prompts(self._llm, prompts, first, arguments, num_top)
         return [
             TokenScores(np.asarray(prompt[start:], np.int64), entry.logprob_N, entry.top_ids_NK, entry.top_logprobs_NK)
             for prompt, start, entry in zip(prompts, first, found, strict=True)
@@ -224,7 +234,7 @@ def open_engine(
     require_observable(source)
     settings = ObserveSettings(recorder="inline", recording=False, drift_fraction=0.0)
     with stdout_to_stderr():
-        llm = start_engine(source, settings, arguments)
+        llm = start_engine(source, settings, {"max_logprobs": MAX_LOGPROBS, **arguments})
         try:
             yield TuneEngine(llm, source, layer_indices)
         finally:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from reap_serve.compare.divergence import kl_divergence
+from reap_serve.compare.scores import TOP_LOGPROBS
 from reap_serve.plan.ranking import keep_order, keep_prefix
 from reap_serve.serve.gate_watch import WatchedGates
 from reap_serve.serve.mask import MAX_PLANS
-from reap_serve.tune.engine import Case, Mask, TuneEngine
+from reap_serve.tune.engine import MAX_LOGPROBS, Case, Mask, TuneEngine
 from reap_serve.tune.ledger import Ledger
 from reap_serve.tune.record import TrialRound
 from reap_serve.tune.rules import Rule, mask_of, trials_rule
@@ -29,6 +30,9 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 MASKS_PER_REQUEST = 4
+# Rows of a batch at most, and numbers that vLLM keeps of their likeliest tokens. 20 tokens hold little of the
+# probability in prose, and what they leave out is noise to a regression on single tokens: many where there is room.
+MAX_ROWS, MAX_ENTRIES = 50_000, 4_000_000
 # Of each round: how far an expert's rank may be moved either way, as a share of the layer's experts.
 SPREADS = (0.25, 0.2, 0.15)
 
@@ -145,10 +149,8 @@ def _one_round(
     tokens_of_slice: Counter[str] = Counter()
     for case in cases:
         tokens_of_slice[case.forced.slice] += len(case.scored_tokens) - case.first_scored
-    at_once = MAX_PLANS // MASKS_PER_REQUEST
     folds = itertools.cycle(range(NUM_FOLDS))
-    for start in range(0, len(cases), at_once):
-        batch = cases[start : start + at_once]
+    for batch in _batches(cases):
         masks = [
             draw_mask(
                 evidence.saliency_LE,
@@ -168,7 +170,7 @@ def _one_round(
             for mask in masks[number * MASKS_PER_REQUEST : (number + 1) * MASKS_PER_REQUEST]:
                 asked.append(case)
                 under.append(mask.id)
-        scores = engine.score(asked, under, watch=True)
+        scores = engine.score(asked, under, watch=True, num_top=_num_top(batch))
         gates = engine.gates()
         for number, case in enumerate(batch):
             mine = range(len(batch) + number * MASKS_PER_REQUEST, len(batch) + (number + 1) * MASKS_PER_REQUEST)
@@ -176,6 +178,27 @@ def _one_round(
             dropped_MP = np.stack([~masks[index - len(batch)].kept_LE.reshape(-1) for index in mine])
             gate_TP = dense_gates(gates[number], len(divergence_TM), num_layers, num_experts)
             sums.add(next(folds), gate_TP, 1.0 / tokens_of_slice[case.forced.slice], dropped_MP, divergence_TM)
+
+
+def _batches(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Cases whose masks the engine holds at once, and whose tokens memory does."""
+    batch: list[Case] = []
+    for case in cases:
+        if batch and (len(batch) == MAX_PLANS // MASKS_PER_REQUEST or _rows([*batch, case]) > MAX_ROWS):
+            yield batch
+            batch = []
+        batch.append(case)
+    if batch:
+        yield batch
+
+
+def _rows(batch: Sequence[Case]) -> int:
+    return (1 + MASKS_PER_REQUEST) * sum(len(case.scored_tokens) for case in batch)
+
+
+def _num_top(batch: Sequence[Case]) -> int:
+    """Likeliest tokens of which a batch sees the divergence: fewer where it is long, since vLLM keeps all of them."""
+    return int(np.clip(MAX_ENTRIES // _rows(batch), TOP_LOGPROBS, MAX_LOGPROBS))
 
 
 def dense_gates(watched: WatchedGates, num_tokens: int, num_layers: int, num_experts: int) -> Floats:

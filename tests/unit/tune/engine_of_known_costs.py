@@ -99,7 +99,9 @@ class FakeEngine:
     def load(self, masks: Sequence[Mask]) -> None:
         self.masks = {mask.id: mask for mask in masks}
 
-    def score(self, cases: Sequence[Case], masks: Sequence[str | None], watch: bool = False) -> list[TokenScores]:
+    def score(
+        self, cases: Sequence[Case], masks: Sequence[str | None], *, watch: bool = False, num_top: int = TOP_LOGPROBS
+    ) -> list[TokenScores]:
         found = []
         for number, (case, mask) in enumerate(zip(cases, masks, strict=True)):
             if self.fail_after is not None and len(self.scored) >= self.fail_after:
