@@ -140,7 +140,8 @@ def tune(
     if report.plan is None:
         from reap_serve.errors import GateError
 
-        raise GateError(report.reason, "loosen a limit, or serve the whole model")
+        remedy = "raise --budget" if report.budget_exhausted else "loosen a limit, or serve the whole model"
+        raise GateError(report.reason, remedy)
 
 
 def _arguments(text: str) -> dict[str, JsonValue]:

@@ -61,7 +61,7 @@ def make_report(
         criterion=None if rule is None else rule.criterion,
         variant="" if rule is None else rule.variant,
         held=best is not None and best.held,
-        reason=_reason(request, outcome, num_experts),
+        reason=_reason(request, outcome, num_experts, exhausted=spending.exhausted),
         limits=() if shown is None else shown.figures.limits,
         candidates=tuple(tried.result(chosen=tried is best) for tried in outcome.tried),
         held_out={} if shown is None else shown.slices,
@@ -78,7 +78,7 @@ def make_report(
     )
 
 
-def _reason(request: TuneRequest, outcome: Outcome, num_experts: int) -> str:
+def _reason(request: TuneRequest, outcome: Outcome, num_experts: int, *, exhausted: bool) -> str:
     best = outcome.best
     if best is None:
         if outcome.below is None:
@@ -86,6 +86,12 @@ def _reason(request: TuneRequest, outcome: Outcome, num_experts: int) -> str:
         below = outcome.below
         broken = ", ".join(limit.limit for limit in below.figures.limits if not limit.held)
         size = f"{below.candidate.keep_experts} of {num_experts} experts by {below.candidate.rule.name}"
+        if exhausted and request.size is None:
+            sizes = ", ".join(str(size) for size in sorted({tried.candidate.keep_experts for tried in outcome.tried}))
+            return (
+                f"the budget of {request.budget} ended before a size was found that holds: of {num_experts} experts "
+                f"{sizes} were tried, and with {size} held-out requests break {broken or 'no limit'}"
+            )
         return (
             f"nothing can go within the limits: with {size} held-out requests break {broken or 'none, but others do'}"
         )

@@ -35,9 +35,9 @@ from reap_serve.tune.trials import round_tokens, run_trials
 from reap_serve.tune.write import write_result
 
 # Requests of a slice that each part takes at most: enough for its intervals, few enough to try many plans.
-MAX_REQUESTS: Mapping[str, int] = {"statistics": 200, "selection": 40, "held-out": 80}
+MAX_REQUESTS: Mapping[str, int] = {"statistics": 100, "selection": 24, "held-out": 60}
 # Masked tokens of one round of trials at most.
-ROUND_TOKENS = 150_000
+ROUND_TOKENS = 80_000
 
 Say = Callable[[str], None]
 

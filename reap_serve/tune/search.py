@@ -19,8 +19,8 @@ from reap_serve.tune.record import CandidateResult, Figures, Part
 from reap_serve.tune.rules import Candidate, Rule, candidate
 from reap_serve.tune.spending import Spending
 
-# Rules that go on being tried where the budget does not afford all of them.
-FEW_RULES = 2
+# Rules that go on being tried after the first size, and where the budget does not afford all of them.
+SEVERAL_RULES, FEW_RULES = 3, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +94,23 @@ class Search:
     def smallest(self, rules: Sequence[Rule]) -> dict[int, Tried]:
         """The best candidate of each size that holds on the selection requests, by bisection over the sizes.
 
-        Sizes are taken as ordered: what holds at a size holds at larger ones.
+        Sizes are taken as ordered: what holds at a size holds at larger ones. After the first size the best rules
+        alone go on. Where the budget affords one more size and none holds yet, that is the largest.
         """
         holding: dict[int, Tried] = {}
         ranked = list(rules)
         low, high = -1, len(self.allowed)
         while high - low > 1:
             middle = (low + high) // 2
+            one = self.measuring.parts["selection"].tokens
+            if not holding and not self.spending.affords((FEW_RULES + 1) * one, self.reserve):
+                middle = high - 1
             found = self.at_size(ranked, self.allowed[middle])
             if not found:
                 break
             order = {id(tried.candidate.rule): place for place, tried in enumerate(found)}
             ranked.sort(key=lambda rule: order.get(id(rule), len(order)))
+            ranked = ranked[:SEVERAL_RULES]
             if found[0].held:
                 high = middle
                 holding[self.allowed[middle]] = found[0]
