@@ -160,7 +160,7 @@ class _Run:
         measuring = Measuring(self._engine, measured, self._request.max_answer_tokens, self._ledger, self._spending)
         measuring.base("selection")
         reserve = 3 * measured["held-out"].tokens
-        self._require_budget(measured["selection"].tokens, reserve)
+        self._require_budget(measured["selection"].tokens, 2 * measured["held-out"].tokens)
         statistics = self._statistics(cases["statistics"]) if given is None else given
         model = limits_of_model(statistics.header, self._source)
         size = Size(keep_experts=self._fixed or self._sizes.allowed[-1])
