@@ -17,11 +17,10 @@ Run: python bench/observe_overhead.py [--model embedded|large|DIR] [--recorder i
      the one and then of the other, each on a clock of its own: the speed of a machine that others use changes within a
      second, and so hits both alike. A pair of engines is replaced by a new one after N turns, since where its weights
      lie in memory makes one engine faster than another. The one that started second may be faster by a point: each kind
-     does so in every other pair, so the number of pairs should be even. A governor needs minutes to find its fraction:
-     the first engine that has one runs alone for a minute, from a twentieth on, and each one goes on from where the one
-     before it was. Two to seven minutes.
+     does so in every other pair, so the number of pairs should be even. A governor begins at its smallest fraction
+     and needs minutes to find its own: each engine that has one runs alone for a minute first. Two to nine minutes.
 
-Output: one JSON document: model, recorder, workload, compiled, recorder_class, pairs, turns, tokens_per_second of plain
+Output: one JSON document: model, recorder, workload, compiled, recorded_by, pairs, turns, tokens_per_second of plain
 and observed, throughput_ratio (observed / plain, over all turns) with its 95 % interval, throughput_ratio_spread
 (quartiles of the turns), pair_ratios (of each pair of engines), cpu_ratio (plain / observed CPU seconds),
 itl_p99_ratio (observed / plain, of all intervals between a request's tokens; deferred and plain only) with its 95 %
@@ -73,7 +72,7 @@ VOCABULARY = 4096
 IN_FLIGHT, PROMPT_TOKENS, ANSWER_TOKENS = 16, 128, 48
 PREFILL_TOKENS = 256
 RESAMPLES = 500
-SETTLE_SECONDS, FIRST_FRACTION = 60.0, 0.05
+SETTLE_SECONDS = 60.0
 OBSERVED: dict[str, dict[str, Any]] = {
     "inline": {"recorder": "inline"},
     "deferred": {"recorder": "deferred", "overhead_budget": 0.02},
@@ -142,11 +141,8 @@ class Engine:
             enable_prefix_caching=False,
             **observing,
         )
+        self._llm = llm
         self.engine = llm.llm_engine
-        self.observer: Any = None
-        if observing:
-            runner = self.engine.model_executor.driver_worker.worker.model_runner  # type: ignore[union-attr]
-            self.observer = runner.reap_live.recorder
         self._parameters = SamplingParams(temperature=0.0, ignore_eos=True, detokenize=False)
 
     def begin(self, workload: Workload) -> None:
@@ -184,22 +180,21 @@ class Engine:
         turn.seconds = time.perf_counter() - started
         turn.cpu_seconds += time.process_time() - cpu_started
 
+    def status(self) -> Any:
+        """What the observed engine says of itself."""
+        return self._llm.collective_rpc("reap_status")[0]
+
     def close(self) -> None:
         self.engine.engine_core.shutdown()
 
 
-def settle(engine: Engine, workload: Workload, fraction: float | None) -> None:
-    """Lets a governor go on from a fraction, or find it if there is none yet."""
-    governor = engine.observer._governor
-    if governor is None:
-        return
-    governor.fraction = engine.observer._sampler.fraction = fraction or FIRST_FRACTION
-    if fraction is None:
-        started = time.perf_counter()
-        while time.perf_counter() - started < SETTLE_SECONDS:
-            engine.begin(workload)
-            while not engine.done:
-                engine.advance()
+def settle(engine: Engine, workload: Workload) -> None:
+    """Lets a governor find its fraction."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < SETTLE_SECONDS:
+        engine.begin(workload)
+        while not engine.done:
+            engine.advance()
 
 
 def run_turn(pair: tuple[Engine, Engine], workload: Workload) -> tuple[Turn, Turn]:
@@ -246,7 +241,7 @@ def main() -> None:
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
     workload = workload_of(options)
     turns: list[list[tuple[Turn, Turn]]] = []
-    facts: dict[str, Any] = {"recorder_class": None, "sample_fraction": None}
+    facts: dict[str, Any] = {"recorded_by": None, "sample_fraction": None}
     for number in range(options.pairs):
         # Neither kind is always the one that was started first.
         kinds = ("plain", options.recorder)
@@ -257,14 +252,14 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         # As in vLLM's server: no collection of garbage goes through what an engine is made of.
         gc.collect()
         gc.freeze()
-        if pair[1].observer is not None:
-            settle(pair[1], workload, facts["sample_fraction"])
+        if "overhead_budget" in OBSERVED.get(options.recorder, {}):
+            settle(pair[1], workload)
         turns.append([run_turn(pair, workload) for _ in range(options.turns)])
         ratio, (low, high) = ratio_of_sums(seconds_of(turns[-1]))
         print(f"pair {number}: {ratio:.4f}, {low:.4f} to {high:.4f}", file=sys.stderr, flush=True)
-        if pair[1].observer is not None:
-            recorder = type(pair[1].observer.taps[0].recorder).__name__
-            facts = {"recorder_class": recorder, "sample_fraction": pair[1].observer.sample_fraction}
+        if options.recorder in OBSERVED:
+            status = pair[1].status()
+            facts = {"recorded_by": status["recorder"], "sample_fraction": status["sample_fraction"]}
         for engine in pair:
             engine.close()
         del pair, started, engine
