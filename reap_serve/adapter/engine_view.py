@@ -61,20 +61,20 @@ def max_graph_rows(vllm_config: VllmConfig) -> int:
     return int(vllm_config.compilation_config.max_cudagraph_capture_size or max_rows(vllm_config))
 
 
-def agreement() -> Callable[[float], float] | None:
+def agreement(vllm_config: VllmConfig) -> Callable[[float], float] | None:
     """Gives every rank of an engine the value of the first one; None where there is one rank.
 
-    All ranks have to call it in the same step.
+    All ranks have to call it in the same step. Data-parallel ranks run steps of their own: each is an engine here.
     """
-    from vllm.distributed.parallel_state import get_world_group
+    from vllm.distributed.parallel_state import get_tp_group, get_world_group
 
-    world = get_world_group()
-    if world.world_size == 1:
+    ranks = get_world_group() if vllm_config.parallel_config.data_parallel_size == 1 else get_tp_group()
+    if ranks.world_size == 1:
         return None
 
     def agree(value: float) -> float:
         held = torch.tensor([value], dtype=torch.float64)
-        torch.distributed.broadcast(held, src=world.ranks[0], group=world.cpu_group)
+        torch.distributed.broadcast(held, src=ranks.ranks[0], group=ranks.cpu_group)
         return float(held)
 
     return agree

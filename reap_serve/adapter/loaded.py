@@ -76,7 +76,7 @@ class LoadedEngine:
     @property
     def agree(self) -> Callable[[float], float] | None:
         """Gives every rank of the engine the first one's value, called in the same step; None where there is one."""
-        return engine_view.agreement()
+        return engine_view.agreement(self._config)
 
     @property
     def tensor_parallel_size(self) -> int:

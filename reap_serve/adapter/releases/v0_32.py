@@ -179,6 +179,7 @@ STEPS = (
     FunctionNames("vllm.forward_context", "get_forward_context"),
     FunctionNames("vllm.distributed.parallel_state", "cleanup_dist_env_and_memory"),
     FunctionNames("vllm.distributed.parallel_state", "get_tensor_model_parallel_rank"),
+    FunctionNames("vllm.distributed.parallel_state", "get_tp_group"),
     FunctionNames("vllm.distributed.parallel_state", "get_world_group"),
     ClassNames("vllm.distributed.parallel_state", "GroupCoordinator", attributes=("cpu_group", "ranks", "world_size")),
     FunctionNames("vllm.distributed.communication_op", "tensor_model_parallel_all_reduce", ("input_",)),
