@@ -255,11 +255,12 @@ class Requests:
         taken_T = np.ones(step.slot_T.shape[0], np.bool_)
         for drafts in step.drafts:
             request = self._requests.get(drafts.request_id)
-            taken = 0 if request is None else _taken(request, drafts, sampled[drafts.place])
-            taken_T[drafts.first_row + taken : drafts.first_row + drafts.num_rows] = False
+            taken = 0
             if request is not None:
+                taken = drafts.taken(sampled[drafts.place], request.stop_tokens, request.last_position)
                 request.counted = max(request.counted, drafts.position + taken)
                 request.plain_from = max(request.plain_from, request.counted)
+            taken_T[drafts.first_row + taken : drafts.first_row + drafts.num_rows] = False
         return taken_T
 
     def _count_request(self, request: _Request) -> None:
@@ -317,17 +318,6 @@ class Requests:
             return ALLOWED_LIMIT
         named = sum(known not in (OVERFLOW_SLICE, DEFAULT_SLICE) for known in self.slices)
         return COUNT_LIMIT if named >= self.max_slices - 2 else None
-
-
-def _taken(request: _Request, drafts: DraftRows, sampled: Sequence[int]) -> int:
-    """How many of a request's draft tokens count."""
-    tokens = [token for token in sampled if token >= 0]
-    for number in range(min(len(tokens) - 1, drafts.num_rows)):
-        position = drafts.position + number
-        beyond = request.last_position is not None and position > request.last_position
-        if beyond or tokens[number] in request.stop_tokens:
-            return number
-    return max(0, min(len(tokens) - 1, drafts.num_rows))
 
 
 def _step_of(

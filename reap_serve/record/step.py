@@ -71,6 +71,21 @@ class DraftRows(NamedTuple):
     num_rows: int
     position: int
 
+    def taken(self, sampled: Sequence[int], stop_tokens: frozenset[int], last_position: int | None) -> int:
+        """How many of them count: those that are taken, as far as the answer goes on after them.
+
+        Args:
+            sampled: Tokens that the request got, -1 for none: those that equal its draft tokens, and one more.
+            stop_tokens: See `NewRequest`.
+            last_position: See `NewRequest`.
+        """
+        accepted = min(sum(token >= 0 for token in sampled) - 1, self.num_rows)
+        for number in range(accepted):
+            beyond = last_position is not None and self.position + number > last_position
+            if beyond or sampled[number] in stop_tokens:
+                return number
+        return max(0, accepted)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
