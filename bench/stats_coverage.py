@@ -37,12 +37,26 @@ import numpy.typing as npt
 from reap_serve.model import fingerprint, open_model
 from reap_serve.records import provenance
 from reap_serve.statistics.record import BATCH_FIELDS, BatchSums, ExpertSums, Header, Layer, Statistics, Window
-from reap_serve.statistics.saliency import mix_slices, reap_standard_error, saliency, slice_terms
+from reap_serve.statistics.saliency import MixedSums, mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import expected_flip_fraction, standard_error
 
 DEMO = Path(__file__).parents[1] / "reap_serve" / "demo" / "tiny_moe"
 KEPT_FRACTIONS = tuple(eighths / 8 for eighths in range(1, 8))
 Array = npt.NDArray[np.float64]
+
+
+def reap_standard_error(sums: MixedSums) -> npt.NDArray[np.float64]:
+    """Standard error of `reap`, axes [L, E], for slices pooled as observed and tokens taken as independent.
+
+    The standard deviation of g|f| over the routed tokens, with n - 1 in the denominator, over the root of n; NaN
+    below two tokens, where no spread can be seen. Tokens of one request are not independent: `uncertainty` has the
+    standard error that counts with this.
+    """
+    n_LE = sums.token_count_LE
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_LE = sums.weighted_norm_sum_LE / n_LE
+        variance_LE = np.maximum(sums.weighted_norm_sq_sum_LE / n_LE - mean_LE**2, 0)
+        return np.where(n_LE >= 2, np.sqrt(variance_LE / (n_LE - 1)), np.nan)
 
 
 @dataclass(frozen=True, slots=True)

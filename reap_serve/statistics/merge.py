@@ -15,16 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from reap_serve.errors import MismatchError, RequestError
-from reap_serve.model import require_same_model
-from reap_serve.records import provenance
 from reap_serve.statistics.ageing import age_weights, exponent_of
 from reap_serve.statistics.file import blocks_in_memory, read_blocks
+from reap_serve.statistics.headers import merge_headers
 from reap_serve.statistics.layout import Block, Layout, read_layout, require_unchanged
 from reap_serve.statistics.record import (
     BATCH_FIELDS,
     OPTIONAL_FIELDS,
     PHASES,
-    SCHEMA_VERSION,
     SUMS,
     Ageing,
     BatchSums,
@@ -33,11 +31,9 @@ from reap_serve.statistics.record import (
     Ints,
     Layer,
     Statistics,
-    Window,
     zeros,
 )
 from reap_serve.statistics.storage import expand_directories, open_source, read_ahead
-from reap_serve.traffic.receipt import SliceReceipt
 
 
 def merge(statistics: Sequence[Statistics], half_life: timedelta | None = None) -> Statistics:
@@ -207,7 +203,7 @@ class _Accumulator:
         # Of the input that is added now.
         self.weight = 1.0
         aged = ageing is not None
-        self._header = _merge_headers(headers, names).model_copy(update={"ageing": ageing})
+        self._header = merge_headers(headers, names).model_copy(update={"ageing": ageing})
         self._row_of_layer = {layer.index: row for row, layer in enumerate(self._header.layers)}
         self._slice_index = {name: index for index, name in enumerate(self._header.slices)}
         dropped = {name for name in OPTIONAL_FIELDS if any(name not in shape for shape in shapes)}
@@ -273,41 +269,3 @@ class _Accumulator:
     def result(self) -> Statistics:
         """The sums so far."""
         return Statistics.from_fields(self._header, self._arrays)
-
-
-def _merge_headers(headers: Sequence[Header], names: Sequence[str]) -> Header:
-    if not headers:
-        raise RequestError("there is nothing to merge", "give at least one statistics file")
-    layers: dict[int, Layer] = {}
-    windows: dict[str, Window] = {}
-    engine: dict[str, set[str]] = {}
-    traffic: dict[str, SliceReceipt] = {}
-    for header, name in zip(headers, names, strict=True):
-        require_same_model(headers[0].model, header.model, names[0], name)
-        for layer in header.layers:
-            if layers.setdefault(layer.index, layer) != layer:
-                raise MismatchError(
-                    f"{name} calls layer {layer.index} {layer.name}, {names[0]} calls it {layers[layer.index].name}",
-                    "use files that were made from the same checkpoint",
-                )
-        for window in header.windows:
-            if window.id in windows:
-                raise MismatchError(
-                    f"{name} holds window {window.id}, which another input holds already: it would count twice",
-                    "leave one of the two out",
-                )
-            windows[window.id] = window
-        for slice_name, receipt in header.traffic.items():
-            traffic[slice_name] = traffic[slice_name] + receipt if slice_name in traffic else receipt
-        for key, value in header.engine.items():
-            engine.setdefault(key, set()).update(value.split(", "))
-    return Header(
-        schema_version=SCHEMA_VERSION,
-        model=headers[0].model,
-        layers=tuple(layers[index] for index in sorted(layers)),
-        slices=tuple(sorted({name for header in headers for name in header.slices})),
-        windows=tuple(sorted(windows.values(), key=lambda window: (window.started, window.id))),
-        engine={key: ", ".join(sorted(engine[key])) for key in sorted(engine)},
-        traffic={name: traffic[name] for name in sorted(traffic)},
-        provenance=provenance(("numpy", "safetensors")),
-    )

@@ -17,8 +17,9 @@ import numpy as np
 from reap_serve.errors import InputFileError
 from reap_serve.model import Fingerprint
 from reap_serve.statistics.foreign import imported_header, require_layers
-from reap_serve.statistics.record import ExpertSums, Floats, Layer, Statistics
+from reap_serve.statistics.record import EXPERT_SUMS, ExpertSums, Floats, Layer, Statistics
 from reap_serve.statistics.saliency import mix_slices, saliency
+from reap_serve.statistics.sums import Merge, Sum
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ def observer_state_of(statistics: Statistics) -> dict[int, dict[str, torch.Tenso
     """The reference implementation's observer state, all slices and phases added up.
 
     `max_activations` is the largest absolute component here, where the reference takes the largest signed one.
-    `pairwise_expert_frequency` is there when the statistics have it.
+    `pairwise_expert_frequency` of two experts is the sum of their frequencies, as there.
     """
     import torch
 
@@ -40,20 +41,25 @@ def observer_state_of(statistics: Statistics) -> dict[int, dict[str, torch.Tenso
     means = {name: saliency(sums, name) for name in ("reap", "ean_mean")}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for row, layer in enumerate(statistics.header.layers):
-        state[layer.index] = {
-            "total_tokens": torch.tensor(int(sums.layer_token_count_L[row])),
-            "expert_frequency": torch.from_numpy(sums.token_count_LE[row].astype(np.int64)),
-            "weighted_expert_frequency_sum": torch.from_numpy(sums.gate_sum_LE[row].copy()),
-            "ean_sum": torch.from_numpy(sums.norm_sum_LE[row].copy()),
-            "weighted_ean_sum": torch.from_numpy(sums.weighted_norm_sum_LE[row].copy()),
-            "ean_mean": torch.from_numpy(means["ean_mean"][row].astype(np.float32)),
-            "reap": torch.from_numpy(means["reap"][row].astype(np.float32)),
-            "max_activations": torch.from_numpy(sums.activation_max_LE[row].astype(np.float32)),
+        counts_E = torch.from_numpy(sums.token_count_LE[row].astype(np.int64))
+        tensors = {
+            each.reference: torch.from_numpy(getattr(sums, f"{each.name}_LE")[row].astype(_dtype(each)))
+            for each in EXPERT_SUMS
+            if each.reference is not None
         }
-        if statistics.sums.coselection_count_SPLEE is not None:
-            pairs_EE = statistics.sums.coselection_count_SPLEE[:, :, row].sum(axis=(0, 1))
-            state[layer.index]["pairwise_expert_frequency"] = torch.from_numpy(pairs_EE)
+        state[layer.index] = tensors | {
+            "total_tokens": torch.tensor(int(sums.layer_token_count_L[row])),
+            "pairwise_expert_frequency": counts_E.unsqueeze(0) + counts_E.unsqueeze(1),
+            **{name: torch.from_numpy(mean_LE[row].astype(np.float32)) for name, mean_LE in means.items()},
+        }
     return state
+
+
+def _dtype(each: Sum) -> type[np.generic]:
+    """The reference's dtypes: counts are integers, sums double, maxima single."""
+    if each.is_count:
+        return np.int64
+    return np.float32 if each.merge is Merge.MAX else np.float64
 
 
 def write_observer_state(statistics: Statistics) -> bytes:
@@ -86,10 +92,9 @@ def statistics_of_observer(path: Path, model: Fingerprint, moe_layers: Sequence[
     sums = ExpertSums.zeros(1, len(layers), model.num_experts)
     layer_token_count_SPL = np.zeros((1, 2, len(layers)), np.int64)
     targets = {
-        "weighted_expert_frequency_sum": sums.gate_sum_SPLE,
-        "ean_sum": sums.norm_sum_SPLE,
-        "weighted_ean_sum": sums.weighted_norm_sum_SPLE,
-        "max_activations": sums.activation_max_SPLE,
+        each.reference: getattr(sums, each.field)
+        for each in EXPERT_SUMS
+        if each.reference is not None and not each.is_count
     }
     for row, layer in enumerate(layers):
         tensors = state[layer.index]

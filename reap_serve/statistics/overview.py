@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reap_serve.records import JsonValue
-from reap_serve.statistics.record import SCHEMA_VERSION, Floats, Statistics
+from reap_serve.statistics.record import SCHEMA_VERSION, SUMS, Floats, Statistics
 from reap_serve.statistics.saliency import MixedSums, mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import (
     MIN_BATCHES,
@@ -119,18 +119,15 @@ def _layer_document(overview: Overview, row: int) -> dict[str, JsonValue]:
         "layer_token_count": tokens,
         "flip_fraction": float(overview.flips_L[row]) if overview.has_errors else None,
         "experts": {
-            "token_count": [int(count) for count in sums.token_count_LE[row]],
-            "gate_sum": sums.gate_sum_LE[row].tolist(),
-            "norm_sum": sums.norm_sum_LE[row].tolist(),
-            "norm_sq_sum": sums.norm_sq_sum_LE[row].tolist(),
-            "weighted_norm_sum": sums.weighted_norm_sum_LE[row].tolist(),
-            "weighted_norm_sq_sum": sums.weighted_norm_sq_sum_LE[row].tolist(),
-            "norm_max": sums.norm_max_LE[row].tolist(),
-            "activation_max": sums.activation_max_LE[row].tolist(),
+            **{name: _numbers(name, values_LE[row]) for name, values_LE in sums.by_name.items()},
             "saliency": overview.saliency_LE[row].tolist(),
             "saliency_stderr": _nullable(overview.error_LE[row]),
         },
     }
+
+
+def _numbers(name: str, values_E: npt.NDArray[np.float64]) -> list[int] | list[float]:
+    return [int(count) for count in values_E] if SUMS[f"{name}_SPLE"].is_count else values_E.tolist()
 
 
 def _nullable(values_E: npt.NDArray[np.float64]) -> list[float | None]:

@@ -12,34 +12,29 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from reap_serve.errors import RequestError
-from reap_serve.statistics.record import BATCH_FIELDS, MAX_FIELDS, Floats, Statistics
+from reap_serve.statistics.record import BATCH_FIELDS, EXPERT_SUMS, Floats, Statistics
+from reap_serve.statistics.sums import Merge
 
 
 @dataclass(frozen=True, slots=True)
 class MixedSums:
     """Sums over phases and a mixture of slices; float64, since weighted counts are no integers.
 
+    A declared sum of one number an expert is the attribute of its name with its axes, such as `norm_sum_LE`.
+
     Attributes:
-        token_count_LE: Routed tokens.
-        gate_sum_LE: Sum of g.
-        norm_sum_LE: Sum of |f|.
-        norm_sq_sum_LE: Sum of |f|^2.
-        weighted_norm_sum_LE: Sum of g|f|.
-        weighted_norm_sq_sum_LE: Sum of (g|f|)^2.
-        norm_max_LE: Largest |f|.
-        activation_max_LE: Largest absolute component of f.
+        by_name: Those sums that the statistics have, axes [L, E].
         layer_token_count_L: Tokens that passed the layer.
     """
 
-    token_count_LE: Floats
-    gate_sum_LE: Floats
-    norm_sum_LE: Floats
-    norm_sq_sum_LE: Floats
-    weighted_norm_sum_LE: Floats
-    weighted_norm_sq_sum_LE: Floats
-    norm_max_LE: Floats
-    activation_max_LE: Floats
+    by_name: Mapping[str, Floats]
     layer_token_count_L: Floats
+
+    def __getattr__(self, attribute: str) -> Floats:
+        name = attribute.removesuffix("_LE")
+        if name == attribute or name not in self.by_name:
+            raise AttributeError(f"the statistics have no sum {name}")
+        return self.by_name[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +112,14 @@ def mix_slices(statistics: Statistics, weights: Mapping[str, float] | None = Non
     """
     terms = slice_terms(statistics, weights)
     mixed: dict[str, Floats] = {}
-    for field in MixedSums.__dataclass_fields__:
-        parts = [getattr(term.sums, field) for term in terms]
-        if field in _MAXIMA:
-            mixed[field] = np.max(parts, axis=0)
+    for name in terms[0].sums.by_name:
+        parts = [term.sums.by_name[name] for term in terms]
+        if name in _MAXIMA:
+            mixed[name] = np.max(parts, axis=0)
         else:
-            scales = [term.scale_L if field == "layer_token_count_L" else term.scale_L[:, None] for term in terms]
-            mixed[field] = np.sum([part * scale for part, scale in zip(parts, scales, strict=True)], axis=0)
-    return MixedSums(**mixed)
+            scaled = [part * term.scale_L[:, None] for part, term in zip(parts, terms, strict=True)]
+            mixed[name] = np.sum(scaled, axis=0)
+    return MixedSums(mixed, np.sum([term.sums.layer_token_count_L * term.scale_L for term in terms], axis=0))
 
 
 def saliency(sums: MixedSums, criterion: str, seed: int = 0) -> Floats:
@@ -144,20 +139,6 @@ def saliency(sums: MixedSums, criterion: str, seed: int = 0) -> Floats:
     if criterion == "random":
         return np.random.default_rng(seed).random(sums.token_count_LE.shape)
     return _formula(criterion)(sums)
-
-
-def reap_standard_error(sums: MixedSums) -> Floats:
-    """Standard error of `reap`, axes [L, E], for slices pooled as observed and tokens taken as independent.
-
-    The standard deviation of g|f| over the routed tokens, with n - 1 in the denominator, over the root of n; NaN
-    below two tokens, where no spread can be seen. Tokens of one request are not independent: `uncertainty` has the
-    standard error that counts with this.
-    """
-    n_LE = sums.token_count_LE
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean_LE = sums.weighted_norm_sum_LE / n_LE
-        variance_LE = np.maximum(sums.weighted_norm_sq_sum_LE / n_LE - mean_LE**2, 0)
-        return np.where(n_LE >= 2, np.sqrt(variance_LE / (n_LE - 1)), np.nan)
 
 
 def _mean(sum_LE: Floats, count_LE: Floats) -> Floats:
@@ -180,7 +161,7 @@ CRITERIA: Mapping[str, Callable[[MixedSums], Floats] | None] = {
     "random": None,
 }
 
-_MAXIMA = frozenset(field.replace("_SPLE", "_LE") for field in MAX_FIELDS)
+_MAXIMA = frozenset(each.name for each in EXPERT_SUMS if each.merge is Merge.MAX)
 
 
 def _formula(criterion: str) -> Callable[[MixedSums], Floats]:
@@ -192,14 +173,11 @@ def _formula(criterion: str) -> Callable[[MixedSums], Floats]:
 
 def _sum_phases(statistics: Statistics, s: int) -> MixedSums:
     summed: dict[str, Floats] = {}
-    for field in MixedSums.__dataclass_fields__:
-        if field == "layer_token_count_L":
-            summed[field] = statistics.layer_token_count_SPL[s].sum(axis=0).astype(np.float64)
-            continue
-        values_PLE = getattr(statistics.sums, field.replace("_LE", "_SPLE"))[s]
-        combined = values_PLE.max(axis=0) if field in _MAXIMA else values_PLE.sum(axis=0)
-        summed[field] = combined.astype(np.float64)
-    return MixedSums(**summed)
+    for each in EXPERT_SUMS:
+        values_SPLE = getattr(statistics.sums, each.field)
+        if each.is_per_expert and values_SPLE is not None:
+            summed[each.name] = each.merge.combine.reduce(values_SPLE[s], axis=0).astype(np.float64)
+    return MixedSums(summed, statistics.layer_token_count_SPL[s].sum(axis=0).astype(np.float64))
 
 
 def _require_weights(weights: Mapping[str, float], slices: tuple[str, ...]) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from token_rows import random_tokens, statistics_of
+from token_rows import random_tokens, reap_standard_error, statistics_of
 
 from reap_serve.cli.app import main
 from reap_serve.statistics.file import read_statistics, write_statistics
-from reap_serve.statistics.saliency import mix_slices, reap_standard_error, saliency
+from reap_serve.statistics.saliency import mix_slices, saliency
 
 NUM_EXPERTS = 6
 

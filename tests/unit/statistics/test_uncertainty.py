@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from token_rows import Tokens, fingerprint, header, random_tokens, statistics_of
+from token_rows import Tokens, fingerprint, header, random_tokens, reap_standard_error, statistics_of
 
 from reap_serve.errors import RequestError
 from reap_serve.statistics.merge import join_batches
 from reap_serve.statistics.record import ExpertSums, Statistics
-from reap_serve.statistics.saliency import mix_slices, reap_standard_error, saliency, slice_terms
+from reap_serve.statistics.saliency import mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import (
     MIN_BATCHES,
     expected_flip_fraction,

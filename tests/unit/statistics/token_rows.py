@@ -10,6 +10,7 @@ import numpy.typing as npt
 from reap_serve.model import Fingerprint
 from reap_serve.records import Provenance
 from reap_serve.statistics.record import PHASES, ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.saliency import MixedSums
 
 
 def fingerprint(num_layers: int, num_experts: int, top_k: int, weights: str = "w") -> Fingerprint:
@@ -118,3 +119,17 @@ def statistics_of(
             coselection_SPLEE * 0.5,
         )
     return Statistics(header(model, slices, id_), sums, layer_token_count_SPL)
+
+
+def reap_standard_error(sums: MixedSums) -> npt.NDArray[np.float64]:
+    """Standard error of `reap`, axes [L, E], for slices pooled as observed and tokens taken as independent.
+
+    The standard deviation of g|f| over the routed tokens, with n - 1 in the denominator, over the root of n; NaN
+    below two tokens, where no spread can be seen. Tokens of one request are not independent: `uncertainty` has the
+    standard error that counts with this.
+    """
+    n_LE = sums.token_count_LE
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_LE = sums.weighted_norm_sum_LE / n_LE
+        variance_LE = np.maximum(sums.weighted_norm_sq_sum_LE / n_LE - mean_LE**2, 0)
+        return np.where(n_LE >= 2, np.sqrt(variance_LE / (n_LE - 1)), np.nan)
