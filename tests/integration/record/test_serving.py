@@ -92,7 +92,7 @@ def test_of_a_sample_every_token_is_counted_and_every_row_is_right(embedded_mode
         sampled = snapshot(llm)
         real_tokens = observer(llm)._sampler.real_tokens
         llm.collective_rpc("reap_reset")
-        observer(llm)._sampler.fraction = 1.0
+        observer(llm)._sampler.fraction = observer(llm)._pace.fraction = 1.0
         ask(llm, prompts)
         whole = snapshot(llm)
     # The last token of an answer is not computed.
