@@ -276,10 +276,11 @@ def _chat_call(call: JsonValue, place: str) -> Object:
         raise MalformedRecordError("tool call without a function name", place)
     function = call.get("function")
     if isinstance(function, Mapping):
+        found = call if "type" in call else {"type": "function", **call}
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            return call if "type" in call else {"type": "function", **call}
-        return {**call, "function": {**function, "arguments": "{}" if arguments is None else as_json(arguments)}}
+            return found
+        return {**found, "function": {**function, "arguments": "{}" if arguments is None else as_json(arguments)}}
     if isinstance(call.get("custom"), Mapping):
         return call
     return tool_call(
