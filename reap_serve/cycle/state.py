@@ -178,7 +178,11 @@ class State:
 
     def end(self, decision: Decision) -> Decision:
         """Ends a run: its decision is written there, then at the top."""
-        write_record(Path(decision.run) / DECISION_NAME, decision)
+        run = Path(decision.run)
+        # A kill between two renames leaves an empty stage behind that no step looks for again.
+        for leftover in run.glob(".*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_record(run / DECISION_NAME, decision)
         return self.show(decision)
 
     def show(self, decision: Decision) -> Decision:

@@ -133,6 +133,7 @@ def report_of(base: str, candidate: str, damage: float, plans: Mapping[str, floa
 
 def made_up_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A base model, a held-out request, and engines that are played."""
+    tmp_path.mkdir(exist_ok=True)
     made = World(tmp_path)
     small_checkpoint.write_checkpoint(tmp_path / "base")
     (tmp_path / "stats").mkdir()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -290,3 +292,19 @@ def test_tune_chooses_where_limits_are_given_and_says_when_nothing_can_go(
     world.observe("friday", favourites=(1, 2))
     refused = run_cycle(world.config)
     assert (refused.decision, refused.reason) == ("refused", "nothing can go within the limits")
+
+
+def test_a_full_disk_ends_with_one_line_and_the_next_run_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is played full where the merged statistics are written; what was there stays as it was."""
+    world.observe("monday", favourites=(1, 3))
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        run_cycle(world.config)
+    monkeypatch.setattr(os, "fsync", real)
+    assert not list(world.state.rglob("*.partial"))
+    assert run_cycle(world.config).decision == "candidate"
