@@ -10,7 +10,7 @@ from reap_serve.cli.output import print_json, stdout
 from reap_serve.cli.stats import AsJson, Criterion, Keep, stats
 
 if TYPE_CHECKING:
-    from reap_serve.statistics.drift import Drift
+    from reap_serve.statistics.drift_record import Drift
 
 SHOWN_EXPERTS = 10
 

@@ -27,7 +27,8 @@ from reap_serve.prune.run import prune
 from reap_serve.prune.verify import verify
 from reap_serve.publish import write_file
 from reap_serve.records import read_record
-from reap_serve.statistics.drift import Drift, drift
+from reap_serve.statistics.drift import drift
+from reap_serve.statistics.drift_record import Drift
 from reap_serve.statistics.file import read_statistics, write_statistics
 from reap_serve.statistics.merge import merge_files
 from reap_serve.statistics.record import Statistics
