@@ -86,7 +86,7 @@ def test_a_newcomer_gets_from_a_model_to_a_served_and_compared_one(folder: Path)
         if line[1] == "verify":
             assert "sound" in done.stdout
     report = json.loads((folder / "report" / "report.json").read_text())
-    assert report["slices"]["default"]["quality"]["perplexity_ratio"] > 0
+    assert report["slices"]["code"]["quality"]["perplexity_ratio"] > 0
     assert (folder / "report" / "report.html").is_file()
     config = json.loads((folder / "MODEL-pruned" / "config.json").read_text())
     assert config["num_experts"] == 6
