@@ -238,11 +238,10 @@ def _forward_context() -> Callable[[], Any]:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that it does not take; the second from its release 0.32 on."""
-    import vllm.exceptions
+    """What vLLM raises for a request that it does not take."""
+    from vllm.exceptions import VLLMClientError
 
-    own = getattr(vllm.exceptions, "VLLMClientError", ValueError)
-    return ValueError, own
+    return ValueError, VLLMClientError
 
 
 class EngineRenderer:

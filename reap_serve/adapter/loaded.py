@@ -42,8 +42,9 @@ class LoadedEngine:
     """
 
     def __init__(self, model_runner: GPUModelRunner, vllm_config: VllmConfig, settings: ObserveSettings) -> None:
-        self._layers = engine_view.moe_layers(vllm_config, model_runner.model)
-        refuse_unreached(model_runner.model)
+        model = model_runner.get_model()
+        self._layers = engine_view.moe_layers(vllm_config, model)
+        refuse_unreached(model)
         refuse_unsound(settings, vllm_config, self._layers)
         modular_only.tell(self._layers)
         refuse_untold_drafts(model_runner, vllm_config)
@@ -134,7 +135,7 @@ class LoadedEngine:
         if measured:
             return int(measured)
         storages: dict[int, int] = {}
-        for module in cast(torch.nn.Module, self._model_runner.model).modules():
+        for module in cast(torch.nn.Module, self._model_runner.get_model()).modules():
             own = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *own):
                 storage = tensor.untyped_storage()

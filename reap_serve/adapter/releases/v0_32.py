@@ -139,8 +139,9 @@ STEPS = (
     ClassNames(
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner",
-        attributes=("device", "input_batch", "max_model_len", "model", "model_memory_usage", "vllm_config"),
+        attributes=("device", "input_batch", "max_model_len", "model_memory_usage", "vllm_config"),
         methods={
+            "get_model": ("self",),
             "load_model": ("self", "load_dummy_weights"),
             "execute_model": ("self", "scheduler_output", "intermediate_tensors"),
             "_prepare_inputs": ("self", "scheduler_output", "num_scheduled_tokens"),
@@ -190,8 +191,9 @@ SECOND_RUNNER = (
     ClassNames(
         "vllm.v1.worker.gpu.model_runner",
         "GPUModelRunner",
-        attributes=("device", "max_model_len", "model", "model_memory_usage", "vllm_config"),
+        attributes=("device", "max_model_len", "model_memory_usage", "vllm_config"),
         methods={
+            "get_model": ("self",),
             "load_model": ("self", "load_dummy_weights"),
             "execute_model": ("self", "scheduler_output"),
             "prepare_inputs": ("self", "scheduler_output"),

@@ -42,6 +42,7 @@ SERVER = (
     ClassNames("vllm.renderers", "BaseRenderer", attributes=("_executor",)),
     ClassNames("vllm.v1.engine", "EngineCoreRequest", attributes=("cache_salt", "sampling_params")),
     FunctionNames("vllm.utils.async_utils", "make_async", ("func", "executor")),
+    ClassNames("vllm.exceptions", "VLLMClientError"),
     ClassNames("vllm.exceptions", "VLLMValidationError"),
     ClassNames(
         f"{_PROTOCOLS}.chat_completion.protocol", "ChatCompletionRequest", methods={"to_sampling_params": ("self",)}
