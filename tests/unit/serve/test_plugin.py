@@ -48,6 +48,8 @@ def plan_file(path: Path, kept: list[int]) -> Path:
 class Client(FakeEngine):
     """vLLM's client with what the plugins read of it."""
 
+    errored = False
+
     def __init__(self, model: Path, settings: dict[str, Any] | None, mask_refusal: str | None = None) -> None:
         super().__init__(live_engine(mask_refusal=mask_refusal))
         self.vllm_config = SimpleNamespace(
@@ -64,6 +66,9 @@ class Client(FakeEngine):
     @staticmethod
     def _process(request_id: str, prompt: str, params: Any) -> Any:
         return SimpleNamespace(sampling_params=params, cache_salt=None)
+
+    def shutdown(self, timeout: float = 0.0) -> None:
+        """There is nothing to stop."""
 
     def generate(self, prompt: str, sampling_params: Any, request_id: str) -> str:
         self.generated.append(sampling_params)
