@@ -70,9 +70,12 @@ def _table(name: str, calibration: str, sparsity: float, lines: Sequence[Line]) 
     return [
         f"## {name}, {calibration}, {sparsity:.0%} of the experts gone: {len(lines)} samples",
         "",
-        "| rule | KL over REAP's | KL, nats | worst sample |",
-        "|---|---|---|---|",
-        *(f"| {rule} | {ratio} | {mean:.3f} | {worst:.2f} |" for rule, ratio, mean, worst in rows),
+        "| rule | KL over REAP's | KL, nats | mean KL over REAP's | worst sample |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {rule} | {ratio} | {mean:.3f} | {mean / reap.mean():.2f} | {worst:.2f} |"
+            for rule, ratio, mean, worst in rows
+        ),
         "",
         f"`tune` chose {', '.join(f'{rule} {count} times' for rule, count in chosen.most_common())}; "
         f"{tokens:,.0f} masked tokens a sample.",
