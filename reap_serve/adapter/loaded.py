@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -56,7 +57,11 @@ class LoadedEngine:
 
     def layer_facts(self) -> list[LayerFacts]:
         """What recorders need of each layer; the kernels are tried for it."""
-        return [facts_of(layer, self.settings, self.max_rows) for layer in self._layers]
+        facts = [facts_of(layer, self.settings, self.max_rows) for layer in self._layers]
+        if self._config.speculative_config is None and not self._config.parallel_config.enable_eplb:
+            return facts
+        # Rows that are measured where the kernel adds them wait for no verdict, and are those of EPLB's replicas.
+        return [dataclasses.replace(each, adds_apart=False) for each in facts]
 
     def connect(self, recorder: StepRecorder) -> None:
         """Lets the layers and routers call their recorders from now on."""

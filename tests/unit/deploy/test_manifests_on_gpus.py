@@ -76,6 +76,7 @@ def engine_of(arguments: Sequence[str]) -> tuple[Any, bool, str]:
     parallel = SimpleNamespace(
         **{name: getattr(found, name) for name in ("enable_eplb", "data_parallel_size", "pipeline_parallel_size")},
         tensor_parallel_size=found.tensor_parallel_size,
+        prefill_context_parallel_size=1,
     )
     config = SimpleNamespace(speculative_config=found.speculative_config, parallel_config=parallel)
     return config, not found.enforce_eager, found.moe_backend
