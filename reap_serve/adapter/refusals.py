@@ -106,7 +106,7 @@ def _refuse_data_parallel(settings: ObserveSettings, vllm_config: VllmConfig) ->
     size = parallel.data_parallel_size
     if not settings.untried_layouts:
         raise EngineError(
-            f"data parallel size {size}: ranks measure together, which was tested in threads and never in engines",
+            f"data parallel size {size}: ranks measure together, which was run with one small model on a CPU alone",
             "observe one replica, or set untried_layouts to true in the additional configuration and compare",
         )
     if settings.recorder not in ("auto", "deferred"):

@@ -69,7 +69,7 @@ class ObserveSettings(Record):
         mask_phase: Of `plans`: `decode` lets the full model read prompts, and the plans write answers.
         drift_fraction: Share of the steps that measure the gate mass of dropped experts.
         metrics_seconds: Seconds between two readings of the engine for the metrics.
-        untried_layouts: Observe in layouts whose code no engine has run yet, too; see `record/README.md`.
+        untried_layouts: Observe in layouts whose code hardly any engine has run yet, too; see `record/README.md`.
     """
 
     recorder: RecorderName = "auto"

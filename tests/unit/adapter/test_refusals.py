@@ -40,7 +40,7 @@ INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="m
         (SUMS, config(speculative=object()), "do not wait for draft tokens"),
         (PLAIN, config(speculative=object(), pipeline_parallel_size=2), "only the last stage"),
         (AT_SUM, config(enable_eplb=True), "without --enable-eplb"),
-        (PLAIN, config(data_parallel_size=2), "never in engines; observe one replica"),
+        (PLAIN, config(data_parallel_size=2), "on a CPU alone; observe one replica"),
         (
             INLINE.model_copy(update=TRIED),
             config(data_parallel_size=2),
