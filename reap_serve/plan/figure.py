@@ -85,7 +85,7 @@ def _colours(layer: PlanLayer) -> list[str]:
     largest = max((value for value in layer.saliency if value is not None), default=0.0)
     colours = []
     for expert in _by_saliency(layer, num_experts):
-        value = layer.saliency[expert] if layer.saliency else None
+        value = layer.saliency[expert] if expert < len(layer.saliency) else None
         # The square root spreads the many small values over the ramp.
         level = 3 if value is None or largest <= 0 else int((max(value, 0.0) / largest) ** 0.5 * 7.999)
         colours.append((KEPT_COLOURS if expert in kept else DROPPED_COLOURS)[level])
@@ -96,7 +96,9 @@ def _by_saliency(layer: PlanLayer, num_experts: int) -> list[int]:
     """Experts from the highest saliency to the lowest, so that the cut is an edge; by id without saliencies."""
     if not layer.saliency:
         return list(range(num_experts))
-    values = [-float("inf") if value is None else value for value in layer.saliency]
+    # One by hand may not have a value for each.
+    given = (*layer.saliency, *[None] * num_experts)
+    values = [-float("inf") if value is None else value for value in given]
     return sorted(range(num_experts), key=lambda expert: (-values[expert], expert))
 
 

@@ -16,6 +16,7 @@ from reap_serve.plan.record import Plan, require_layer_names, require_ordered, r
 from reap_serve.prune.decide import MtpChoice, make_cut
 from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanEntry, PlanPhase
+from reap_serve.slice_name import is_slice_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +92,7 @@ def planned_gate_mass(summary: Mapping[str, JsonValue]) -> dict[str, float]:
     planned = summary.get("dropped_gate_mass")
     if not isinstance(planned, Mapping):
         return {}
-    return {name: float(value) for name, value in planned.items() if isinstance(value, int | float)}
+    found = {
+        name: float(value) for name, value in planned.items() if isinstance(value, int | float) and 0 <= value <= 1
+    }
+    return {name: value for name, value in found.items() if is_slice_name(name)}
