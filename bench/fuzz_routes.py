@@ -92,7 +92,11 @@ def run_routes(case: Case, inputs: Inputs, random_: random.Random) -> None:
             method, path = "PUT", "mask"
             plan = json.loads(inputs.plan)
             choice: Any = {"name": "half", "plan": plan, "activate": random_.random() < 0.5}
-            content = document_bytes(mutated_document(choice, random_), random_)
+            try:
+                content = document_bytes(mutated_document(choice, random_), random_)
+            except RecursionError:
+                # A damage that cannot be written down.
+                continue
         if random_.random() < 0.1:
             content = mutated_bytes(content or b'{"name": "half"}', random_)
         if random_.random() < 0.1:
