@@ -35,9 +35,14 @@ class StubEngine:
             self.default = args[0]
         elif method == "reap_forget_plan":
             self.plans.pop(args[0], None)
+        elif method == "reap_flush":
+            return [True]
         elif method in ("reap_status", "reap_tick"):
             return [self._status()]
         return [None]
+
+    async def wake(self) -> None:
+        """It holds nothing that a forward pass would measure."""
 
     def _status(self) -> dict[str, Any]:
         if len(self.plans) > 8:

@@ -16,6 +16,7 @@ from reap_serve.plan.record import Plan, require_layer_names, require_ordered, r
 from reap_serve.prune.decide import MtpChoice, make_cut
 from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanEntry, PlanPhase
+from reap_serve.shown_text import shown
 from reap_serve.slice_name import is_slice_name
 
 
@@ -80,7 +81,8 @@ def check_plan(plan: Plan, model: ServedModel, source: str, phase: PlanPhase = "
         id=hashlib.sha256(canonical.encode()).hexdigest()[:32],
         phase=phase,
         experts_kept=cut.num_kept,
-        criterion=plan.criterion,
+        # JSON cannot carry half of a surrogate pair.
+        criterion=shown(plan.criterion),
         bound=bound,
         planned_dropped_gate_mass=planned_gate_mass(plan.summary),
     )

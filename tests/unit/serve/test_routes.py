@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,13 @@ def test_plans_are_loaded_chosen_and_forgotten(client: TestClient) -> None:
     assert client.delete("/v1/reap/mask/half").json()["plans"] == {}
     with pytest.raises(KeyError):
         link.resolve("half")
+
+
+def test_a_criterion_that_json_cannot_carry_is_shown_as_an_escape(client: TestClient) -> None:
+    body = b'{"name": "p", "plan": ' + json.dumps(plan_body(criterion="a\ud800b")).encode() + b"}"
+    loaded = client.put("/v1/reap/mask", content=body, headers={"content-type": "application/json"})
+    assert loaded.json()["plans"]["p"]["criterion"] == "a\\ud800b"
+    assert client.get("/v1/reap/status").status_code == 200
 
 
 def test_a_bound_plan_of_another_model_is_refused(client: TestClient) -> None:
