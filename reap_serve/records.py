@@ -157,12 +157,12 @@ def read_json_object(path: Path) -> dict[str, JsonValue]:
         raise InputFileError(f"{path} is not JSON: {error}", "give the file that the tool wrote") from None
     if not isinstance(value, dict):
         raise InputFileError(f"{path} holds a JSON {type(value).__name__}, not an object", "check the path")
-    if _depth(value) > MAX_DEPTH:
+    if depth_of(value) > MAX_DEPTH:
         raise InputFileError(f"{path} is nested deeper than {MAX_DEPTH} levels", "give the file that the tool wrote")
     return value
 
 
-def _depth(value: JsonValue) -> int:
+def depth_of(value: JsonValue) -> int:
     """How deeply a document is nested, found without recursion and not counted beyond the limit."""
     depth, level = 0, [value]
     while level and depth <= MAX_DEPTH:

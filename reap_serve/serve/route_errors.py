@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from reap_serve.records import MAX_DEPTH, depth_of
 from reap_serve.shown_text import shown
 
 MAX_MESSAGE_CHARACTERS = 500
@@ -50,6 +52,9 @@ class ErrorRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            # Looked at before it is validated: each level multiplies what the validation of free JSON costs.
+            if _too_deep(await request.body()):
+                return error_response(HTTPStatus.BAD_REQUEST, f"the body is nested deeper than {MAX_DEPTH} levels")
             try:
                 return await handler(request)
             except RequestValidationError as error:
@@ -60,6 +65,16 @@ class ErrorRoute(APIRoute):
                 return error_response(HTTPStatus.BAD_REQUEST, "the body is nested too deeply")
 
         return answer
+
+
+def _too_deep(body: bytes) -> bool:
+    try:
+        return bool(body) and depth_of(json.loads(body)) > MAX_DEPTH
+    except RecursionError:
+        return True
+    except ValueError:
+        # Whoever reads the body says that it is no JSON.
+        return False
 
 
 def _first_problem(errors: Sequence[Any]) -> tuple[str, str | None]:
