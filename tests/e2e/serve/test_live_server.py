@@ -190,13 +190,15 @@ QUERIES = (
 
 
 def dashboard_queries() -> list[str]:
-    """The dashboard's queries of our metrics, but for recorded ones and for what these plans do not predict."""
+    """The dashboard's queries of this server's metrics: recorded ones, a cycle's and what no plan predicts left out."""
     panels = json.loads((Path(__file__).parents[3] / "deploy" / "grafana" / "reap-serve.json").read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     return [
         query
         for query in queries
-        if "reap_serve_" in query and not query.startswith("role:") and "planned_fraction" not in query
+        if "reap_serve_" in query
+        and not query.startswith("role:")
+        and not any(name in query for name in ("planned_fraction", "reap_serve_cycle_"))
     ]
 
 

@@ -163,9 +163,10 @@ def _groups(prometheus: Service) -> list[dict[str, Any]]:
 
 
 def dashboard_queries() -> list[str]:
-    """The queries of the file that Grafana is provisioned with."""
+    """The queries of the file that Grafana is provisioned with; a cycle's metrics come from a job, not from servers."""
     panels = json.loads((DEPLOY / "grafana/reap-serve.json").read_text())["panels"]
-    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    return [query for query in queries if "reap_serve_cycle_" not in query]
 
 
 def analysis_queries() -> list[str]:
