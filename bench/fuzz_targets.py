@@ -155,7 +155,7 @@ def run_case(case: Case, target: Prepare, inputs: Inputs, random_: random.Random
     """Runs one damaged input through its commands and notes what is wrong with the answers."""
     try:
         commands = target(inputs, case.home, random_)
-    except (RecursionError, UnicodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, UnicodeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # A damage that cannot be written down; the next input is another one.
         case.findings.append(f"skipped: {type(error).__name__}: {error}")
         return
