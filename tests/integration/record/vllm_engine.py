@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-from reap_serve.adapter.engine_view import moe_layers
+from reap_serve.adapter.engine_view import max_rows, moe_layers
 from reap_serve.adapter.wiring import facts_of, wire_layer
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.record.deferred import DeferredRecorder
@@ -126,8 +126,9 @@ def record_by_reading(llm: Any) -> None:
     llm.collective_rpc("reap_reset")
     running = observer(llm)
     settings = running.settings.model_copy(update={"read_kernel_rows": True})
-    for number, layer in enumerate(moe_layers(llm.llm_engine.vllm_config)):
-        facts, tap = facts_of(layer, settings), running.taps[number]
+    config = llm.llm_engine.vllm_config
+    for number, layer in enumerate(moe_layers(config)):
+        facts, tap = facts_of(layer, settings, max_rows(config)), running.taps[number]
         assert recorder_kind(settings, facts) == "read"
         parts = Parts(facts, running._sums[number], running._sampler, None, settings.buffer_tokens, len(running.taps))
         tap.recorder = RECORDERS["read"](parts)
