@@ -21,6 +21,8 @@ from reap_serve.errors import InputFileError
 # No configuration, index or plan comes near; it bounds the memory that a foreign file can take.
 MAX_JSON_BYTES = 256 << 20
 MAX_DEPTH = 100
+# A record of ours has a dozen levels; each level more multiplies what its validation costs.
+MAX_RECORD_DEPTH = 20
 # Marks a number that json would not write; no text that comes from JSON holds it by chance.
 BEYOND_FLOATS = "reap-serve: a number beyond floats: 5d1f8c52"
 
@@ -203,6 +205,8 @@ def read_record(path: Path, record: type[RecordT], what: str) -> RecordT:
         problem = version_problem(found, record.newest_version)
         if problem is not None:
             raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")
+    if depth_of(value) > MAX_RECORD_DEPTH:
+        raise InputFileError(f"{path} is nested deeper than {MAX_RECORD_DEPTH} levels", f"make the {what} again")
     if has_special_floats(value):
         raise InputFileError(f"{path} holds a number that is not finite", f"make the {what} again or mend it")
     try:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from reap_serve.records import MAX_DEPTH, depth_of
+from reap_serve.records import MAX_RECORD_DEPTH, depth_of
 from reap_serve.shown_text import shown
 
 MAX_MESSAGE_CHARACTERS = 500
@@ -54,7 +54,9 @@ class ErrorRoute(APIRoute):
         async def answer(request: Request) -> Response:
             # Looked at before it is validated: each level multiplies what the validation of free JSON costs.
             if _too_deep(await request.body()):
-                return error_response(HTTPStatus.BAD_REQUEST, f"the body is nested deeper than {MAX_DEPTH} levels")
+                return error_response(
+                    HTTPStatus.BAD_REQUEST, f"the body is nested deeper than {MAX_RECORD_DEPTH} levels"
+                )
             try:
                 return await handler(request)
             except RequestValidationError as error:
@@ -69,7 +71,7 @@ class ErrorRoute(APIRoute):
 
 def _too_deep(body: bytes) -> bool:
     try:
-        return bool(body) and depth_of(json.loads(body)) > MAX_DEPTH
+        return bool(body) and depth_of(json.loads(body)) > MAX_RECORD_DEPTH
     except RecursionError:
         return True
     except ValueError:
