@@ -22,6 +22,8 @@ from reap_serve.records import MAX_RECORD_DEPTH, depth_of
 from reap_serve.shown_text import shown
 
 MAX_MESSAGE_CHARACTERS = 500
+# A plan for 61 layers of 384 experts has 2 MB.
+MAX_BODY_BYTES = 16 << 20
 
 
 def error_response(
@@ -53,7 +55,12 @@ class ErrorRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             # Looked at before it is validated: each level multiplies what the validation of free JSON costs.
-            if _too_deep(await request.body()):
+            announced = request.headers.get("content-length", "")
+            if announced.isdecimal() and len(announced) < 20 and int(announced) > MAX_BODY_BYTES:
+                return _too_large()
+            if len(body := await request.body()) > MAX_BODY_BYTES:
+                return _too_large()
+            if _too_deep(body):
                 return error_response(
                     HTTPStatus.BAD_REQUEST, f"the body is nested deeper than {MAX_RECORD_DEPTH} levels"
                 )
@@ -67,6 +74,10 @@ class ErrorRoute(APIRoute):
                 return error_response(HTTPStatus.BAD_REQUEST, "the body is nested too deeply")
 
         return answer
+
+
+def _too_large() -> JSONResponse:
+    return error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
 
 
 def _too_deep(body: bytes) -> bool:

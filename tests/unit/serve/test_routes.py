@@ -224,6 +224,7 @@ def plain_client() -> TestClient:
         ("PUT", "mask", b'{"name": "p", "plan": ' + b"[" * 100_000, 400, None),
         ("PUT", "mask", b'{"name": "p", "plan": ' + b"[" * 900 + b"]" * 900 + b"}", 400, None),
         ("PUT", "mask", b'{"name": "p", "plan": ' + b"[" * 19 + b"]" * 19 + b"}", 400, "plan"),
+        ("PUT", "mask", b" " * ((16 << 20) + 1), 413, None),
         ("PUT", "mask", b"", 400, None),
         ("PUT", "mask", b'{"name": NaN}', 400, "name"),
         ("PUT", "mask", b'{"name": "p", "plan": {"schema_version": Infinity}}', 400, "plan"),
