@@ -23,7 +23,8 @@ def job() -> Any:
 
 def test_the_configuration_is_read_and_its_limits_name_figures() -> None:
     config = read_config(FOLDER / "cycle.toml")
-    assert len(parse_limits(config.gates.trial, {"code"})) == len(config.gates.trial)
+    limits = parse_limits(config.gates.trial, {"code"})
+    assert len(limits.of_slices) + len(limits.others) == len(config.gates.trial)
     age, since = config.retention.statistics_age, config.statistics.since
     assert age is not None
     assert parse_duration(age) > parse_duration(since)
