@@ -51,7 +51,7 @@ def test_a_recorded_line(format: str, tmp_path: Path) -> None:
         file.write_text(json.dumps(line_of(format, name)) + "\n")
         (request,) = read_traffic([str(file)], format=format)
         assert request.slice == name
-    # An empty name is none at all where a source's own fields may be empty; half a surrogate pair is replaced on reading.
+    # An empty name is none at all where a source's own fields may be empty; half a surrogate pair is replaced.
     for name in [name for name in BROKEN[1:] if name != HALF_A_PAIR]:
         file.write_text(json.dumps(line_of(format, name)) + "\n")
         with pytest.raises(TrafficError, match=r":1: .*1 to 64 printable characters"):
