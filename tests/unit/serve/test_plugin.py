@@ -22,8 +22,16 @@ from reap_serve.monitor import plugin as monitor_plugin
 from reap_serve.monitor.metrics import Exporter
 from reap_serve.monitor.plugin import ReapMetrics
 from reap_serve.record.settings import CONFIG_KEY
+from reap_serve.serve import plugin as serve_plugin
+from reap_serve.serve.ending import Ending
 from reap_serve.serve.mask import PLAN_ARGUMENT
 from reap_serve.serve.plugin import ReapEndpoints
+
+
+@pytest.fixture(autouse=True)
+def no_server_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is told to stop ends its process in time; here that is the process of the tests."""
+    monkeypatch.setattr(serve_plugin, "Ending", lambda engine: Ending(engine, leave=lambda code: None))
 
 
 @pytest.fixture
