@@ -198,7 +198,8 @@ def test_a_plan_may_call_its_layers_as_vllm_does(tmp_path: Path, name: str) -> N
     for layer in document["layers"]:
         layer["layer"] = name.format(layer["index"])
     plan.write_text(json.dumps(document))
-    prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
+    result = prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
+    assert result.experts_after == len(KEPT[0])
 
 
 @pytest.mark.parametrize(
