@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,9 @@ def engine(model: Path, settings: ObserveSettings | None, **arguments: Any) -> I
                 llm.llm_engine.engine_core.shutdown()
             del llm
             cleanup_dist_env_and_memory()
+            # vLLM's n-gram drafter loads numba. The next engine's scan of all modules asks each of their values for its
+            # `__dict__`, and this module's library answers with a function.
+            sys.modules.pop("llvmlite.binding.ffi", None)
 
 
 def ask(llm: Any, prompts: Sequence[Prompt], logprobs: int | None = None) -> list[Answer]:
