@@ -10,7 +10,8 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic import TrustTemplate, note_receipt, note_skipped
+from reap_serve.cli.traffic_options import TrustTemplate
+from reap_serve.cli.traffic_tables import note_receipt, note_skipped
 from reap_serve.errors import RequestError, TrafficError
 
 

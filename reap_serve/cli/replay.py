@@ -12,16 +12,16 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import print_json, progress_bar, stdout
-from reap_serve.cli.traffic import (
+from reap_serve.cli.traffic_options import (
     FormatName,
     Json,
     Overwrite,
     SkipMalformed,
     SliceFiles,
     TrafficFiles,
-    note_skipped,
     open_traffic,
 )
+from reap_serve.cli.traffic_tables import note_skipped
 from reap_serve.errors import EngineError, RequestError
 
 if TYPE_CHECKING:

@@ -6,15 +6,14 @@ one.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.body import Object, is_list
-from reap_serve.traffic.chats.parts import Pieces, are_openai_parts, as_json, pieces_of, text_of_parts, tool_call
-from reap_serve.traffic.json_text import decoded, structured
+from reap_serve.traffic.chats.calls import Calls
+from reap_serve.traffic.chats.parts import Pieces, are_openai_parts, pieces_of, text_of_parts, tool_call
 from reap_serve.traffic.malformed import MalformedRecordError
 
 # Roles of other APIs; others pass as they are, for the template to take or to refuse.
@@ -60,11 +59,10 @@ def chat_messages(messages: JsonValue) -> list[Object]:
 
 @dataclass(slots=True)
 class _Chat:
-    """The messages so far, and the calls in them that have no id or no result yet."""
+    """The messages so far, and what of them is not settled yet."""
 
     messages: list[Object] = field(default_factory=list)
-    _unanswered: deque[str] = field(default_factory=deque)
-    _made_ids: int = 0
+    _calls: Calls = field(default_factory=Calls)
     _reasoning: list[str] = field(default_factory=list)
     _tool_use_at: int | None = None
 
@@ -117,11 +115,11 @@ class _Chat:
             call = tool_call(
                 item.get("call_id", item.get("id")), item.get("name"), item.get("arguments", item.get("input"))
             )
-            self._add_call(self._with_id(call, place))
+            self._add_call(self._calls.identified(call, place))
         elif kind in _RESULT_ITEMS:
             content = text_of_parts(item.get("output", ""), place)
             result: Object = {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
-            self._append(self._identified(result, place))
+            self._append(self._calls.answered(result))
         else:
             raise MalformedRecordError(
                 "item that is neither message, reasoning, nor call or result of a function", place
@@ -156,15 +154,15 @@ class _Chat:
         message["role"] = role = _ROLES.get(role.lower(), role)
         pieces = self._take_pieces(message, place)
         _take_reasoning(message, pieces, place)
-        self._take_calls(message, pieces, place)
+        self._calls.take(message, pieces, place)
         if pieces.results:
             # What a user says beside the results follows them.
             for result in pieces.results:
-                self._append(self._identified(result, place))
+                self._append(self._calls.answered(result))
             if message["content"] is None and not pieces.calls:
                 return
         if role == "tool":
-            message = self._identified(message, place)
+            message = self._calls.answered(message)
         if "tool_calls" in message:
             message.setdefault("content", None)
         elif message.get("content") is None:
@@ -208,49 +206,6 @@ class _Chat:
             raise MalformedRecordError("content is neither text nor a list of parts", place)
         return Pieces()
 
-    def _take_calls(self, message: dict[str, JsonValue], pieces: Pieces, place: str) -> None:
-        calls = structured(message.pop("tool_calls", None))
-        found: list[Object] = list(pieces.calls)
-        if calls is not None and not is_list(calls):
-            raise MalformedRecordError("tool_calls is not a list", place)
-        found += [_chat_call(decoded(call), place) for call in calls or ()]
-        called = structured(message.pop("function_call", None))
-        if isinstance(called, Mapping) and called:
-            call = tool_call(None, called.get("name"), called.get("arguments"))
-            # Clients write both forms of one call.
-            if call["function"] not in [item.get("function") for item in found]:
-                found.append(call)
-        elif called not in (None, {}):
-            raise MalformedRecordError("function_call is not an object", place)
-        if found:
-            message["tool_calls"] = [self._with_id(call, place) for call in found]
-
-    def _with_id(self, call: Object, place: str) -> Object:
-        function = call.get("function", call.get("custom"))
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise MalformedRecordError("tool call without a function name", place)
-        given = call.get("id")
-        if given is None:
-            given = f"call_{self._made_ids}"
-            self._made_ids += 1
-            call = {"id": given, **{key: value for key, value in call.items() if key != "id"}}
-        self._unanswered.append(str(given))
-        return call
-
-    def _identified(self, result: Object, place: str) -> dict[str, JsonValue]:
-        """A tool message with the id of its call: its own, else that of the first call without a result."""
-        message = {**result}
-        given = message.get("tool_call_id")
-        if given is None and isinstance(message.get("id"), str) and message["id"] in self._unanswered:
-            given = message["id"]
-        if given is None and self._unanswered:
-            given = self._unanswered[0]
-        if given is not None:
-            message["tool_call_id"] = given
-            if str(given) in self._unanswered:
-                self._unanswered.remove(str(given))
-        return message
-
 
 def _take_reasoning(message: dict[str, JsonValue], pieces: Pieces, place: str) -> None:
     given = message.get("reasoning")
@@ -268,26 +223,6 @@ def _take_reasoning(message: dict[str, JsonValue], pieces: Pieces, place: str) -
         message["reasoning"] = given
     else:
         message.pop("reasoning", None)
-
-
-def _chat_call(call: JsonValue, place: str) -> Object:
-    """An OpenAI tool call from one in its own form, or in LangChain's or the AI SDK's."""
-    if not isinstance(call, Mapping):
-        raise MalformedRecordError("tool call without a function name", place)
-    function = call.get("function")
-    if isinstance(function, Mapping):
-        found = call if "type" in call else {"type": "function", **call}
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            return found
-        return {**found, "function": {**function, "arguments": "{}" if arguments is None else as_json(arguments)}}
-    if isinstance(call.get("custom"), Mapping):
-        return call
-    return tool_call(
-        next((call[key] for key in ("id", "toolCallId", "tool_call_id", "call_id") if call.get(key)), None),
-        next((call[key] for key in ("name", "toolName", "tool_name") if call.get(key)), None),
-        next((call[key] for key in ("arguments", "args", "input") if call.get(key) is not None), None),
-    )
 
 
 _TEXT_KEYS = (

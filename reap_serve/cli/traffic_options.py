@@ -1,0 +1,80 @@
+"""Options that name recorded traffic, and the requests that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.request import Request
+
+TrafficFiles = Annotated[
+    list[str] | None, typer.Argument(metavar="TRAFFIC...", help="Traffic files, plain, gzip or zstd; - is stdin.")
+]
+SliceFiles = Annotated[list[str] | None, typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.")]
+FormatName = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="Format of the files; found out by default.")
+]
+SkipMalformed = Annotated[
+    bool, typer.Option("--skip-malformed", help="Count malformed records instead of stopping at the first.")
+]
+TrustTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--trust-request-chat-template",
+        help="Take requests that bring a chat template: a stranger's code, run with bounded time and memory.",
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="MODEL", help="Count tokens of this model; else characters/4."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write: OpenAI Batch JSONL.")]
+
+
+class AllocationName(StrEnum):
+    """Names of `--allocation`."""
+
+    PROPORTIONAL = "proportional"
+    EQUAL = "equal"
+
+
+def open_traffic(
+    files: list[str] | None,
+    slices: list[str] | None,
+    format: str | None,
+    skip_malformed: bool,
+    *,
+    require_text: bool = True,
+    keep_templates: bool = False,
+) -> tuple[Iterator[Request], Malformed]:
+    """The requests that the options of a traffic command name, and the tally of what is skipped.
+
+    Raises:
+        RequestError: No file is named.
+    """
+    from reap_serve.errors import RequestError
+    from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.own_template import keep_own_template, refuse_own_template
+    from reap_serve.traffic.read import parse_slices, read_traffic
+
+    if not files and not slices:
+        raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")
+    malformed = Malformed()
+    requests = read_traffic(
+        files or [],
+        format=format,
+        slices=parse_slices(slices or []),
+        skip_malformed=skip_malformed,
+        require_text=require_text,
+        malformed=malformed,
+        settle_template=keep_own_template if keep_templates else refuse_own_template,
+    )
+    return requests, malformed
