@@ -41,10 +41,10 @@ def measure(pruned: Path, traffic: Path, domains: list[str]) -> dict[str, float]
     llm = start_engine(open_model(str(pruned)), settings, {"max_model_len": 1024})
     from vllm import SamplingParams
 
-    from reap_serve.adapter import engine_view
+    from reap_serve.adapter.renderer import EngineRenderer
     from reap_serve.traffic.teacher_forcing import TeacherForcing
 
-    forcing = TeacherForcing(engine_view.EngineRenderer(llm))
+    forcing = TeacherForcing(EngineRenderer(llm))
     for domain in domains:
         tokens = [
             forcing.tokens(request).token_ids for request in read_traffic([str(traffic / f"{domain}.heldout.jsonl")])

@@ -40,7 +40,7 @@ def exact(
     """The sums of one recorder against the oracle."""
     from vllm import SamplingParams
 
-    from reap_serve.adapter import engine_view
+    from reap_serve.adapter import layer_view
     from reap_serve.adapter.loaded import LoadedEngine
 
     settings = {"recorder": recorder, "sample_fraction": fraction, "read_kernel_rows": False}
@@ -61,7 +61,7 @@ def exact(
             for count, length in ((3, 40), (16, 20), (1, 700)):
                 llm.generate(engines.prompts(count, length, seed=count), parameters, use_tqdm=False)
             found, window = _snapshot(llm)
-            kernel = engine_view.kernel_name(engine_view.moe_layers(llm.llm_engine.vllm_config)[0])
+            kernel = layer_view.kernel_name(layer_view.moe_layers(llm.llm_engine.vllm_config)[0])
         finally:
             LoadedEngine.connect = plain  # type: ignore[method-assign]
             engines.stop(llm)

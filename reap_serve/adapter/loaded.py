@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from reap_serve.adapter import engine_view, modular_only
+from reap_serve.adapter import engine_view, layer_view, modular_only
 from reap_serve.adapter.data_parallel import DataParallelPeers
 from reap_serve.adapter.refusals import refuse_unsound, refuse_untold_drafts
 from reap_serve.adapter.releases.check import attribute_or_none
@@ -44,7 +44,7 @@ class LoadedEngine:
 
     def __init__(self, model_runner: GPUModelRunner, vllm_config: VllmConfig, settings: ObserveSettings) -> None:
         model = model_runner.get_model()
-        self._layers = engine_view.moe_layers(vllm_config, model)
+        self._layers = layer_view.moe_layers(vllm_config, model)
         refuse_unreached(model)
         refuse_unsound(settings, vllm_config, self._layers)
         modular_only.tell(self._layers)
@@ -117,7 +117,7 @@ class LoadedEngine:
     @property
     def routes_in_model(self) -> bool:
         """Whether a layer's choice is made in the model, before vLLM's router."""
-        return any(engine_view.routes_in_model(layer) for layer in self._layers)
+        return any(layer_view.routes_in_model(layer) for layer in self._layers)
 
     @property
     def skipped_routing(self) -> SkippedRouting | None:

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import layer_view
 from reap_serve.adapter.fit import settings_of
 from reap_serve.shown_text import shown_logger
 
@@ -42,7 +42,7 @@ def passed_over() -> tuple[str, ...]:
 def tell(layers: Sequence[MoERunner]) -> None:
     """Logs which kernels stand in for those that vLLM would have taken."""
     if _passed_over:
-        kernels = ", ".join(dict.fromkeys(map(engine_view.kernel_name, layers)))
+        kernels = ", ".join(dict.fromkeys(map(layer_view.kernel_name, layers)))
         logger.warning(
             "the experts run in %s, which can be observed, in place of %s; --keep-kernel keeps vLLM's choice and "
             "refuses observation",

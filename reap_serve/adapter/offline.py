@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from reap_serve.adapter import engine_view
 from reap_serve.adapter.defects import refuse_misrouted_family
 from reap_serve.adapter.fit import require_fit
+from reap_serve.adapter.renderer import EngineRenderer, refusing_errors
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError, RequestError
@@ -95,7 +96,7 @@ def observe_traffic(
         llm.collective_rpc("reap_reset")
         started, done, too_long, unanswered = time.monotonic(), 0, 0, 0
         statistics: Statistics | None = None
-        forcing = TeacherForcing(engine_view.EngineRenderer(llm))
+        forcing = TeacherForcing(EngineRenderer(llm))
         refusals = refusals or Refusals()
         tally = ReceiptTally(f"tokens of {source.path.name}")
         longest = llm.model_config.max_model_len - 1
@@ -209,7 +210,7 @@ def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:
     """Runs prompts and their recorded answers through the engine, each in one prefill.
 
     Raises:
-        Exception: One of `engine_view.refusals()`, where vLLM refuses one; nothing was computed then.
+        Exception: One of `refusals()`, where vLLM refuses one; nothing was computed then.
     """
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
     llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
@@ -228,7 +229,7 @@ def _run(llm: LLM, batch: list[tuple[Request, ForcedTokens]], refusals: Refusals
         return []
     try:
         run_forced(llm, [tokens for _, tokens in batch])
-    except engine_view.refusals() as error:
+    except refusing_errors() as error:
         if len(batch) == 1:
             refusals.refuse(batch[0][0], error)
             return []

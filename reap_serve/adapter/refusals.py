@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import engine_view, layer_view
 from reap_serve.adapter.defects import refuse_misrouted_layers
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import ObserveSettings
@@ -143,11 +143,11 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
     from vllm.platforms import current_platform
 
     name, experts, router = layer.layer_name, layer.routed_experts, layer.router
-    if "logit_gram" in settings.extra_sums and engine_view.routes_in_model(layer):
+    if "logit_gram" in settings.extra_sums and layer_view.routes_in_model(layer):
         raise EngineError(f"{name} routes inside the model, which shows no logits", "leave logit_gram out")
     if experts.quant_method.is_monolithic:
         raise EngineError(
-            f"{name} routes inside a monolithic kernel ({engine_view.kernel_name(layer)}), which shows neither gate "
+            f"{name} routes inside a monolithic kernel ({layer_view.kernel_name(layer)}), which shows neither gate "
             "weights nor outputs",
             _monolithic_remedy(settings),
         )
@@ -159,16 +159,16 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         raise EngineError(
             f"{name} transforms the sum of its experts' outputs", "latent MoE layers cannot be observed yet"
         )
-    if experts.expert_map is not None and engine_view.cpu_kernel(layer) is not None:
+    if experts.expert_map is not None and layer_view.cpu_kernel(layer) is not None:
         raise EngineError(
             f"{name} is expert parallel, which vLLM's CPU kernel ignores", "start vLLM without expert parallelism"
         )
     if settings.recorder == "moe_sum":
         if current_platform.is_cpu():
             raise EngineError("the moe_sum recorder reads GPU kernels, and this is a CPU", "leave --recorder out")
-        if engine_view.reducing_kernel(layer) is None:
+        if layer_view.reducing_kernel(layer) is None:
             raise EngineError(
-                f"{name}: its kernel, {engine_view.kernel_name(layer)}, shows no rows before it adds them",
+                f"{name}: its kernel, {layer_view.kernel_name(layer)}, shows no rows before it adds them",
                 "leave --recorder out",
             )
 

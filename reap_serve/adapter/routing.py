@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import layer_view
 from reap_serve.adapter.operators import StandIn, define
 from reap_serve.adapter.releases.check import attribute_or_none
 
@@ -57,7 +57,7 @@ def _mask_routing_op(
     layer_name: str,
 ) -> None:
     """Shows a router's choice to the layer's hook, which may overwrite it."""
-    hook = engine_view.current_layer(layer_name).router.reap_routing
+    hook = layer_view.current_layer(layer_name).router.reap_routing
     if hook is not None:
         hook.routed(x_TH, logits_TE, weights_TK, expert_ids_TK)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import engine_view, layer_view
 from reap_serve.adapter.offline import start_engine, stdout_to_stderr, stop_engine
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
@@ -147,7 +147,7 @@ def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) ->
     llm = start_engine(open_model(str(directory)), settings, arguments)
     try:
         llm.collective_rpc("reap_reset")
-        layer = engine_view.moe_layers(llm.llm_engine.vllm_config)[0]
+        layer = layer_view.moe_layers(llm.llm_engine.vllm_config)[0]
         spy = _Spy(layer.routed_experts.reap_tap)
         layer.routed_experts.reap_tap = spy
         random = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) ->
         how = (
             "rows read in the kernel's memory" if layer.routed_experts.reap_moment is Moment.AFTER else "rows computed"
         )
-        return engine_view.kernel_name(layer), how, observed, spy.calls
+        return layer_view.kernel_name(layer), how, observed, spy.calls
     finally:
         stop_engine(llm)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import layer_view, replicas
 from reap_serve.adapter.operators import define
 from reap_serve.record.recorder import Moment
 from reap_serve.record.tap import Tap
@@ -33,7 +33,7 @@ def _tap_op(
         expert_ids_TK: Chosen experts.
         layer_name: Finds the layer in the running forward pass.
     """
-    tap = engine_view.current_layer(layer_name).reap_experts.reap_tap
+    tap = layer_view.current_layer(layer_name).reap_experts.reap_tap
     if tap is not None:
         tap.observe(x_TH, gate_TK, expert_ids_TK)
 
@@ -80,17 +80,17 @@ class _LogicalTap:
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, replica_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """See `record.tap.Tap`."""
-        return self._tap.observe(x_TH, gate_TK, engine_view.logical_ids(self._layer, replica_ids_TK))
+        return self._tap.observe(x_TH, gate_TK, replicas.logical_ids(self._layer, replica_ids_TK))
 
 
 def connect(layer: MoERunner, tap: Tap) -> None:
     """Sets the tap of a layer whose weights are in place, and which nothing has compiled yet."""
     experts = layer.routed_experts
-    experts.reap_tap = _LogicalTap(layer, tap) if engine_view.moves_experts(layer) else tap
+    experts.reap_tap = _LogicalTap(layer, tap) if replicas.moves_experts(layer) else tap
     experts.reap_moment = tap.moment
     if tap.moment is Moment.INSTEAD:
         # The layer's Python has to run at every step: through vLLM's opaque operator, as on GPUs.
-        layer._forward_entry = engine_view.opaque_forward(layer)
+        layer._forward_entry = layer_view.opaque_forward(layer)
     elif tap.moment is Moment.AFTER:
         # `tap_kernel` shows it the calls.
         experts.__class__ = plain_class(experts)
@@ -109,7 +109,7 @@ def _tapped_class(plain: Any) -> type:
             tap = self.reap_tap
             output = None if tap is None else tap.observe(x, topk_weights, topk_ids)
             if output is not None:
-                engine_view.run_overlapped_shared_experts(shared_experts, shared_experts_input)
+                layer_view.run_overlapped_shared_experts(shared_experts, shared_experts_input)
                 return output
         else:
             show(self, x, topk_weights, topk_ids)

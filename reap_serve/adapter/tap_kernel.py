@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import layer_view
 from reap_serve.errors import EngineError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class KernelTaps:
                 f"{layer.layer_name} shares its experts with another layer",
                 "set read_kernel_rows to false in the additional configuration",
             )
-        self._stand_in = self._stand_in or engine_view.cpu_kernel_stand_in(self._call)
+        self._stand_in = self._stand_in or layer_view.cpu_kernel_stand_in(self._call)
 
     def enter(self) -> None:
         """A recorded step begins."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import engine_view, layer_view, replicas
 from reap_serve.adapter.kernel_rows import KernelRows, Scratchpad, can_read
 from reap_serve.adapter.tap import connect
 from reap_serve.adapter.tap_kernel import KernelTaps
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 def facts_of(layer: MoERunner, settings: ObserveSettings, max_rows: int) -> LayerFacts:
     """What a recorder needs of a layer whose weights are in place."""
-    moving = engine_view.moves_experts(layer)
+    moving = replicas.moves_experts(layer)
     # Behind the dispatch of data-parallel ranks a kernel's memory holds parts of the rows of all of them.
     together = layer.moe_config.dp_size > 1
     facts = dataclasses.replace(
-        engine_view.layer_facts(layer),
+        layer_view.layer_facts(layer),
         call_rows=None if engine_view.device_type() == "cpu" or together else max_rows,
         # Where experts have replicas, what a kernel is about to add does not tell of which one it is.
-        adds_apart=engine_view.reducing_kernel(layer) is not None and not moving,
+        adds_apart=layer_view.reducing_kernel(layer) is not None and not moving,
         shape=RowShape(layer.moe_config.hidden_dim, layer.moe_config.experts_per_token, layer.moe_config.in_dtype),
     )
     if settings.recorder == "moe_sum" or not settings.read_kernel_rows or together:
@@ -50,7 +50,7 @@ def wire_layer(layer: MoERunner, tap: Tap, kernel_taps: KernelTaps) -> None:
     """Connects a layer with its recorder."""
     connect(layer, tap)
     if isinstance(tap, SumTap):
-        tap_reduction(engine_view.reducing_kernel(layer), tap.rows_written)
+        tap_reduction(layer_view.reducing_kernel(layer), tap.rows_written)
     elif tap.moment is Moment.AFTER:
         kernel_taps.add(layer)
 
@@ -73,7 +73,7 @@ def tap_reduction(experts: object, see: Callable[[torch.Tensor], None]) -> None:
 
 def _kernel_output(layer: MoERunner, facts: LayerFacts) -> KernelRows | None:
     """Where the layer's kernel leaves its outputs, None where it does not or where they are not as expected."""
-    kernel = engine_view.cpu_kernel(layer)
+    kernel = layer_view.cpu_kernel(layer)
     address = None if kernel is None else engine_view.scratchpad_address()
     if kernel is None or address is None:
         return None

@@ -178,7 +178,8 @@ def imported_scores(pairs: list[str]) -> tuple[tuple[TaskScore, ...], tuple[Task
     """Scores of the base and of the candidate, from the pairs of `--task-results`.
 
     Raises:
-        RequestError: A pair is not BASE=CANDIDATE, or one of its paths holds no results.
+        RequestError: A pair is not BASE=CANDIDATE.
+        InputFileError: A path holds no results that are read.
     """
     from reap_serve.compare.task_results import read_task_results
 

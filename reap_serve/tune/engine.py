@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from reap_serve.adapter.engine_view import EngineRenderer
 from reap_serve.adapter.offline import (
     collect,
     require_observable,
@@ -26,6 +25,7 @@ from reap_serve.adapter.offline import (
     stdout_to_stderr,
     stop_engine,
 )
+from reap_serve.adapter.renderer import EngineRenderer
 from reap_serve.adapter.scoring import Arguments, generate_greedy, score_prompts
 from reap_serve.compare.answers import Answer
 from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import engine_view, layer_view
 
 
 def layer_of(function: Any) -> Any:
@@ -27,11 +27,11 @@ def test_a_function_of_the_transformers_backend_routes_in_the_model() -> None:
         """As vLLM 0.33 has it."""
 
     hf_topk_router.__module__ = moe.__name__
-    assert engine_view.routes_in_model(layer_of(functools.partial(hf_topk_router, gate=None)))
-    assert engine_view.routes_in_model(layer_of(functools.partial(functools.partial(hf_topk_router, gate=None))))
-    assert engine_view.routes_in_model(layer_of(hf_topk_router))
-    assert not engine_view.routes_in_model(layer_of(functools.partial(max, 1)))
-    assert not engine_view.routes_in_model(layer_of(None))
+    assert layer_view.routes_in_model(layer_of(functools.partial(hf_topk_router, gate=None)))
+    assert layer_view.routes_in_model(layer_of(functools.partial(functools.partial(hf_topk_router, gate=None))))
+    assert layer_view.routes_in_model(layer_of(hf_topk_router))
+    assert not layer_view.routes_in_model(layer_of(functools.partial(max, 1)))
+    assert not layer_view.routes_in_model(layer_of(None))
 
 
 @pytest.mark.parametrize(

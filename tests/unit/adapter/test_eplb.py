@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_layer import FakeExperts, facts
 
-from reap_serve.adapter import engine_view
+from reap_serve.adapter import layer_view, replicas
 from reap_serve.adapter.tap import connect
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.clock import HostMeter
@@ -52,7 +52,7 @@ class MovingLayer:
         self.facts = dataclasses.replace(
             plain,
             forward_experts=lambda x, weights, ids: plain.forward_experts(x, weights, self.experts[ids.long()]),
-            replica_of=lambda ids: engine_view._first_replicas(self.layer, ids),
+            replica_of=lambda ids: replicas.first_replicas(self.layer, ids),
         )
 
     def rearrange(self, experts: Sequence[int]) -> None:
@@ -90,7 +90,7 @@ def steps(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
 def test_a_rearrangement_between_steps_and_before_measuring_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, recorder_class: Any
 ) -> None:
-    monkeypatch.setattr(engine_view, "opaque_forward", lambda layer: None)
+    monkeypatch.setattr(layer_view, "opaque_forward", lambda layer: None)
     sampler = RowSampler(1.0, 2, CPU)
     plain, sums = LayerSums(2, NUM_EXPERTS, CPU), LayerSums(2, NUM_EXPERTS, CPU)
     moving = MovingLayer([0, 1, 2, 3, 3, 1])
@@ -114,10 +114,10 @@ def test_a_rearrangement_between_steps_and_before_measuring_changes_nothing(
 
 def test_replicas_are_told_from_what_vllm_padded() -> None:
     moving = MovingLayer([2, 0, 1, 3, 2, 2])
-    found = engine_view.logical_ids(moving.layer, torch.tensor([[0, 5], [-1, 3]], dtype=torch.int32))
+    found = replicas.logical_ids(moving.layer, torch.tensor([[0, 5], [-1, 3]], dtype=torch.int32))
     assert found.tolist() == [[2, 2], [-1, 3]]
     assert found.dtype == torch.int32
-    assert engine_view._first_replicas(moving.layer, torch.tensor([[2, 0]])).tolist() == [[0, 1]]
+    assert replicas.first_replicas(moving.layer, torch.tensor([[2, 0]])).tolist() == [[0, 1]]
 
 
 def test_replicas_of_expert_parallel_ranks_are_each_measured_once() -> None:

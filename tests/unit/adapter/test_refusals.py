@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reap_serve.adapter import engine_view, refusals
+from reap_serve.adapter import engine_view, layer_view, refusals
 from reap_serve.adapter.refusals import refuse_unsound
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import ObserveSettings
@@ -116,7 +116,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bool], None]:
 
         monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: graphs)
         monkeypatch.setattr(engine_view, "device_type", lambda: device)
-        monkeypatch.setattr(engine_view, "routes_in_model", lambda layer: False)
+        monkeypatch.setattr(layer_view, "routes_in_model", lambda layer: False)
         monkeypatch.setattr(refusals, "refuse_misrouted_layers", lambda vllm_config, layers: None)
         monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: device == "cpu")
 
