@@ -27,6 +27,12 @@ _WRONG_PATHS = frozenset(
     }
 )
 
+# What the core does without, and the extra that has it.
+_OPTIONAL = {
+    **dict.fromkeys(("vllm", "torch", "transformers", "httpx", "scipy", "openai", "prometheus_client", "psutil"), "cpu"),
+    **dict.fromkeys(("jinja2", "plotly"), "report"),
+}
+
 
 def run_command(command: Callable[[], object], *, debug: bool) -> int:
     """Runs a command to its exit code; its failure becomes one line on stderr.
@@ -64,6 +70,8 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"{error.format_message().rstrip('.')}; see {_command_of(error)} --help", 2
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return "interrupted; run the command again", 130
+    if isinstance(error, ModuleNotFoundError) and error.name in _OPTIONAL:
+        return f"this needs the {error.name} package; pip install 'reap-serve[{_OPTIONAL[error.name]}]'", 1
     if isinstance(error, MemoryError):
         return "the memory does not suffice; free some, or use a machine with more", 1
     if isinstance(error, OSError) and error.strerror:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special, stats
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -24,9 +24,6 @@ SEED = 20260101
 LARGEST_SHRINKAGE = 4.57
 # Numbers held at once while quantiles are resampled.
 CHUNK_CELLS = 1 << 22
-
-_NORMAL = NormalDist()
-
 
 class Bootstrap:
     """Draws requests with replacement, as many as there are; base and candidate of a request stay together.
@@ -115,25 +112,24 @@ class Bootstrap:
             for row, below_N in enumerate(below_RN):
                 places_Q = np.searchsorted(below_N, np.asarray(quantiles) * (below_N[-1] - 1), side="right")
                 found_RQ[first + row] = sorted_N[np.minimum(places_Q, len(sorted_N) - 1)]
-        tail = _NORMAL.cdf(self._end)
+        tail = float(special.ndtr(self._end))
         low_Q, high_Q = np.quantile(found_RQ, (tail, 1.0 - tail), axis=0)
         return list(zip(low_Q.tolist(), high_Q.tolist(), strict=True))
 
 
 def lower_end(num_clusters: int) -> float:
-    """The normal quantile at which an interval begins, for C requests: that of a t distribution, and a bit more.
+    """The normal quantile at which the interval of C requests begins; it ends at the same number above 0.
 
-    Resamples of C values vary by (C - 1) / C less than samples of C do, and a normal quantile takes their spread for
-    known. Expanded percentiles (Hesterberg 2015, What teachers should know about the bootstrap) mend both:
+    Plain percentiles of resamples are too narrow for few requests, for two reasons: resamples vary less than samples
+    do, by (C - 1) / C in variance, and the spread is itself estimated, which asks for t in place of the normal
+    distribution. Expanded percentiles (Hesterberg 2015, What teachers should know about the bootstrap) mend both:
 
-        -sqrt(C / (C - 1)) t(C - 1),  t(n) = z + (z^3 + z) / 4n + (5 z^5 + 16 z^3 + 3 z) / 96 n^2
+        -sqrt(C / (C - 1)) t(C - 1)
 
-    with the quantile of t in Peiser's expansion (Abramowitz and Stegun 26.7.5). Below three requests it is that of two.
+    where t(n) is the 97.5 % quantile of the t distribution of n degrees of freedom. Of one request it is that of two.
     """
     freedom = max(num_clusters - 1, 1)
-    z = _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2.0)
-    t = z + (z**3 + z) / (4.0 * freedom) + (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / (96.0 * freedom**2)
-    return -math.sqrt((freedom + 1.0) / freedom) * t
+    return -math.sqrt((freedom + 1.0) / freedom) * float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2.0))
 
 
 def rests_on_few(numerator_C: Floats, denominator_C: Floats) -> bool:
@@ -170,20 +166,14 @@ def _range(numerator_C: Floats, denominator_C: Floats) -> Interval:
 def share_interval(count: int, total: int) -> Interval | None:
     """Wilson's interval of a share of requests (Wilson 1927): a bootstrap of 0 out of 32 would be sure of 0.
 
-        (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-
     Args:
         count: Requests with the property.
-        total: n.
+        total: All requests.
 
     Returns:
         Low and high end; None of no requests.
     """
     if total == 0:
         return None
-    z = _NORMAL.inv_cdf(0.5 + CONFIDENCE / 2.0)
-    share = count / total
-    middle = share + z * z / (2 * total)
-    width = z * math.sqrt(share * (1.0 - share) / total + z * z / (4 * total * total))
-    scale = 1.0 + z * z / total
-    return max((middle - width) / scale, 0.0), min((middle + width) / scale, 1.0)
+    interval = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)

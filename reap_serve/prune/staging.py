@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from reap_serve.errors import ExecutionError, StorageError
 from reap_serve.publish import replace_directory, sync_directory, write_file
@@ -39,21 +40,20 @@ def staging_directory(output: Path, digest: str) -> Iterator[Path]:
     content = home / CONTENT_NAME
     try:
         home.mkdir(exist_ok=True)
-        lock = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = FileLock(home / LOCK_NAME)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ExecutionError(f"another process is writing {output}", "wait for it or give another path") from None
     except OSError as error:
         raise StorageError(f"{home} cannot be made: {error.strerror}", "give a path that can be written") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ExecutionError(f"another process is writing {output}", "wait for it or give another path") from None
         _prepare(home, content, digest)
         yield content
         sync_directory(content)
         replace_directory(content, output)
         shutil.rmtree(home, ignore_errors=True)
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _prepare(home: Path, content: Path, digest: str) -> None:

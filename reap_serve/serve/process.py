@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import httpx
 
 from reap_serve.engine_environment import cpu_environment
 from reap_serve.errors import EngineError
@@ -130,16 +130,19 @@ def free_port() -> int:
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], command: Sequence[str], url: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise EngineError(
-                f"vLLM stopped with exit code {process.returncode} while starting: {_last_error(log)}",
-                # Without its options, which may hold a key.
-                f"run `{shlex.join(command[:5])}` with its options to see its whole log",
-            )
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
-            return
-        time.sleep(0.25)
+    # No proxy of the environment stands between this process and its child.
+    with httpx.Client(timeout=5.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise EngineError(
+                    f"vLLM stopped with exit code {process.returncode} while starting: {_last_error(log)}",
+                    # Without its options, which may hold a key.
+                    f"run `{shlex.join(command[:5])}` with its options to see its whole log",
+                )
+            with contextlib.suppress(httpx.HTTPError):
+                if client.get(f"{url}/health").is_success:
+                    return
+            time.sleep(0.25)
     raise EngineError(
         f"vLLM did not answer within {START_SECONDS:.0f} s: {_last_error(log)}", "is the model too large?"
     )

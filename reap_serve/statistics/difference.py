@@ -81,7 +81,10 @@ def difference(
 
 
 def spearman(left_E: Floats, right_E: Floats) -> float | None:
-    """Rank correlation: Pearson's of the ranks, equal values sharing their mean rank; None without spread."""
+    """Rank correlation: Pearson's of the ranks, equal values sharing their mean rank; None without spread.
+
+    Not scipy's, whose tests hold it to the same numbers: statistics are read and planned from without scipy.
+    """
     ranks = [_mean_ranks(values_E) for values_E in (left_E, right_E)]
     centred = [rank_E - rank_E.mean() for rank_E in ranks]
     scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))

@@ -45,6 +45,11 @@ def failing(error: BaseException) -> Callable[[], object]:
             1,
             "Input/output error; check the path, its permissions and the disk",
         ),
+        (
+            ModuleNotFoundError("No module named 'scipy.stats'", name="scipy"),
+            1,
+            "this needs the scipy package; pip install 'reap-serve[cpu]'",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; run the command again"),
     ],
 )
