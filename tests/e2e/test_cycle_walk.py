@@ -1,4 +1,4 @@
-"""The loop as a job beside a server that observes: a candidate, nothing to do, and another one when the domain changes."""
+"""The loop as a job beside a server that observes: a candidate, nothing to do, another one when the domain changes."""
 
 from __future__ import annotations
 
