@@ -3,8 +3,8 @@
 A run holds a lock on what it writes, which ends with the process however it ends. What lies beside an output under the
 name of an unfinished one and is not locked belongs to nobody.
 
-The lock is on the output itself, file or directory, by `flock`: filelock, which this project uses elsewhere, needs a lock
-file of its own, and that would be one more thing that a killed run leaves behind.
+The lock is on the output itself, file or directory, by `flock`: filelock, which this project uses elsewhere, needs a
+lock file of its own, and that would be one more thing that a killed run leaves behind.
 """
 
 from __future__ import annotations

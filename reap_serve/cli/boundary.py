@@ -29,7 +29,9 @@ _WRONG_PATHS = frozenset(
 
 # What the core does without, and the extra that has it.
 _OPTIONAL = {
-    **dict.fromkeys(("vllm", "torch", "transformers", "httpx", "scipy", "openai", "prometheus_client", "psutil"), "cpu"),
+    **dict.fromkeys(
+        ("vllm", "torch", "transformers", "httpx", "scipy", "openai", "prometheus_client", "psutil"), "cpu"
+    ),
     **dict.fromkeys(("jinja2", "plotly"), "report"),
 }
 

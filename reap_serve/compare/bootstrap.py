@@ -25,6 +25,7 @@ LARGEST_SHRINKAGE = 4.57
 # Numbers held at once while quantiles are resampled.
 CHUNK_CELLS = 1 << 22
 
+
 class Bootstrap:
     """Draws requests with replacement, as many as there are; base and candidate of a request stay together.
 

@@ -1,8 +1,9 @@
 """The objects of one large JSON document, found by their brackets, without holding the document.
 
 A document is an array of objects, or a sequence of indented objects. Only brackets and strings are followed; what lies
-between is parsed later, object by object, so that one broken object does not take the rest along. That is why this is no streaming parser such as ijson: those stop at
-the first broken byte, and the line of the broken record is what a user needs to hear.
+between is parsed later, object by object, so that one broken object does not take the rest along. That is why this is
+no streaming parser such as ijson: those stop at the first broken byte, and the line of the broken record is what a user
+needs to hear.
 """
 
 from __future__ import annotations
