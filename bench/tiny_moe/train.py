@@ -1,8 +1,8 @@
 """Trains the model on packed sequences with two processes of one thread each.
 
-Run: ``python -m bench.tiny_moe.train --data DIR --output DIR [--shape NAME] [--steps N] [--processes N] [--seed N]``. A
-run that stopped goes on from its last checkpoint, also with other steps as long as their decay has not begun. The
-schedule follows steps, not the clock, so a run can be repeated.
+Run: ``python -m bench.tiny_moe.train --data DIR --output DIR [--shape NAME] [--steps N] [--decay-steps N]
+[--processes N] [--seed N]``. A run that stopped goes on from its last checkpoint, also with other steps as long as
+their decay has not begun. The schedule follows steps, not the clock, so a run can be repeated.
 """
 
 import argparse
@@ -37,17 +37,18 @@ MIXTURE = {
 BALANCE_COEFFICIENT = 0.03
 MUON_LEARNING_RATE = 0.02
 ADAM_LEARNING_RATE = 0.003
-NUM_STEPS = 1480
+NUM_STEPS, DECAY_STEPS = 1480, 279
 GRADIENT_NORM_LIMIT = 1.0
 LOG_EVERY, CHECKPOINT_EVERY = 20, 20
 
 # Shares of the peak rate at steps (counted from 1), linear in between.
-Schedule = tuple[tuple[int, float], ...]
+Schedule = tuple[tuple[float, float], ...]
 
 
-def schedule_of(num_steps: int) -> Schedule:
-    """Gives warm-up, constant rate and a decay to zero that begins 279 steps before the end."""
-    return (0, 0.0), (40, 1.0), (num_steps - 279, 1.0), (num_steps - 179, 0.75), (num_steps + 1, 0.0)
+def schedule_of(num_steps: int, decay_steps: int = DECAY_STEPS) -> Schedule:
+    """Gives warm-up, constant rate, and a decay to zero whose first 100 of 279 parts end at 75 %."""
+    first, middle = num_steps - decay_steps, num_steps - decay_steps * 179 / 279
+    return (0, 0.0), (40, 1.0), (first, 1.0), (middle, 0.75), (num_steps + 1, 0.0)
 
 
 class Streams:
@@ -121,19 +122,20 @@ def _save(path: Path, content: dict[str, object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is trained: files, shape of the model, steps, processes and seed."""
+    """What is trained: files, shape of the model, steps and how many of them decay, processes and seed."""
 
     data: Path
     output: Path
     shape: str
     num_steps: int
+    decay_steps: int
     num_processes: int
     seed: int
 
 
 def train(rank: int, run: Run) -> None:
     """Runs one of the processes."""
-    output, schedule = run.output, schedule_of(run.num_steps)
+    output, schedule = run.output, schedule_of(run.num_steps, run.decay_steps)
     torch.set_num_threads(1)
     meeting = f"file://{output.resolve()}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=run.num_processes)
@@ -205,13 +207,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="top-2-of-32")
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--decay-steps", type=int, default=DECAY_STEPS, help="Steps over which the rate falls to 0.")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=20)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "meeting").unlink(missing_ok=True)
     context = mp.get_context("spawn")
-    run = Run(arguments.data, arguments.output, arguments.shape, arguments.steps, arguments.processes, arguments.seed)
+    run = Run(
+        arguments.data,
+        arguments.output,
+        arguments.shape,
+        arguments.steps,
+        arguments.decay_steps,
+        arguments.processes,
+        arguments.seed,
+    )
     processes = [context.Process(target=train, args=(rank, run)) for rank in range(run.num_processes)]
     for process in processes:
         process.start()

@@ -10,12 +10,15 @@ from typing import TypeVar
 import numpy as np
 
 from reap_serve.compare.answers import Answer
+from reap_serve.compare.divergence import kl_divergence
 from reap_serve.compare.gate import Gate
 from reap_serve.compare.quality import AnswerPair, quality
 from reap_serve.compare.record import Quality
 from reap_serve.compare.scores import TokenScores
+from reap_serve.records import JsonValue
 from reap_serve.serve.mask import MAX_PLANS
 from reap_serve.tune.engine import Case, Mask, TuneEngine
+from reap_serve.tune.guard import RequestSums
 from reap_serve.tune.ledger import Ledger
 from reap_serve.tune.limits import judge
 from reap_serve.tune.record import Figures, Part
@@ -107,6 +110,18 @@ class Measuring:
             found.append({name: Quality.model_validate(value) for name, value in known.items()})
         return found
 
+    def by_request(self, mask: Mask, part: Part) -> dict[str, RequestSums]:
+        """Divergence of the requests of each slice under a mask that was measured."""
+        found = self._ledger.get(f"requests:{part}:{mask.id}")
+        assert isinstance(found, Mapping)
+        tokens: defaultdict[str, list[int]] = defaultdict(list)
+        for case in self.parts[part].cases:
+            tokens[case.forced.slice].append(len(case.scored_tokens) - case.first_scored)
+        return {
+            name: RequestSums(np.asarray(found[name], np.float64), np.asarray(counts, np.float64))
+            for name, counts in tokens.items()
+        }
+
     def _known(self, mask: Mask, part: Part) -> object:
         return self._ledger.get(f"{part}:{mask.id}")
 
@@ -120,6 +135,7 @@ class Measuring:
         for position, mask in enumerate(masks):
             own_scores, own_answers = scores[position], answers[position]
             slices: dict[str, Quality] = {}
+            sums: dict[str, JsonValue] = {}
             for name in sorted({case.forced.slice for case in cases}):
                 members = [index for index, case in enumerate(cases) if case.forced.slice == name]
                 pairs = [
@@ -130,6 +146,8 @@ class Measuring:
                 slices[name] = quality(
                     [base_scores[index] for index in members], [own_scores[index] for index in members], pairs
                 )
+                sums[name] = [float(kl_divergence(base_scores[index], own_scores[index]).sum()) for index in members]
+            self._ledger.put(f"requests:{part}:{mask.id}", sums, self._spending.seconds)
             value = {name: entry.model_dump(mode="json") for name, entry in slices.items()}
             self._ledger.put(f"{part}:{mask.id}", value, self._spending.seconds)
         self._ledger.put("masked_tokens", self._spending.masked_tokens, self._spending.seconds)

@@ -49,6 +49,18 @@ class Figures(Record):
     limits: tuple[LimitResult, ...]
 
 
+class Difference(Record):
+    """Divergence of a plan less that of REAP's plan of the same size, on the same requests.
+
+    Attributes:
+        kl_divergence_mean: Mean over the slices, nats per token; below 0 where the plan diverges less.
+        interval: Its 95 % interval over requests in pairs; None where a slice has one request alone.
+    """
+
+    kl_divergence_mean: float
+    interval: tuple[float, float] | None
+
+
 class CandidateResult(Record):
     """One plan that was tried.
 
@@ -59,6 +71,7 @@ class CandidateResult(Record):
         part: On which requests it was measured.
         held: Whether it meets every limit there.
         figures: What it did.
+        over_reap: On the selection requests; None of REAP itself, and where REAP was not tried at that size.
         chosen: Whether it is the result.
     """
 
@@ -68,6 +81,7 @@ class CandidateResult(Record):
     part: Part
     held: bool
     figures: Figures
+    over_reap: Difference | None
     chosen: bool
 
 

@@ -95,13 +95,13 @@ def _reason(request: TuneRequest, outcome: Outcome, num_experts: int, *, exhaust
         return (
             f"nothing can go within the limits: with {size} held-out requests break {broken or 'none, but others do'}"
         )
-    kept, name = best.candidate.keep_experts, best.candidate.rule.name
+    kept = best.candidate.keep_experts
     rivals = {
         tried.candidate.rule.name
         for tried in outcome.tried
         if tried.part == "selection" and tried.candidate.keep_experts == kept
     }
-    text = f"of {len(rivals)} rules at {kept} of {num_experts} experts {name} diverges least on the selection requests"
+    text = f"of {len(rivals)} rules at {kept} of {num_experts} experts {_why(outcome, best)}"
     if request.size is None:
         text += "; the limits hold on the held-out ones"
         if outcome.below is not None and outcome.below.candidate.keep_experts < kept:
@@ -109,6 +109,26 @@ def _reason(request: TuneRequest, outcome: Outcome, num_experts: int, *, exhaust
             if failed is not None:
                 text += f", and with {outcome.below.candidate.keep_experts} experts {failed.limit} does not"
     return text
+
+
+def _why(outcome: Outcome, best: Tried) -> str:
+    """Why a rule was taken at its size, by the selection requests."""
+    name = best.candidate.rule.name
+    some = [
+        tried
+        for tried in outcome.tried
+        if tried.part == "selection" and tried.candidate.keep_experts == best.candidate.keep_experts
+    ]
+    own = next((tried for tried in some if tried.candidate.rule.name == name), None)
+    if best.candidate.rule.is_reap and len(some) > 1:
+        return f"none that holds diverges less than {name} by more than the noise of the selection requests"
+    if own is not None and own.over_reap is not None and own.over_reap.interval is not None:
+        low, high = own.over_reap.interval
+        apart = f"{own.over_reap.kl_divergence_mean:+.4f} nats [{low:+.4f}, {high:+.4f}] against reap"
+        if high < 0.0:
+            return f"{name} diverges least on the selection requests, {apart}"
+        return f"{name} holds there where reap does not ({apart})"
+    return f"{name} diverges least on the selection requests"
 
 
 def _notes(outcome: Outcome, spending: Spending) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from reap_serve.tune.engine import Mask
 
 Floats = npt.NDArray[np.float64]
 
-TRIALS = "trials"
+REAP, TRIALS = "reap", "trials"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,11 @@ class Rule:
     def name(self) -> str:
         """Criterion and variant in one."""
         return f"{self.criterion}, {self.variant}" if self.variant else self.criterion
+
+    @property
+    def is_reap(self) -> bool:
+        """Whether it is REAP as published, on tokens as observed: what every other rule has to beat."""
+        return self.name == REAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +75,12 @@ def criteria_rules(statistics: Statistics, model: ModelLimits, target: ServingTa
         return Rule(criterion, variant, gather(statistics, request, model))
 
     pooled: dict[str, float] = {}
-    rules = [rule("reap", "", pooled, "mean"), rule("asq", "", pooled, "mean")]
+    rules = [rule(REAP, "", pooled, "mean"), rule("asq", "", pooled, "mean")]
     slices = rules[0].evidence.slices
     if len(slices) > 1 and all(term.sums.layer_token_count_L.all() for term in rules[0].evidence.terms):
         alike = dict.fromkeys(slices, 1.0)
         rules += [
-            rule("reap", "slices alike", alike, "mean"),
+            rule(REAP, "slices alike", alike, "mean"),
             rule("asq", "slices alike", alike, "mean"),
             rule("weighted_ean_sum", "max-min", alike, "max-min"),
         ]

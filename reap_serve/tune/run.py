@@ -214,7 +214,7 @@ class _Run:
         if smaller:
             by_trials = self._trials(search, rules, cases, smaller[-1])
             if by_trials:
-                search.descend(by_trials, holding)
+                search.descend((rules[0], *by_trials), holding)
         if not holding:
             return None, self._closest(search), 0
         return search.judge(holding, (*by_trials[-1:], *rules))
@@ -227,8 +227,7 @@ class _Run:
             raise RequestError(f"the budget of {self._request.budget} affords no plan", "raise --budget")
         require_judged(judge(self._limits, tried[0].slices))
         if keep_experts < self._sizes.num_experts:
-            tried += search.at_size(self._trials(search, rules, cases, keep_experts), keep_experts)
-        tried.sort(key=lambda entry: (not entry.held, entry.figures.kl_divergence_mean))
+            tried = search.at_size(self._trials(search, rules, cases, keep_experts), keep_experts)
         best = search.judge_one(tried[0].candidate)
         return (best, None, 1) if best.held else (None, best, 1)
 

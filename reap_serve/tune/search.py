@@ -1,10 +1,11 @@
 """The search: which rule at which size, by the selection requests, and how small, by the held-out ones.
 
-The selection requests choose: at each size the rule of the lowest divergence among those that meet the limits. The
-held-out requests judge the chosen plan of one size after the other and choose among no rules. They are asked from the
-selection's size downwards, and the first that fails ends it: a fixed sequence of tests, in which the chance to accept a
-size that does not hold is that of a single test (Learn then Test, arXiv 2110.01052, section 3). Where the first one
-fails, larger sizes are asked until one holds; then the chance grows with the number of looks, which the report tells.
+The selection requests choose: at each size, among the rules that meet the limits, the one of the lowest divergence if
+that is below REAP's by more than noise (see `guard`), else REAP. The held-out requests judge the chosen plan of one
+size after the other and choose among no rules. They are asked from the selection's size downwards, and the first that
+fails ends it: a fixed sequence of tests, in which the chance to accept a size that does not hold is that of a single
+test (Learn then Test, arXiv 2110.01052, section 3). Where the first one fails, larger sizes are asked until one holds;
+then the chance grows with the number of looks, which the report tells.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass, field
 
 from reap_serve.compare.gate import Gate
 from reap_serve.compare.record import Quality
+from reap_serve.tune.guard import difference, is_lower
 from reap_serve.tune.measuring import Measuring, figures
-from reap_serve.tune.record import CandidateResult, Figures, Part
+from reap_serve.tune.record import CandidateResult, Difference, Figures, Part
 from reap_serve.tune.rules import Candidate, Rule, candidate
 from reap_serve.tune.spending import Spending
 
@@ -31,6 +33,7 @@ class Tried:
     part: Part
     figures: Figures
     slices: dict[str, Quality]
+    over_reap: Difference | None = None
 
     @property
     def held(self) -> bool:
@@ -47,6 +50,7 @@ class Tried:
             part=self.part,
             held=self.held,
             figures=self.figures,
+            over_reap=self.over_reap,
             chosen=chosen,
         )
 
@@ -74,15 +78,16 @@ class Search:
     tried: list[Tried] = field(default_factory=list)
 
     def at_size(self, rules: Sequence[Rule], keep_experts: int) -> list[Tried]:
-        """Tries rules at one size on the selection requests: best first, those that hold before the others.
+        """Tries rules at one size on the selection requests, and ranks all that were tried at it, see `ranked`.
 
         Of rules that the budget does not afford the last are left out; empty where it affords none.
         """
-        chosen = [candidate(rule, keep_experts) for rule in rules]
+        before = {tried.candidate.rule.name for tried in self.ranked(keep_experts)}
+        chosen = [candidate(rule, keep_experts) for rule in rules if rule.name not in before]
         while chosen and not self._affords(chosen):
             chosen = chosen[: FEW_RULES if len(chosen) > FEW_RULES else len(chosen) - 1]
-        found = self._try(chosen, "selection")
-        found.sort(key=lambda tried: (not tried.held, tried.figures.kl_divergence_mean))
+        self._try(chosen, "selection")
+        found = self.ranked(keep_experts)
         for tried in found[:1]:
             state = "holds" if tried.held else "does not hold"
             self.say(
@@ -91,11 +96,29 @@ class Search:
             )
         return found
 
+    def ranked(self, keep_experts: int) -> list[Tried]:
+        """What the selection requests say of a size, best first.
+
+        Plans that hold come before others. Among those, the ones that diverge less than REAP's by more than noise come
+        first, then REAP's, then the rest; each by divergence. Where REAP was not tried there is no such order.
+        """
+
+        def place(tried: Tried) -> int:
+            if tried.over_reap is None:
+                return 1
+            return 0 if is_lower(tried.over_reap) else 2
+
+        known = [
+            tried for tried in self.tried if tried.part == "selection" and tried.candidate.keep_experts == keep_experts
+        ]
+        return sorted(known, key=lambda tried: (not tried.held, place(tried), tried.figures.kl_divergence_mean))
+
     def smallest(self, rules: Sequence[Rule]) -> dict[int, Tried]:
         """The best candidate of each size that holds on the selection requests, by bisection over the sizes.
 
-        Sizes are taken as ordered: what holds at a size holds at larger ones. After the first size the best rules
-        alone go on. Where the budget affords one more size and none holds yet, that is the largest.
+        Sizes are taken as ordered: what holds at a size holds at larger ones. After the first size REAP, which is the
+        first of the rules, and the best others alone go on. Where the budget affords one more size and none holds yet,
+        that is the largest.
         """
         holding: dict[int, Tried] = {}
         ranked = list(rules)
@@ -109,8 +132,8 @@ class Search:
             if not found:
                 break
             order = {id(tried.candidate.rule): place for place, tried in enumerate(found)}
-            ranked.sort(key=lambda rule: order.get(id(rule), len(order)))
-            ranked = ranked[:SEVERAL_RULES]
+            others = sorted(ranked[1:], key=lambda rule: order.get(id(rule), len(order)))
+            ranked = [ranked[0], *others[: SEVERAL_RULES - 1]]
             if found[0].held:
                 high = middle
                 holding[self.allowed[middle]] = found[0]
@@ -124,7 +147,7 @@ class Search:
         while index >= 0:
             keep_experts = self.allowed[index]
             found = self.at_size(rules, keep_experts)
-            if found and found[0].held and self._better(found[0], holding.get(keep_experts)):
+            if found and found[0].held:
                 holding[keep_experts] = found[0]
             if keep_experts not in holding:
                 return
@@ -177,11 +200,7 @@ class Search:
         """What the selection requests choose at a size."""
         if keep_experts in holding:
             return holding[keep_experts].candidate
-        known = [
-            tried for tried in self.tried if tried.part == "selection" and tried.candidate.keep_experts == keep_experts
-        ]
-        known = known or self.at_size(rules, keep_experts)
-        known.sort(key=lambda tried: (not tried.held, tried.figures.kl_divergence_mean))
+        known = self.ranked(keep_experts) or self.at_size(rules, keep_experts)
         return known[0].candidate if known else None
 
     def _affords(self, chosen: Sequence[Candidate]) -> bool:
@@ -189,14 +208,18 @@ class Search:
         return self.spending.affords(self.measuring.cost(masks, "selection"), self.reserve)
 
     def _try(self, chosen: Sequence[Candidate], part: Part) -> list[Tried]:
-        found = []
         measured = self.measuring.measure([each.mask for each in chosen], part)
-        for each, slices in zip(chosen, measured, strict=True):
-            tried = Tried(each, part, figures(slices, self.limits), slices)
-            found.append(tried)
-            self.tried.append(tried)
+        found = [
+            Tried(each, part, figures(slices, self.limits), slices, self._over_reap(each, chosen, part))
+            for each, slices in zip(chosen, measured, strict=True)
+        ]
+        self.tried += found
         return found
 
-    @staticmethod
-    def _better(one: Tried, other: Tried | None) -> bool:
-        return other is None or one.figures.kl_divergence_mean < other.figures.kl_divergence_mean
+    def _over_reap(self, plan: Candidate, chosen: Sequence[Candidate], part: Part) -> Difference | None:
+        """A plan against REAP's of its size, where that is among those chosen or was tried before."""
+        known = (tried.candidate for tried in self.ranked(plan.keep_experts))
+        reap = next((each for each in (*chosen, *known) if each.rule.is_reap), None)
+        if plan.rule.is_reap or reap is None or part != "selection":
+            return None
+        return difference(*(self.measuring.by_request(each.mask, part) for each in (plan, reap)))

@@ -73,6 +73,37 @@ def test_trials_find_what_criteria_misjudge(tmp_path: Path, monkeypatch: pytest.
     by_reap = next(entry for entry in report.candidates if entry.criterion == "reap")
     of_plan = next(entry for entry in report.candidates if entry.criterion == "trials" and entry.part == "selection")
     assert of_plan.figures.kl_divergence_mean < 0.5 * by_reap.figures.kl_divergence_mean
+    assert by_reap.over_reap is None
+    assert of_plan.over_reap is not None
+    assert of_plan.over_reap.interval is not None
+    assert of_plan.over_reap.interval[1] < 0.0
+    expected = of_plan.figures.kl_divergence_mean - by_reap.figures.kl_divergence_mean
+    assert of_plan.over_reap.kl_divergence_mean == pytest.approx(expected, abs=1e-9)
+    assert "against reap" in report.reason
+
+
+def test_reap_stays_where_no_rule_is_lower_than_it_by_more_than_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every criterion ranks alike here, so that all of them make one plan.
+    use(monkeypatch, FakeEngine(COST))
+    report = tune(asked(tmp_path / "out", limits=(), size=Size(keep_experts=12), trials=False))
+    assert report.criterion == "reap"
+    assert report.variant == ""
+    assert "none that holds diverges less than reap by more than the noise" in report.reason
+    others = [entry.over_reap for entry in report.candidates if entry.part == "selection" and entry.criterion != "reap"]
+    assert others
+    assert all(entry is not None and entry.interval == (0.0, 0.0) for entry in others)
+
+
+def test_every_size_that_was_tried_has_reap_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeEngine(COST))
+    report = tune(asked(tmp_path / "out"))
+    chosen = [entry for entry in report.candidates if entry.part == "selection"]
+    for size in {entry.keep_experts for entry in chosen}:
+        names = [(entry.criterion, entry.variant) for entry in chosen if entry.keep_experts == size]
+        assert ("reap", "") in names
+        assert len(names) == len(set(names))
 
 
 def test_nothing_can_go_within_a_limit_that_nothing_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
