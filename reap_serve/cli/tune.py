@@ -97,7 +97,8 @@ def tune(
 ) -> None:
     """Find the smallest plan within your limits, or the best of a size, by trying plans as masks in one engine.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. It does not compare dropping
+    experts with quantising harder: make both checkpoints of equal bytes and give them to `reap-serve compare`.
     """
     if not traffic and not slices:
         raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")

@@ -1,8 +1,9 @@
 """What a run has measured so far, beside its output, so that a run that was stopped goes on.
 
 A folder `.<output>.tune` holds `ledger.jsonl` (figures by what was measured), the statistics and the sums of each round
-of trials: aggregates over requests, no text, no token, no gate of a single one. It belongs to one request, by a digest
-of all that decides the result but the budget; another request begins anew. It is removed when the output stands.
+of trials: divergences by request, else aggregates; no text, no token, no gate of a single one. It belongs to one
+request of the user, by a digest of all that decides the result but the budget; another one begins anew. It is removed
+when the output stands.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def _reason(request: TuneRequest, outcome: Outcome, num_experts: int, *, exhaust
         if outcome.below is not None and outcome.below.candidate.keep_experts < kept:
             failed = next((limit for limit in outcome.below.figures.limits if not limit.held), None)
             if failed is not None:
-                text += f", and with {outcome.below.candidate.keep_experts} experts {failed.limit} does not"
+                value = "not measured" if failed.value is None else f"{failed.value:.4g} in {failed.slice}"
+                text += f", and with {outcome.below.candidate.keep_experts} experts {failed.limit} does not ({value})"
     return text
 
 
