@@ -54,11 +54,11 @@ class Difference(Record):
 
     Attributes:
         kl_divergence_mean: Mean over the slices, nats per token; below 0 where the plan diverges less.
-        interval: Its 95 % interval over requests in pairs; None where a slice has one request alone.
+        p_value: How often chance alone makes it as low, see `guard.difference`.
     """
 
     kl_divergence_mean: float
-    interval: tuple[float, float] | None
+    p_value: float
 
 
 class CandidateResult(Record):

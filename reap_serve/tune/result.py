@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from reap_serve.records import provenance
 from reap_serve.statistics.record import Statistics
 from reap_serve.tune.engine import Case
+from reap_serve.tune.guard import is_lower
 from reap_serve.tune.record import SCHEMA_VERSION, SplitSummary, TrialRound, TuneReport
 from reap_serve.tune.request import TuneRequest
 from reap_serve.tune.search import Tried
@@ -123,10 +124,9 @@ def _why(outcome: Outcome, best: Tried) -> str:
     own = next((tried for tried in some if tried.candidate.rule.name == name), None)
     if best.candidate.rule.is_reap and len(some) > 1:
         return f"none that holds diverges less than {name} by more than the noise of the selection requests"
-    if own is not None and own.over_reap is not None and own.over_reap.interval is not None:
-        low, high = own.over_reap.interval
-        apart = f"{own.over_reap.kl_divergence_mean:+.4f} nats [{low:+.4f}, {high:+.4f}] against reap"
-        if high < 0.0:
+    if own is not None and own.over_reap is not None:
+        apart = f"{own.over_reap.kl_divergence_mean:+.4f} nats against reap, p = {own.over_reap.p_value:.4f}"
+        if is_lower(own.over_reap):
             return f"{name} diverges least on the selection requests, {apart}"
         return f"{name} holds there where reap does not ({apart})"
     return f"{name} diverges least on the selection requests"
