@@ -42,3 +42,18 @@ def columns_of(kernel: Any, columns: int) -> Iterator[None]:
         yield
     finally:
         experts.topk = plain
+
+
+@contextlib.contextmanager
+def finalized(config: Any) -> Iterator[None]:
+    """Some layers leave the sum over a token's experts to the layer behind them: has them add it up.
+
+    Args:
+        config: vLLM's `FusedMoEConfig`, which the kernel asks at each call.
+    """
+    deferred = config._defer_moe_finalize
+    config._defer_moe_finalize = False
+    try:
+        yield
+    finally:
+        config._defer_moe_finalize = deferred

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from reap_serve.adapter.kernel_class import adds_rows_apart, columns_of
+from reap_serve.adapter.kernel_class import adds_rows_apart, columns_of, finalized
 from reap_serve.adapter.operators import StandIn
 from reap_serve.adapter.replicas import first_replicas, moves_experts
-from reap_serve.record.recorder import LayerFacts
+from reap_serve.record.recorder import LayerFacts, RowShape
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -53,7 +53,7 @@ def layer_facts(layer: MoERunner) -> LayerFacts:
 
     def forward_experts(x_NH: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         # Not `experts.forward_modular`: that is tapped.
-        with columns_of(experts.quant_method.moe_kernel, ids.shape[1]):
+        with columns_of(experts.quant_method.moe_kernel, ids.shape[1]), finalized(config):
             return cast(
                 torch.Tensor,
                 experts.quant_method.apply(
@@ -82,6 +82,14 @@ def layer_facts(layer: MoERunner) -> LayerFacts:
         complete_sizes=None if expert_map_E is None else tensor_model_parallel_all_reduce,
         replica_of=functools.partial(first_replicas, layer) if moves_experts(layer) else None,
     )
+
+
+def row_shape(layer: MoERunner) -> RowShape:
+    """What the experts of a layer are given for a token: as wide as the kernel's weights, unless that pads itself."""
+    config = layer.moe_config
+    pads_itself = layer.routed_experts.quant_method.skip_forward_padding
+    hidden = config.hidden_dim_unpadded if pads_itself else config.hidden_dim
+    return RowShape(hidden, config.experts_per_token, config.in_dtype)
 
 
 def routes_in_model(layer: MoERunner) -> bool:

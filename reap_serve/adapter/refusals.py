@@ -41,6 +41,11 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"prefill context parallel size {parallel.prefill_context_parallel_size} mixes the rows of all ranks",
             "start vLLM without it",
         )
+    if vllm_config.cache_config.kv_sharing_fast_prefill:
+        raise EngineError(
+            "fast prefill leaves rows of prompts out of the later layers",
+            "start vLLM without --kv-sharing-fast-prefill",
+        )
     if parallel.pipeline_parallel_size > 1 and engine_view.device_type() == "cpu":
         raise EngineError(
             f"pipeline parallel size {parallel.pipeline_parallel_size}: vLLM's CPU model runner fails at a request",

@@ -1,7 +1,8 @@
 """What observation puts into a vLLM that fits (`fit`).
 
 Target: `MoERunner`, `TransformersMoERunner` (replaced through `PluggableLayer.register_oot`),
-    `RoutedExperts.forward_modular`, `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`.
+    `RoutedExperts.forward_modular`, `GPUModelRunner.load_model`, `.execute_model`, `._prepare_inputs`,
+    `Worker.compile_or_warm_up_model`.
 Why: the routed tokens, their gate weights and the kernel meet in `forward_modular`; which request a row belongs to is
     known to the model runner alone.
 How: the out-of-tree layer taps its own experts; the model runner's methods are wrapped once, and do nothing unless the
@@ -75,6 +76,7 @@ def install(model_loaded: ModelLoaded) -> None:
     from vllm.platforms import current_platform
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
 
     if MoERunner.__name__ in op_registry_oot:
         return
@@ -85,6 +87,7 @@ def install(model_loaded: ModelLoaded) -> None:
     _wrap_steps(GPUModelRunner, "_prepare_inputs", _rows_of_first_runner)
     _wrap_sampling(GPUModelRunner)
     _wrap_shutdown(GPUModelRunner)
+    _wrap_warm_up(Worker)
     if not current_platform.is_cpu():
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
 
@@ -123,13 +126,31 @@ def _wrap_load(runner_class: Any, model_loaded: ModelLoaded) -> None:
     runner_class.load_model = observed_load
 
 
+def _wrap_warm_up(worker_class: Any) -> None:
+    """Hides the hooks while a worker warms up: the second model runner then runs requests that nobody sent."""
+    warm_up = worker_class.compile_or_warm_up_model
+
+    @functools.wraps(warm_up)
+    def observed_warm_up(self: Any, *args: Any, **kwargs: Any) -> Any:
+        runner = vars(self.model_runner)
+        hooks = runner.pop(STEP_HOOKS, None)
+        try:
+            return warm_up(self, *args, **kwargs)
+        finally:
+            if hooks is not None:
+                runner[STEP_HOOKS] = hooks
+
+    worker_class.compile_or_warm_up_model = observed_warm_up
+
+
 def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchRows]) -> None:
     execute_model, prepare_inputs = runner_class.execute_model, getattr(runner_class, prepare_name)
 
     @functools.wraps(execute_model)
     def observed_execute(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         hooks = vars(self).get(STEP_HOOKS)
-        if hooks is None:
+        # The second model runner's dummy runs come this way, too.
+        if hooks is None or kwargs.get("dummy_run"):
             return execute_model(self, scheduler_output, *args, **kwargs)
         hooks.step_begins(scheduler_output.finished_req_ids, _new_requests(scheduler_output, self.max_model_len))
         try:

@@ -12,7 +12,7 @@ from reap_serve.adapter import engine_view, layer_view, replicas
 from reap_serve.adapter.kernel_rows import KernelRows, Scratchpad, can_read
 from reap_serve.adapter.tap import connect
 from reap_serve.adapter.tap_kernel import KernelTaps
-from reap_serve.record.recorder import LayerFacts, Moment, RowShape
+from reap_serve.record.recorder import LayerFacts, Moment
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.record.tap import SumTap, Tap
@@ -31,7 +31,7 @@ def facts_of(layer: MoERunner, settings: ObserveSettings, max_rows: int) -> Laye
         call_rows=None if engine_view.device_type() == "cpu" or together else max_rows,
         # Where experts have replicas, what a kernel is about to add does not tell of which one it is.
         adds_apart=layer_view.reducing_kernel(layer) is not None and not moving,
-        shape=RowShape(layer.moe_config.hidden_dim, layer.moe_config.experts_per_token, layer.moe_config.in_dtype),
+        shape=layer_view.row_shape(layer),
     )
     if settings.recorder == "moe_sum" or not settings.read_kernel_rows or together:
         return facts

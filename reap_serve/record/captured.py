@@ -69,6 +69,9 @@ class CapturedRecorder:
         rows: Of all layers.
         sampler: Labels and sample of the current step's rows.
         measure: Adds rows to the sums.
+
+    Attributes:
+        loaded: Whether it has gathered before.
     """
 
     moment: ClassVar[Moment] = Moment.BEFORE
@@ -78,18 +81,16 @@ class CapturedRecorder:
         self._rows = rows
         self._sampler = sampler
         self._measure = measure
+        self.loaded = False
         rows.recorders.append(self)
 
-    @property
-    def capturing(self) -> bool:
-        """Whether a graph is being captured now, outside of any step."""
-        return self._rows.capturing()
+    def gather(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+        """What graphs capture."""
+        self._rows.gather(self._position, x_TH, gate_TK, expert_ids_TK)
+        self.loaded = True
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
-        """Captures the gather, or takes the sampled rows of a step that runs in Python; the layer computes its own."""
-        if self.capturing:
-            self._rows.gather(self._position, x_TH, gate_TK, expert_ids_TK)
-            return
+        """Takes the sampled rows of a step that runs in Python; the layer computes its own output."""
         sample = self._sampler.sampled_rows(x_TH.shape[0])
         if sample is None:
             return

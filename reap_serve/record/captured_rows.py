@@ -71,7 +71,6 @@ class CapturedRows:
         device: Where they are.
         landing_rows: Rows that a graph gathers at most.
         held_rows: Rows held until they are measured; no fewer than `landing_rows`.
-        capturing: Whether a graph is being captured now.
 
     Attributes:
         held: Rows that wait to be measured.
@@ -85,11 +84,9 @@ class CapturedRows:
         device: torch.device,
         landing_rows: int,
         held_rows: int,
-        capturing: Callable[[], bool],
     ) -> None:
         if held_rows < landing_rows:
             raise ValueError(f"{held_rows} held rows do not take {landing_rows} landing rows")
-        self.capturing = capturing
         self.landing_rows = landing_rows
         self.held_rows = held_rows
         self.held = 0
@@ -116,7 +113,12 @@ class CapturedRows:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def gather_seconds(self) -> float:
-        """What a replayed step spends on its gathers: of a graph that holds nothing else."""
+        """What a replayed step spends on its gathers: of a graph that holds nothing else.
+
+        Outside of a step: what is gathered here has as many rows as land, and an index beyond them stops a GPU.
+        """
+        if self._step_slots is not None:
+            raise RuntimeError("a step has begun, whose rows are not those that are timed")
         x_LNH, gate_LNK, ids_LNK = (torch.zeros_like(room) for room in self._landing.tensors)
         graph, meter = torch.cuda.CUDAGraph(), StreamMeter()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -257,5 +259,5 @@ def room_for(
     wanted = LANDING_ROWS if bounded else max(LANDING_ROWS, math.ceil(graphs.largest * fraction))
     landing = min(graphs.largest, wanted)
     rows = held_rows(held, landing, len(shapes), first)
-    room = CapturedRows(len(shapes), first, device, landing, rows, graphs.capturing)
+    room = CapturedRows(len(shapes), first, device, landing, rows)
     return room, min(fraction, landing / graphs.largest)

@@ -36,10 +36,10 @@ class CapturedSteps:
             num_rows: All of its rows.
         """
         with torch.inference_mode():
-            if sample is not None:
-                self.rows.begin(sample.host_rows, sample.slots)
             if self._gather_seconds is None:
                 self._gather_seconds = self._time_gathers()
+            if sample is not None:
+                self.rows.begin(sample.host_rows, sample.slots)
         if num_rows <= self._graphs.largest:
             self._own.add(self._gather_seconds)
 

@@ -94,6 +94,8 @@ class StepRecorder:
         self.recording = settings.recording
         self.failures = 0
         self.apparatus: Apparatus | None = None
+        self._graphs = graphs
+        self._torn = False
         self._earlier_sampled_tokens = 0
         self._apparatus_entered = False
         self._requests = requests
@@ -213,11 +215,22 @@ class StepRecorder:
         finally:
             self.own.stop()
 
+    @property
+    def capturing(self) -> bool:
+        """Whether a graph is being captured now."""
+        return self._graphs is not None and self._graphs.capturing()
+
     def fail(self, error: Exception) -> None:
         """Ends the recording of a window that is incomplete from here on."""
         self.failures += 1
         self.recording = False
         self._complete = False
+        if self.capturing:
+            # The graph lacks a layer for good; what else was done here would be part of it.
+            if not self._torn:
+                logger.error("a graph does not record, nor will this engine: %s: %s", type(error).__name__, error)
+            self._torn = True
+            return
         self._sampler.end()
         if self._captured is not None:
             self._captured.discard()
@@ -266,9 +279,11 @@ class StepRecorder:
         return dict(zip(self._requests.slices, tokens_LS.sum(axis=2).max(axis=0).tolist(), strict=True))
 
     def start(self) -> None:
-        """Records from the next step on."""
+        """Records from the next step on; an engine with a graph that lacks a layer never does."""
         self._requests.settle()
-        self.recording = True
+        self.recording = not self._torn
+        if self._torn:
+            logger.error("nothing is recorded: a graph was captured without its recorder; start the engine again")
 
     def stop(self) -> None:
         """Measures what is held back, then records no more."""
@@ -295,6 +310,8 @@ class StepRecorder:
     def step_failed(self) -> None:
         """The engine's forward pass raised: what belongs to it is lost."""
         self._complete = False
+        if self._captured is not None:
+            self._captured.discard()
 
     def flush(self) -> None:
         """Measures what the recorders hold back; where ranks measure together, see `settle`."""

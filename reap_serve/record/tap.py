@@ -29,6 +29,10 @@ class Boundary(Protocol):
     def step_recorded(self) -> bool:
         """Whether a row of the current step is recorded."""
 
+    @property
+    def capturing(self) -> bool:
+        """Whether a graph is being captured now."""
+
     def guarded(self, action: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
         """Runs an action; what it raises ends the recording."""
 
@@ -74,7 +78,8 @@ class SumTap(Tap):
 
     def rows_written(self, rows_TKH: torch.Tensor) -> None:
         """Sees the weighted rows that the kernel is about to add. Never raises."""
-        if self._boundary.failures == 0:
+        # A graph is replayed long after: whatever has failed before, it has to have all layers.
+        if self._boundary.failures == 0 or self._boundary.capturing:
             try:
                 self.recorder.rows_written(rows_TKH)
             except Exception as error:  # noqa: BLE001 - the hook boundary
@@ -82,17 +87,21 @@ class SumTap(Tap):
 
 
 class CapturedTap(Tap):
-    """One layer's `deferred` recorder under graphs: it acts also while a graph is captured, for replays to come."""
+    """One layer's `deferred` recorder under graphs.
+
+    It acts also while a graph is captured, for replays to come, and once before: a kernel's code is loaded when it is
+    first called, which is no thing to do during a capture.
+    """
 
     recorder: CapturedRecorder
 
     def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Sees the routed tokens. Never raises."""
-        if not self.recorder.capturing:
+        if self._boundary.step_recorded and not self._boundary.capturing:
             super().observe(x_TH, gate_TK, expert_ids_TK)
-        elif self._boundary.failures == 0:
+        elif self._boundary.capturing or not self.recorder.loaded:
             try:
-                self.recorder.observe(x_TH, gate_TK, expert_ids_TK)
+                self.recorder.gather(x_TH, gate_TK, expert_ids_TK)
             except Exception as error:  # noqa: BLE001 - the hook boundary
                 self._boundary.fail(error)
 

@@ -57,8 +57,10 @@ LAYERS = (
         "FusedMoEConfig",
         attributes=(
             "dp_size",
+            "_defer_moe_finalize",
             "experts_per_token",
             "hidden_dim",
+            "hidden_dim_unpadded",
             "in_dtype",
             "moe_parallel_config",
             "num_experts",
@@ -70,7 +72,7 @@ LAYERS = (
     ClassNames(
         f"{_MOE}.fused_moe_method_base",
         "FusedMoEMethodBase",
-        attributes=("is_monolithic", "moe_kernel"),
+        attributes=("is_monolithic", "moe_kernel", "skip_forward_padding"),
         methods={"apply": ("self", "layer", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input")},
     ),
     ClassNames(f"{_MOE}.modular_kernel", "FusedMoEKernel", attributes=("fused_experts",)),
@@ -152,6 +154,7 @@ STEPS = (
     ClassNames("vllm.v1.worker.cpu_model_runner", "CPUModelRunner", methods={"load_model": ("self",)}),
     ClassNames("vllm.v1.worker.gpu_input_batch", "InputBatch", attributes=("num_computed_tokens_cpu", "req_ids")),
     ClassNames("vllm.v1.worker.worker_base", "WorkerBase", attributes=("model_runner",)),
+    ClassNames("vllm.v1.worker.gpu_worker", "Worker", methods={"compile_or_warm_up_model": ("self",)}),
     ClassNames(
         "vllm.v1.core.sched.output",
         "SchedulerOutput",
@@ -195,7 +198,7 @@ SECOND_RUNNER = (
         methods={
             "get_model": ("self",),
             "load_model": ("self", "load_dummy_weights"),
-            "execute_model": ("self", "scheduler_output"),
+            "execute_model": ("self", "scheduler_output", "intermediate_tensors", "dummy_run"),
             "prepare_inputs": ("self", "scheduler_output"),
             "shutdown": ("self",),
         },
@@ -224,7 +227,7 @@ CONFIGURATION = (
             "speculative_config",
         ),
     ),
-    ClassNames("vllm.config", "CacheConfig", attributes=("kv_cache_size_tokens",)),
+    ClassNames("vllm.config", "CacheConfig", attributes=("kv_cache_size_tokens", "kv_sharing_fast_prefill")),
     ClassNames(
         "vllm.config",
         "CompilationConfig",

@@ -54,3 +54,24 @@ def test_a_graph_mode_that_is_not_settled_may_become_one(
     settled = None if mode is None else CUDAGraphMode[mode]
     config: Any = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=settled))
     assert engine_view.captures_graphs(config) == captures
+
+
+def test_rows_are_as_wide_as_what_the_kernel_is_given() -> None:
+    """gpt-oss on SM100: 2,880 columns, of which the kernel makes 3,072 itself."""
+    import torch
+
+    config = SimpleNamespace(hidden_dim=3072, hidden_dim_unpadded=2880, experts_per_token=4, in_dtype=torch.bfloat16)
+    for pads_itself, hidden in ((True, 2880), (False, 3072)):
+        method = SimpleNamespace(skip_forward_padding=pads_itself)
+        layer: Any = SimpleNamespace(moe_config=config, routed_experts=SimpleNamespace(quant_method=method))
+        assert layer_view.row_shape(layer).hidden == hidden
+
+
+def test_measured_calls_are_finalized() -> None:
+    """DeepSeek-V4.1 under tensor parallelism leaves the sum over experts to the layer behind."""
+    from reap_serve.adapter.kernel_class import finalized
+
+    config: Any = SimpleNamespace(_defer_moe_finalize=True)
+    with finalized(config):
+        assert not config._defer_moe_finalize
+    assert config._defer_moe_finalize

@@ -24,7 +24,12 @@ def config(speculative: object = None, **parallel: object) -> Any:
         "all2all_backend": "allgather_reducescatter",
         "use_ubatching": False,
     }
-    return SimpleNamespace(speculative_config=speculative, parallel_config=SimpleNamespace(**(settings | parallel)))
+    fast_prefill = parallel.pop("kv_sharing_fast_prefill", False)
+    return SimpleNamespace(
+        speculative_config=speculative,
+        parallel_config=SimpleNamespace(**(settings | parallel)),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=fast_prefill),
+    )
 
 
 PLAIN, SUMS = ObserveSettings(), ObserveSettings(extra_sums=("output_sum",))
@@ -55,6 +60,7 @@ INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="m
         ),
         (TOGETHER, config(data_parallel_size=2, use_ubatching=True), "without --enable-dbo"),
         (PLAIN, config(prefill_context_parallel_size=2), "prefill context parallel size 2"),
+        (PLAIN, config(kv_sharing_fast_prefill=True), "fast prefill .* without --kv-sharing-fast-prefill"),
         (PLAIN, config(pipeline_parallel_size=2), "pipeline parallel size 2: .* without pipeline parallelism"),
     ],
 )

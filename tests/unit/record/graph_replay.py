@@ -1,7 +1,7 @@
 """A CUDA graph, as near as a CPU comes: the operators of a pass, recorded once and run again on the same memory.
 
 A capture refuses what a CUDA graph refuses: values that Python reads, shapes that depend on values, memory of the
-host, and memory that moves. A replay runs the recorded operators and no Python of the pass; a tensor that the pass made
+host, and memory that moves; where asked to, also operators whose code nothing has loaded before. A replay runs the recorded operators and no Python of the pass; a tensor that the pass made
 is made again in the same place, as in a graph's memory pool.
 """
 
@@ -61,17 +61,44 @@ def capturing() -> bool:
     return bool(_capturing)
 
 
-def capture(run: Callable[[], Any], on_device: object) -> Graph:
+# An operator with the dtypes of the tensors that it was given: the code that a GPU loads at its first call.
+Kernel = tuple[str, tuple[torch.dtype, ...]]
+
+
+def kernels_of(run: Callable[[], Any]) -> set[Kernel]:
+    """What a pass in Python, such as a warm-up, has loaded."""
+    mode = _Loading()
+    with torch.inference_mode(), mode:
+        run()
+    return mode.kernels
+
+
+def _kernel(func: Any, values: object) -> Kernel:
+    return str(func), tuple(each.dtype for each in tree_flatten(values)[0] if isinstance(each, torch.Tensor))
+
+
+class _Loading(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: set[Kernel] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.kernels.add(_kernel(func, (args, kwargs)))
+        return func(*args, **(kwargs or {}))
+
+
+def capture(run: Callable[[], Any], on_device: object, loaded: set[Kernel] | None = None) -> Graph:
     """Captures a pass.
 
     Args:
         run: The pass.
         on_device: What holds the tensors that stay where they are: its inputs, its weights, the recorders.
+        loaded: Kernels that passes before have loaded; None takes all as loaded.
 
     Raises:
         CaptureError: It does what a graph cannot repeat.
     """
-    mode = _Capture({tensor.untyped_storage().data_ptr() for tensor in tensors_of(on_device)})
+    mode = _Capture({tensor.untyped_storage().data_ptr() for tensor in tensors_of(on_device)}, loaded)
     _capturing.append(mode)
     try:
         with torch.inference_mode(), _no_reads(), mode:
@@ -105,13 +132,16 @@ def tensors_of(value: object, seen: set[int] | None = None) -> Iterator[torch.Te
 
 
 class _Capture(TorchDispatchMode):
-    def __init__(self, storages: set[int]) -> None:
+    def __init__(self, storages: set[int], loaded: set[Kernel] | None) -> None:
         super().__init__()
+        self._loaded = loaded
         self.calls: list[_Call] = []
         self._storages = storages
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._loaded is not None and _kernel(func, (args, kwargs)) not in self._loaded:
+            raise CaptureError(f"{func} was never called before")
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
             raise CaptureError(f"{func} depends on values")
         if func in (torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Tensor):

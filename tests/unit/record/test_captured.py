@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fake_layer import FakeExperts, facts
-from graph_replay import CaptureError, Graph, capture, capturing
+from graph_replay import CaptureError, Graph, capture, capturing, kernels_of
 
 from reap_serve.adapter.wiring import tap_reduction
 from reap_serve.record.accumulate import LayerSums
@@ -60,7 +60,9 @@ def model(inputs: Inputs, recorders: list[Any], size: int) -> torch.Tensor:
     x_TH = inputs.x_TH[:size]
     for layer, recorder in enumerate(recorders):
         gate_TK, ids_TK = inputs.gate_LTK[layer, :size], inputs.ids_LTK[layer, :size]
-        recorder.observe(x_TH, gate_TK, ids_TK)
+        # As `record.tap` does: under capture a graph gets the gather.
+        see = recorder.gather if capturing() and isinstance(recorder, CapturedRecorder) else recorder.observe
+        see(x_TH, gate_TK, ids_TK)
         x_TH = x_TH + FakeExperts().forward(x_TH, gate_TK, ids_TK)
     return x_TH
 
@@ -75,7 +77,7 @@ class Captured:
     def __init__(self, held: int = 16, call_rows: int = 6, landing: int = 8) -> None:
         self.inputs = Inputs.empty()
         self.sampler = RowSampler(1.0, TRASH, CPU)
-        self.rows = CapturedRows(LAYERS, SHAPE, CPU, landing, held, capturing)
+        self.rows = CapturedRows(LAYERS, SHAPE, CPU, landing, held)
         self.sums, self.expected = sums_of_layers(), sums_of_layers()
         self.experts = FakeExperts()
         known = replace(facts(self.experts), call_rows=call_rows)
@@ -228,7 +230,7 @@ def test_memory_is_as_stated() -> None:
     shape = RowShape(7168, 8, torch.bfloat16)
     assert held_rows(1024, 64, 61, shape) == 305
     assert 61 * (64 + 256) * shape.row_bytes == 281_088_000
-    rows = CapturedRows(2, SHAPE, CPU, 8, 16, capturing)
+    rows = CapturedRows(2, SHAPE, CPU, 8, 16)
     assert rows.num_bytes == 2 * (8 + 16) * SHAPE.row_bytes + 8 * 16 + 8 * 8
 
 
@@ -315,6 +317,14 @@ def test_what_a_graph_cannot_repeat_is_refused(run: Callable[[torch.Tensor], obj
     x = torch.ones(2, 3)
     with pytest.raises(CaptureError, match=reason):
         capture(lambda: run(x), x)
+
+
+def test_what_was_never_called_before_is_refused_where_asked() -> None:
+    x = torch.ones(2, 3)
+    loaded = kernels_of(lambda: x + 1)
+    capture(lambda: x + 1, x, loaded)
+    with pytest.raises(CaptureError, match="mul.Tensor was never called before"):
+        capture(lambda: x * 2, x, loaded)
 
 
 def test_a_replay_runs_no_python() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from fake_layer import FakeExperts, facts
-from graph_replay import capture, capturing
+from graph_replay import capture, capturing, kernels_of
 
-from reap_serve.record.captured_rows import Graphs, room_for
+from reap_serve.record import captured_rows
+from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
+from reap_serve.record.captured_steps import CapturedSteps
+from reap_serve.record.clock import HostMeter
 from reap_serve.record.recorder import RowShape
 from reap_serve.record.requests import Requests
+from reap_serve.record.sampling import RowSample, RowSampler
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.snapshot import RankSums
 from reap_serve.record.step import BatchRows
@@ -38,8 +44,13 @@ class Engine:
         self.ids_TK = torch.zeros(SIZE, 2, dtype=torch.int32)
         self.ids_TK[:, 1] = 3
         on_device = (self.x_TH, self.gate_TK, self.ids_TK, self.recorder._captured)
-        self.graph = capture(lambda: self.tap.observe(self.x_TH, self.gate_TK, self.ids_TK), on_device)
+        loaded = kernels_of(self.layer)
+        self.graph = capture(self.layer, on_device, loaded)
         self.position = 0
+
+    def layer(self) -> None:
+        """What a pass does in the layer."""
+        self.tap.observe(self.x_TH, self.gate_TK, self.ids_TK)
 
     def step(self, requests: int) -> None:
         """A step that replays the graph: row i of it has the norm i + 1 before its expert."""
@@ -107,8 +118,6 @@ def test_a_fraction_is_sampled_without_bias_and_never_more_rows_than_land() -> N
     room, ceiling = room_for(graphs, [SHAPE], 0.3, bounded=False, held=16, device=CPU)
     assert (room.landing_rows, ceiling) == (154, 0.3)
 
-    from reap_serve.record.sampling import RowSampler
-
     for fraction, landing in ((0.125, 64), (0.3, 154), (1.0, 512)):
         sampler = RowSampler(fraction, 99, CPU)
         taken_T = np.zeros(512)
@@ -127,3 +136,63 @@ def test_a_budget_begins_at_the_smallest_fraction_under_graphs_too() -> None:
     engine = Engine(ObserveSettings(overhead_budget=0.02))
     assert engine.recorder.sample_fraction == 0.01
     assert engine.recorder.held_bytes > 0
+
+
+def test_a_warm_up_loads_what_graphs_capture() -> None:
+    engine = Engine(ObserveSettings())
+    assert engine.tap.recorder.loaded
+    # Passes that are not recorded do nothing from then on.
+    assert kernels_of(engine.layer) == set()
+
+
+class Graph:
+    """A CUDA graph that does nothing."""
+
+    def replay(self) -> None:
+        pass
+
+
+def test_gathers_are_timed_outside_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows of fifty were sampled, eight land: timed with that step's index a GPU would read behind the eighth."""
+    monkeypatch.setattr(CapturedRows, "on_cuda", True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(captured_rows, "StreamMeter", HostMeter)
+    rows, own = CapturedRows(1, SHAPE, CPU, 8, 16), HostMeter()
+    steps = CapturedSteps(rows, Graphs(largest=64, capturing=capturing), own)
+    sampled = np.array([40, 41])
+    steps.begin(RowSample(torch.from_numpy(sampled), torch.tensor([0, 1]), sampled), 50)
+    assert own.seconds > 0.0
+    assert rows._index_N[:2].tolist() == [40, 41]
+    with pytest.raises(RuntimeError, match="a step has begun"):
+        rows.gather_seconds()
+
+
+def test_a_graph_that_lacks_a_layer_is_never_recorded_from(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(ObserveSettings())
+    wide = torch.zeros(SIZE, 3)
+    capture(lambda: engine.tap.observe(wide, engine.gate_TK, engine.ids_TK), (engine.recorder._captured, wide))
+    assert (engine.recorder.failures, engine.recorder.recording) == (1, False)
+    engine.recorder.start()
+    assert not engine.recorder.recording
+    assert "a graph was captured without its recorder" in caplog.text
+
+
+def test_what_failed_before_a_capture_is_in_the_graph_all_the_same() -> None:
+    engine = Engine(ObserveSettings())
+    engine.recorder.fail(ValueError("a step"))
+    graph = capture(engine.layer, (engine.x_TH, engine.gate_TK, engine.ids_TK, engine.recorder._captured))
+    assert len([name for name in graph.operators if "index_select" in name]) == 3
+
+
+def test_nothing_of_a_step_that_the_engine_failed_in_counts() -> None:
+    engine = Engine(ObserveSettings(recorder="deferred"))
+    engine.step(2)
+    batch = BatchRows(["0", "1"], [1, 1], [1, 1])
+    engine.recorder.begin(engine.requests.step(batch))
+    engine.recorder.step_failed()
+    engine.recorder.end()
+    taken = engine.snapshot()
+    assert taken.tokens_SPL.sum() == 2
+    assert not taken.window.complete
