@@ -43,7 +43,7 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
         )
     if vllm_config.cache_config.kv_sharing_fast_prefill:
         raise EngineError(
-            "fast prefill leaves rows of prompts out of the later layers",
+            "fast prefill leaves rows of prompts out of later layers",
             "start vLLM without --kv-sharing-fast-prefill",
         )
     if parallel.pipeline_parallel_size > 1 and engine_view.device_type() == "cpu":

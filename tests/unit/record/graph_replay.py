@@ -1,8 +1,9 @@
 """A CUDA graph, as near as a CPU comes: the operators of a pass, recorded once and run again on the same memory.
 
 A capture refuses what a CUDA graph refuses: values that Python reads, shapes that depend on values, memory of the
-host, and memory that moves; where asked to, also operators whose code nothing has loaded before. A replay runs the recorded operators and no Python of the pass; a tensor that the pass made
-is made again in the same place, as in a graph's memory pool.
+host, and memory that moves; where asked to, also operators whose code nothing has loaded before. A replay runs the
+recorded operators and no Python of the pass; a tensor that the pass made is made again in the same place, as in a
+graph's memory pool.
 """
 
 from __future__ import annotations
