@@ -21,7 +21,7 @@ import triton.backends
 
 triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
 
-import torch
+import torch  # noqa: E402
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K, TRASH = 32, 16, 8, 2, 3
 
