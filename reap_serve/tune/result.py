@@ -23,6 +23,7 @@ class Outcome:
         best: The plan, measured on the held-out requests; None when none holds.
         below: A plan that does not hold there: the next smaller one, or the nearest to holding.
         looks: Sizes judged on the held-out requests.
+        is_least: Whether the plan's size is the smallest that is allowed.
         tried: Everything that was measured.
         rounds: Of trials.
         statistics: What the plan rests on.
@@ -33,6 +34,7 @@ class Outcome:
     best: Tried | None
     below: Tried | None
     looks: int
+    is_least: bool
     tried: tuple[Tried, ...]
     rounds: tuple[TrialRound, ...]
     statistics: Statistics
@@ -140,6 +142,8 @@ def _notes(outcome: Outcome, spending: Spending) -> tuple[str, ...]:
         )
     if spending.exhausted:
         notes.append("the budget ended the search early: a larger one may find a smaller plan")
+    if outcome.best is not None and outcome.below is None and not outcome.is_least:
+        notes.append("the next smaller size was not judged on the held-out requests")
     if outcome.climbed:
         notes.append(
             f"{outcome.looks} sizes were judged on the held-out requests until one held: its intervals are those of a "

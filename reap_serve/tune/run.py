@@ -175,8 +175,9 @@ class _Run:
         finally:
             self._ledger.put("masked_tokens", self._spending.masked_tokens, self._spending.seconds)
         best, below, looks = found
+        is_least = self._fixed is not None or best is None or best.candidate.keep_experts == allowed[0]
         return Outcome(
-            best, below, looks, tuple(search.tried), tuple(self._rounds), statistics, cases, given is not None
+            best, below, looks, is_least, tuple(search.tried), tuple(self._rounds), statistics, cases, given is not None
         )
 
     def _require_budget(self, tokens: int, reserve: int) -> None:

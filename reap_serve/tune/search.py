@@ -166,6 +166,8 @@ class Search:
         best: Tried | None = None
         below: Tried | None = None
         looks = 0
+        # What was kept back is for this; of it one more look is kept while a size is chosen.
+        self.reserve = self.measuring.parts["held-out"].tokens
         index = self.allowed.index(min(holding))
         while 0 <= index < len(self.allowed):
             keep_experts = self.allowed[index]

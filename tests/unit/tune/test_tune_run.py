@@ -138,6 +138,24 @@ def test_a_budget_ends_the_search_early_and_the_report_says_so(tmp_path: Path, m
     assert any("budget" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.8, 0.9, 1.0])
+def test_the_next_smaller_size_is_judged_or_the_report_says_that_it_was_not(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, tight = FakeEngine(COST), FakeEngine(COST)
+    use(monkeypatch, free)
+    whole = tune(asked(tmp_path / "whole", trials=False))
+    assert whole.next_smaller is not None
+    use(monkeypatch, tight)
+    # Three looks are kept back while sizes are tried: each at 24 requests of 10 tokens, scored and answered.
+    budget = Budget(masked_tokens=int(share * whole.masked_tokens) + 3 * 24 * 20)
+    report = tune(asked(tmp_path / "out", budget=budget, trials=False))
+    assert report.plan is not None
+    assert (report.next_smaller is None) == any("was not judged" in note for note in report.notes)
+    if share == 1.0:
+        assert report.next_smaller is not None
+
+
 def test_traffic_without_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeEngine(COST))
     with pytest.raises(RequestError, match="none of 10 requests has a recorded answer"):
