@@ -95,12 +95,6 @@ def statistics_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server_settings() -> dict[str, object]:
-    """Further settings of observation."""
-    return {}
-
-
-@pytest.fixture(scope="module")
 def server_variables() -> dict[str, str]:
     """Added to the server's environment."""
     return {}
@@ -113,7 +107,6 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     server_options: list[str],
     server_variables: dict[str, str],
-    server_settings: dict[str, object],
 ) -> Iterator[LiveServer]:
     """One server for a module's tests, with both plans loaded."""
     options = [
@@ -128,7 +121,7 @@ def server(
     for name, path in material.plans.items():
         options += ["--plan", f"{name}={path}"]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    running = LiveServer(material.model, log, options, SETTINGS | server_settings, variables=server_variables)
+    running = LiveServer(material.model, log, options, SETTINGS, variables=server_variables)
     try:
         running.wait()
         yield running

@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
+from reap_serve.statistics.file import read_statistics
+
 KEY = "sk-test"
 START_SECONDS = 600
 
@@ -26,6 +28,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def written_tokens(directory: Path) -> int:
+    """Tokens in all files of statistics; each is read whole."""
+    return sum(
+        int(read_statistics(str(path)).layer_token_count_SPL[:, :, 0].sum()) for path in directory.glob("*.safetensors")
+    )
 
 
 class LiveServer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -126,3 +127,39 @@ async def run_during(
         await asyncio.gather(*(load.stream(client, lambda: not running.done()) for _ in range(STREAMS)))
         await running
     return load.outcome
+
+
+async def run_under_control(
+    server: LiveServer,
+    prompts: Sequence[str],
+    answers: Mapping[str, Sequence[str]],
+    *,
+    requests: int,
+    max_tokens: int,
+) -> Outcome:
+    """Sends so many requests while recording and the default are switched; in the end it records the full model.
+
+    Raises:
+        AssertionError: A call of a route failed, or they were too few.
+    """
+    calls = itertools.cycle(
+        [
+            *(("POST", "stop", None), ("PUT", "mask", {"name": "a"}), ("POST", "flush", None)),
+            *(("POST", "start", None), ("PUT", "mask", {"name": "b"}), ("GET", "stats", None)),
+            ("DELETE", "mask", None),
+        ]
+    )
+    done = 0
+
+    async def control() -> None:
+        nonlocal done
+        response = await asyncio.to_thread(server.reap, *next(calls))
+        assert response.status_code == 200, response.text
+        done += 1
+        await asyncio.sleep(0.2)
+
+    outcome = await run_streams(server, prompts, answers, requests=requests, max_tokens=max_tokens, disturb=control)
+    assert done > 7
+    assert server.reap("DELETE", "mask").status_code == 200
+    assert server.reap("POST", "start").json()["recording"] is True
+    return outcome

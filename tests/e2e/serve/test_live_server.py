@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -21,9 +20,9 @@ import pytest
 from conftest import MAX_TOKENS, Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from live_server import KEY, LiveServer, free_port
+from live_server import KEY, LiveServer, free_port, written_tokens
 from prometheus_client.parser import text_string_to_metric_families
-from streams import run_during, run_streams
+from streams import run_during, run_streams, run_under_control
 
 from reap_serve.statistics.file import read_statistics
 
@@ -124,34 +123,13 @@ def test_requests_under_a_plan_are_not_recorded(server: LiveServer, material: Ma
 
 def test_a_thousand_streams_under_changing_control(server: LiveServer, material: Material) -> None:
     """32 at a time: base, two plans and the default side by side, while recording and the default are switched."""
-    actions = itertools.cycle(
-        [
-            *(("POST", "stop", None), ("PUT", "mask", {"name": "a"}), ("POST", "flush", None)),
-            *(("POST", "start", None), ("PUT", "mask", {"name": "b"}), ("GET", "stats", None)),
-            ("DELETE", "mask", None),
-        ]
-    )
-    done = 0
-
-    async def disturb() -> None:
-        nonlocal done
-        response = await asyncio.to_thread(server.reap, *next(actions))
-        assert response.status_code == 200, response.text
-        done += 1
-        await asyncio.sleep(0.2)
-
     outcome = asyncio.run(
-        run_streams(
-            server, material.prompts, material.answers, requests=REQUESTS, max_tokens=MAX_TOKENS, disturb=disturb
-        )
+        run_under_control(server, material.prompts, material.answers, requests=REQUESTS, max_tokens=MAX_TOKENS)
     )
     assert outcome.failed == []
     assert outcome.wrong == []
     assert outcome.answered.total() == REQUESTS
     assert set(outcome.answered) == {"base", "a", "b", "default"}
-    assert done > 7
-    server.reap("DELETE", "mask")
-    server.reap("POST", "start")
 
 
 def test_files_are_whole_and_hold_what_was_recorded(server: LiveServer, statistics_directory: Path) -> None:
@@ -261,13 +239,6 @@ def test_no_request_made_from_the_document_breaks_it(server: LiveServer) -> None
     assert max(codes) >= 400
     assert server.reap("DELETE", "mask").status_code == 200
     assert server.reap("POST", "start").json()["recording"] is True
-
-
-def written_tokens(directory: Path) -> int:
-    """Tokens in all files; each is read whole."""
-    return sum(
-        int(read_statistics(str(path)).layer_token_count_SPL[:, :, 0].sum()) for path in directory.glob("*.safetensors")
-    )
 
 
 def serve_while_the_disk_fails(
