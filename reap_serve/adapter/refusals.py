@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reap_serve.adapter import engine_view, layer_view
-from reap_serve.adapter.defects import refuse_misrouted_layers
+from reap_serve.adapter.defects import refuse_misrouted_layers, refuse_ungathered_rows
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import ObserveSettings
 
@@ -109,11 +109,6 @@ def refuse_untold_drafts(model_runner: GPUModelRunner, vllm_config: VllmConfig) 
 def _refuse_data_parallel(settings: ObserveSettings, vllm_config: VllmConfig) -> None:
     parallel = vllm_config.parallel_config
     size = parallel.data_parallel_size
-    if not settings.untried_layouts:
-        raise EngineError(
-            f"data parallel size {size}: ranks measure together, which was run with one small model on a CPU alone",
-            "observe one replica, or set untried_layouts to true in the additional configuration and compare",
-        )
     if settings.recorder not in ("auto", "deferred"):
         raise EngineError(
             f"the {settings.recorder} recorder measures alone, which a rank of data parallel size {size} cannot",
@@ -122,6 +117,10 @@ def _refuse_data_parallel(settings: ObserveSettings, vllm_config: VllmConfig) ->
     if engine_view.captures_graphs(vllm_config):
         raise EngineError(
             f"ranks of data parallel size {size} cannot meet inside CUDA graphs", "start vLLM with --enforce-eager"
+        )
+    if engine_view.traces_graphs(vllm_config):
+        raise EngineError(
+            f"data parallel size {size} with a compiled model was never tried", "start vLLM with --enforce-eager"
         )
     if settings.extra_sums:
         raise EngineError(
@@ -139,6 +138,7 @@ def _refuse_data_parallel(settings: ObserveSettings, vllm_config: VllmConfig) ->
         )
     if parallel.use_ubatching:
         raise EngineError("microbatches split the rows of a step", "start vLLM without --enable-dbo")
+    refuse_ungathered_rows(size)
 
 
 def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:

@@ -69,7 +69,6 @@ class ObserveSettings(Record):
         mask_phase: Of `plans`: `decode` lets the full model read prompts, and the plans write answers.
         drift_fraction: Share of the steps that measure the gate mass of dropped experts.
         metrics_seconds: Seconds between two readings of the engine for the metrics.
-        untried_layouts: Observe in layouts whose code hardly any engine has run yet, too; see `record/README.md`.
     """
 
     recorder: RecorderName = "auto"
@@ -91,7 +90,6 @@ class ObserveSettings(Record):
     mask_phase: Literal["all", "decode"] = "all"
     drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     metrics_seconds: float = Field(default=10.0, gt=0.0)
-    untried_layouts: bool = False
 
     @model_validator(mode="after")
     def _slices_have_slots(self) -> ObserveSettings:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import embedded_shape
 import pytest
+import served_families
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,12 @@ def embedded_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("embedded")
     embedded_shape.build(directory, "float32")
     return directory
+
+
+@pytest.fixture(scope="session")
+def four_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each of `served_families.FOUR`, in a folder of its name."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, family in served_families.FOUR.items():
+        served_families.build(family, folder / name)
+    return folder

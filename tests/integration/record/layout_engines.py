@@ -61,9 +61,10 @@ def run_engine(
     # By itself vLLM gives each rank a NUMA node of its own.
     bound = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
     binding = {"VLLM_CPU_OMP_THREADS_BIND": bound} if ranks > 1 else {}
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
         [sys.executable, str(LABORATORY / "run_engine.py"), str(job)],
-        env={**os.environ, **ENVIRONMENT, **binding, "PYTHONPATH": str(site)},
+        env={**os.environ, **ENVIRONMENT, **binding, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

@@ -178,6 +178,19 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
+# One of each kind that a layout or a drafter could disturb: softmax; sigmoid with groups, a correction bias and shared
+# experts; shared experts; the weight on the input. The groups are of four experts, so that `HALF` keeps two of each;
+# attention is of one kind, since vLLM takes no draft model beside sliding windows.
+GROUPS_OF_FOUR = {"n_group": 2, "topk_group": 1}
+FOUR: Mapping[str, Family] = {
+    "qwen3_moe": FAMILIES["qwen3_moe"],
+    "exaone_moe": Family("exaone_moe", {**FAMILIES["exaone_moe"].settings, **GROUPS_OF_FOUR, **FULL_ATTENTION}),
+    "qwen2_moe": FAMILIES["qwen2_moe"],
+    "llama4_text": FAMILIES["llama4_text"],
+}
+# A mask for models of the four: kept experts by layer, as JSON has them.
+HALF: Mapping[str, list[int]] = {"0": [0, 2, 5, 7], "1": [1, 3, 4, 6], "2": [0, 1, 6, 7]}
+
 # Ones that vLLM's CPU router serves wrongly.
 REFUSED: Mapping[str, Family] = {
     "ernie4_5_moe": Family(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import served_families
-from vllm_engine import engine, observer
+from same_statistics import require_equal
+from vllm_engine import Answer, answers_of, engine, observer
 
 from reap_serve.model import fingerprint, open_model
 from reap_serve.record.settings import ObserveSettings
@@ -20,24 +21,33 @@ from reap_serve.statistics.record import Statistics
 # numba's, of vLLM's n-gram drafter.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200)]
 
-# Softmax; sigmoid with groups, a correction bias and shared experts; shared experts; the weight on the input.
-FAMILIES = ("qwen3_moe", "exaone_moe", "qwen2_moe", "llama4_text")
 SLICES = ("code", "prose", "tools")
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 # Token 7 ends every third answer, wherever it stands.
 STOP = 7
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models, each in a folder of its name, and another one to draft."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in FAMILIES:
-        served_families.build(served_families.FAMILIES[name], folder / name)
-    return folder
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an engine answered and counted.
+
+    Attributes:
+        answers: To all requests, sent at once.
+        statistics: Of them; None without observation.
+        masked: Answers to some of them sent again, every other one under a mask.
+    """
+
+    answers: list[Answer]
+    statistics: Statistics | None
+    masked: list[list[int]]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Of the answers."""
+        return [answer.token_ids for answer in self.answers]
 
 
-def requests(count: int) -> list[tuple[list[int], Any]]:
+def requests(count: int, masked: bool = False) -> list[tuple[list[int], Any]]:
     """Prompts that repeat themselves, so that drafts are found, and how they are answered."""
     from vllm import SamplingParams
 
@@ -52,37 +62,45 @@ def requests(count: int) -> list[tuple[list[int], Any]]:
             ignore_eos=number % 3 > 0,
             stop_token_ids=[STOP, *range(60, 80)] if number % 3 == 0 else None,
             detokenize=False,
-            extra_args={"reap_slice": SLICES[number % 3]},
+            logprobs=2,
+            extra_args={"reap_slice": SLICES[number % 3]} | ({"reap_plan_id": "half"} if masked and number % 2 else {}),
         )
         found.append((tokens, parameters))
     return found
 
 
-def serve(model: Path, count: int, settings: ObserveSettings, **arguments: Any) -> tuple[list[list[int]], Statistics]:
-    """Answers to the requests, all sent at once, and their statistics."""
+def ask(llm: Any, asked: list[tuple[list[int], Any]]) -> list[Answer]:
+    """Answers to the requests, all sent at once."""
+    prompts = [{"prompt_token_ids": tokens} for tokens, _ in asked]
+    return answers_of(llm.generate(prompts, [parameters for _, parameters in asked], use_tqdm=False))
+
+
+def serve(model: Path, count: int, settings: ObserveSettings | None, **arguments: Any) -> Served:
+    """Asks the full model and then, if it is observed, a mask, too."""
     with engine(model, settings, **arguments) as llm:
-        prompts = requests(count)
-        given = [{"prompt_token_ids": tokens} for tokens, _ in prompts]
-        outputs = llm.generate(given, [parameters for _, parameters in prompts], use_tqdm=False)
+        answers = ask(llm, requests(count))
+        if settings is None:
+            return Served(answers, None, [])
         ranks = [RankSums.from_bytes(content) for content in llm.collective_rpc("reap_snapshot")]
-        assert observer(llm).failures == 0
+        assert llm.collective_rpc("reap_load_masks", args=({"half": served_families.HALF},)) == [None]
+        masked = ask(llm, requests(12, masked=True))
+        running = observer(llm)
+        assert running.failures == 0
+        # What is under the mask is no traffic of the full model.
+        found = join_ranks([running.snapshot()], fingerprint(open_model(str(model))), {}, provenance())
+        assert found.header.windows[0].requests == count + 6
     statistics = join_ranks(ranks, fingerprint(open_model(str(model))), {}, provenance())
-    return [list(output.outputs[0].token_ids) for output in outputs], statistics
+    return Served(answers, statistics, [answer.token_ids for answer in masked])
 
 
-def require_equal(found: Statistics, expected: Statistics) -> None:
-    """Counts exactly, sums to 1e-5, whatever the order in which slices were seen."""
-    order = [found.header.slices.index(name) for name in expected.header.slices]
-    np.testing.assert_array_equal(found.layer_token_count_SPL[order], expected.layer_token_count_SPL)
-    values = found.fields_by_name()
-    for name, field in expected.fields_by_name().items():
-        if "layer_token" in name:
-            continue
-        exact = "count" in name
-        np.testing.assert_allclose(values[name][order], field, rtol=0 if exact else 1e-5, err_msg=name)
-    assert found.header.complete
-    assert found.header.windows[0].requests == expected.header.windows[0].requests
-    assert found.header.windows[0].prompt_tokens_computed == expected.header.windows[0].prompt_tokens_computed
+def require_served(found: Served, expected: Served) -> None:
+    """What plain decoding answers and counts."""
+    assert found.tokens == expected.tokens
+    assert found.masked == expected.masked
+    assert found.masked[1::2] != found.tokens[1:12:2]
+    assert found.statistics is not None
+    assert expected.statistics is not None
+    require_equal(found.statistics, expected.statistics)
 
 
 def count_drafts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -103,39 +121,40 @@ def count_drafts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("family", "count", "recorders"),
+    ("family", "count", "thorough"),
     [
-        ("qwen3_moe", 12, ("deferred",)),
-        *(pytest.param(name, 60, ("deferred", "inline"), marks=pytest.mark.slow) for name in FAMILIES),
+        ("qwen3_moe", 12, False),
+        *(pytest.param(name, 60, True, marks=pytest.mark.slow) for name in served_families.FOUR),
     ],
 )
 def test_n_gram_drafts_count_as_far_as_they_are_taken(
-    family: str, count: int, recorders: Sequence[str], models: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, count: int, thorough: bool, four_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = models / family
-    answers, expected = serve(model, count, ObserveSettings(recorder="deferred"))
-    for recorder in recorders:
+    model = four_models / family
+    expected = serve(model, count, ObserveSettings(recorder="deferred"))
+    for recorder in ("deferred", "inline") if thorough else ("deferred",):
         totals = count_drafts(monkeypatch)
         # A small buffer, so that it is also measured while a step awaits its verdict; kernel rows read and computed.
         settings = ObserveSettings(recorder=recorder, buffer_tokens=16, read_kernel_rows=recorder == "deferred")
-        drafted, found = serve(model, count, settings, speculative_config=NGRAM)
-        assert drafted == answers
+        found = serve(model, count, settings, speculative_config=NGRAM)
         assert 0 < totals[1] < totals[0], "some drafts have to be taken, and some rejected"
-        require_equal(found, expected)
+        require_served(found, expected)
+        if thorough and recorder == "deferred":
+            assert found.answers == serve(model, count, None, speculative_config=NGRAM).answers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", served_families.FOUR)
 def test_a_draft_model_is_not_observed_and_its_drafts_count_as_far_as_they_are_taken(
-    family: str, models: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, four_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = models / family
-    answers, expected = serve(model, 60, ObserveSettings(recorder="deferred"))
+    model = four_models / family
+    expected = serve(model, 60, ObserveSettings(recorder="deferred"))
     totals = count_drafts(monkeypatch)
     # A Mixture-of-Experts model, too: its layers stand in the same context as the target's.
-    speculation = {"method": "draft_model", "model": str(models / "qwen3_moe"), "num_speculative_tokens": 2}
+    speculation = {"method": "draft_model", "model": str(four_models / "qwen3_moe"), "num_speculative_tokens": 2}
     settings = ObserveSettings(recorder="deferred", buffer_tokens=16, read_kernel_rows=False)
-    drafted, found = serve(model, 60, settings, speculative_config=speculation)
-    assert drafted == answers
+    found = serve(model, 60, settings, speculative_config=speculation)
     assert 0 < totals[1] <= totals[0]
-    require_equal(found, expected)
+    require_served(found, expected)
+    assert found.answers == serve(model, 60, None, speculative_config=speculation).answers

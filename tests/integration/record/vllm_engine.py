@@ -102,7 +102,12 @@ def ask(llm: Any, prompts: Sequence[Prompt], logprobs: int | None = None) -> lis
         )
         for prompt in prompts
     ]
-    outputs = llm.generate([{"prompt_token_ids": prompt.token_ids} for prompt in prompts], parameters, use_tqdm=False)
+    given = [{"prompt_token_ids": prompt.token_ids} for prompt in prompts]
+    return answers_of(llm.generate(given, parameters, use_tqdm=False))
+
+
+def answers_of(outputs: Sequence[Any]) -> list[Answer]:
+    """Answers of vLLM's outputs."""
     return [
         Answer(
             list(output.outputs[0].token_ids),

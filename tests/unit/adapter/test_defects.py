@@ -25,6 +25,7 @@ MENDED_BY = {
     "cpu-rotary-heads": "0002-cpu-rope-by-head",
     "cpu-wheel-command": "0003-cpu-wheel-command",
     "laguna-correction-bias": "0005-laguna-correction-bias",
+    "cpu-data-parallel-moe": "0006-cpu-data-parallel-moe",
 }
 # Only what a process of its own would tell: `test_cpu_command.py` has it.
 SLOW = "cpu-wheel-command"

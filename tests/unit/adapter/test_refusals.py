@@ -33,8 +33,6 @@ def config(speculative: object = None, **parallel: object) -> Any:
 
 
 PLAIN, SUMS = ObserveSettings(), ObserveSettings(extra_sums=("output_sum",))
-TRIED = {"untried_layouts": True}
-TOGETHER = ObserveSettings.model_validate(TRIED)
 INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="moe_sum")
 
 
@@ -45,20 +43,20 @@ INLINE, AT_SUM = ObserveSettings(recorder="inline"), ObserveSettings(recorder="m
         (SUMS, config(speculative=object()), "do not wait for draft tokens"),
         (PLAIN, config(speculative=object(), pipeline_parallel_size=2), "only the last stage"),
         (AT_SUM, config(enable_eplb=True), "without --enable-eplb"),
-        (PLAIN, config(data_parallel_size=2), "on a CPU alone; observe one replica"),
+        (INLINE, config(data_parallel_size=2), "data parallel size 2 cannot; leave --recorder out"),
+        (SUMS, config(data_parallel_size=2), "optional sums .* data parallel size 2"),
+        (PLAIN, config(data_parallel_size=2, tensor_parallel_size=2), "was never tried"),
         (
-            INLINE.model_copy(update=TRIED),
-            config(data_parallel_size=2),
-            "data parallel size 2 cannot; leave --recorder out",
-        ),
-        (SUMS.model_copy(update=TRIED), config(data_parallel_size=2), "optional sums .* data parallel size 2"),
-        (TOGETHER, config(data_parallel_size=2, tensor_parallel_size=2), "was never tried"),
-        (
-            TOGETHER,
+            PLAIN,
             config(data_parallel_size=2, all2all_backend="deepep_low_latency"),
             "--all2all-backend allgather_re",
         ),
-        (TOGETHER, config(data_parallel_size=2, use_ubatching=True), "without --enable-dbo"),
+        (PLAIN, config(data_parallel_size=2, use_ubatching=True), "without --enable-dbo"),
+        (
+            PLAIN,
+            config(data_parallel_size=2),
+            r"2 cannot be observed: .*; apply patches/.*0006.*, or serve with one engine",
+        ),
         (PLAIN, config(prefill_context_parallel_size=2), "prefill context parallel size 2"),
         (PLAIN, config(kv_sharing_fast_prefill=True), "fast prefill .* without --kv-sharing-fast-prefill"),
         (PLAIN, config(pipeline_parallel_size=2), "pipeline parallel size 2: .* without pipeline parallelism"),
@@ -69,9 +67,19 @@ def test_layouts_that_cannot_be_observed(
 ) -> None:
     monkeypatch.setattr(engine_view, "device_type", lambda: "cpu")
     monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config: False)
+    monkeypatch.setattr(engine_view, "traces_graphs", lambda vllm_config: False)
     layers: Any = [object()]
     with pytest.raises(EngineError, match=reason):
         refuse_unsound(settings, vllm_config, layers)
+
+
+def test_ranks_meet_in_eager_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers: Any = [object()]
+    for graphs, reason in ((True, "inside CUDA graphs"), (False, "a compiled model")):
+        monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config, graphs=graphs: graphs)
+        monkeypatch.setattr(engine_view, "traces_graphs", lambda vllm_config: True)
+        with pytest.raises(EngineError, match=f"{reason}.*; start vLLM with --enforce-eager"):
+            refuse_unsound(PLAIN, config(data_parallel_size=2), layers)
 
 
 @pytest.mark.parametrize(

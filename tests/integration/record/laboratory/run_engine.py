@@ -14,13 +14,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.utils import system_utils
+
+# vLLM spawns its processes on a CPU, and each imports all of it anew, which is most of an engine's start.
+system_utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+import vllm.v1.worker.cpu_worker  # noqa: E402, F401 - for the processes to find
+from vllm import SamplingParams  # noqa: E402
+from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 
 async def ask_one(engine: AsyncLLM, number: int, prompt: dict[str, Any]) -> dict[str, Any]:
