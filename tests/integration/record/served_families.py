@@ -179,14 +179,16 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 # One of each kind that a layout or a drafter could disturb: softmax; sigmoid with groups, a correction bias and shared
-# experts; shared experts; the weight on the input. The groups are of four experts, so that `HALF` keeps two of each;
-# attention is of one kind, since vLLM takes no draft model beside sliding windows.
+# experts; shared experts; the weight on the input. The groups are of four experts, so that `HALF` keeps two of each.
+# Attention is full: beside sliding windows vLLM takes no draft model, and beside chunks its answers change with one.
 GROUPS_OF_FOUR = {"n_group": 2, "topk_group": 1}
 FOUR: Mapping[str, Family] = {
     "qwen3_moe": FAMILIES["qwen3_moe"],
     "exaone_moe": Family("exaone_moe", {**FAMILIES["exaone_moe"].settings, **GROUPS_OF_FOUR, **FULL_ATTENTION}),
     "qwen2_moe": FAMILIES["qwen2_moe"],
-    "llama4_text": FAMILIES["llama4_text"],
+    "llama4_text": Family(
+        "llama4_text", {**FAMILIES["llama4_text"].settings, **FULL_ATTENTION, "attention_chunk_size": None}
+    ),
 }
 # A mask for models of the four: kept experts by layer, as JSON has them.
 HALF: Mapping[str, list[int]] = {"0": [0, 2, 5, 7], "1": [1, 3, 4, 6], "2": [0, 1, 6, 7]}
