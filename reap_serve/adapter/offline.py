@@ -147,8 +147,15 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     """An engine with observation on; prefix caching is off, since cached tokens never reach the experts.
 
     Raises:
+        RequestError: The arguments ask for several engines.
         EngineError: It did not start.
     """
+    engines = arguments.get("data_parallel_size", 1)
+    if engines != 1:
+        raise RequestError(
+            f"data_parallel_size {engines}: an engine without a server is one alone",
+            "leave it out, or send the traffic by reap-serve replay to reap-serve serve --observe",
+        )
     # In this process: nothing else waits for the event loop, and a second process costs its start.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from reap_serve.adapter import engine_view, layer_view, refusals
+from reap_serve.adapter.offline import start_engine
 from reap_serve.adapter.refusals import refuse_unsound
-from reap_serve.errors import EngineError
+from reap_serve.errors import EngineError, RequestError
 from reap_serve.record.settings import ObserveSettings
 
 
@@ -80,6 +81,12 @@ def test_ranks_meet_in_eager_steps_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(engine_view, "traces_graphs", lambda vllm_config: True)
         with pytest.raises(EngineError, match=f"{reason}.*; start vLLM with --enforce-eager"):
             refuse_unsound(PLAIN, config(data_parallel_size=2), layers)
+
+
+def test_several_engines_need_a_server() -> None:
+    source: Any = None
+    with pytest.raises(RequestError, match="data_parallel_size 2: .* or send the traffic by reap-serve replay"):
+        start_engine(source, PLAIN, {"data_parallel_size": 2})
 
 
 @pytest.mark.parametrize(
