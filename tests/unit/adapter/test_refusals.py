@@ -85,7 +85,7 @@ def test_ranks_meet_in_eager_steps_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_several_engines_need_a_server() -> None:
     source: Any = None
-    with pytest.raises(RequestError, match="data_parallel_size 2: .* or send the traffic by reap-serve replay"):
+    with pytest.raises(RequestError, match=r"data_parallel_size 2: .* or send the traffic by reap-serve replay"):
         start_engine(source, PLAIN, {"data_parallel_size": 2})
 
 
