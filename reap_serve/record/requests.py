@@ -10,12 +10,12 @@ Axes: R requests, T rows.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from reap_serve.record.step import BatchRows, DraftRows, NewRequest, RowIndices, Slots, Step
+from reap_serve.record.request import DecodeSteps, RequestState
+from reap_serve.record.step import BatchRows, DraftRows, NewRequest, Slots, Step, step_under_plans
 from reap_serve.slice_name import is_slice_name
 from reap_serve.statistics.record import PHASES
 
@@ -27,56 +27,6 @@ SLICE_ARGUMENT = "reap_slice"
 PROMPT_ARGUMENT = "reap_prompt_tokens"
 # Of a request that is no traffic.
 UNCOUNTED_ARGUMENT = "reap_uncounted"
-
-
-@dataclass(slots=True)
-class _Request:
-    """A request in the engine.
-
-    Attributes:
-        slice_index: Its slice.
-        decode_from: Position of the first token of the answer.
-        prompt_tokens: Tokens of its prompt, a teacher-forced answer included.
-        plan: Id of the plan that it is under, None for the full model.
-        plan_from: Position of the first row that the plan routes.
-        counted: Its tokens before this position were counted.
-        in_window: Whether a token of it was counted since the last reset.
-        plain_from: From this position on, a row is an answer's token that was not counted yet.
-        stop_tokens: Tokens that end its answer.
-        last_position: Of the tokens that enter the model, None without a limit.
-    """
-
-    slice_index: int
-    decode_from: int
-    prompt_tokens: int
-    plan: str | None
-    plan_from: int = 0
-    stop_tokens: frozenset[int] = frozenset()
-    last_position: int | None = None
-    counted: int = 0
-    in_window: bool = False
-    plain_from: int = 0
-
-
-@dataclass(slots=True)
-class _DecodeStep:
-    """A step of one new answer token a request; the next one is like it if nothing changes.
-
-    Attributes:
-        request_ids: Its requests, in order.
-        num_scheduled: Rows of each: ones.
-        next_positions: Position of each request's next row.
-        requests: Their states, whose counts are behind while such steps follow each other.
-        recorded: Whether its rows were counted for the window.
-        step: The step.
-    """
-
-    request_ids: list[str]
-    num_scheduled: list[int]
-    next_positions: list[int]
-    requests: list[_Request]
-    recorded: bool
-    step: Step
 
 
 class Requests:
@@ -106,8 +56,8 @@ class Requests:
         self.requests = 0
         self.prompt_tokens_total = 0
         self.prompt_tokens_computed = 0
-        self._requests: dict[str, _Request] = {}
-        self._decode: _DecodeStep | None = None
+        self._requests: dict[str, RequestState] = {}
+        self._decode: DecodeSteps | None = None
 
     def add(
         self,
@@ -136,7 +86,7 @@ class Requests:
         name = arguments.get(SLICE_ARGUMENT)
         argument = arguments.get(PROMPT_ARGUMENT)
         decode_from = argument if isinstance(argument, int) else new.prompt_tokens
-        self._requests[new.id] = _Request(
+        self._requests[new.id] = RequestState(
             slice_index=self._slice_index(name if is_slice_name(name) else DEFAULT_SLICE),
             decode_from=decode_from,
             prompt_tokens=new.prompt_tokens,
@@ -165,23 +115,14 @@ class Requests:
             batch: The requests in the order of the rows.
             recorded: Whether the window counts the step's requests and prompt tokens.
         """
-        last = self._decode
-        if (
-            last is not None
-            and batch.num_computed == last.next_positions
-            and batch.num_scheduled == last.num_scheduled
-            and batch.request_ids == last.request_ids
-            and recorded == last.recorded
-        ):
-            # Most steps of a server: the last one's requests, each a token on.
-            last.next_positions = [position + 1 for position in last.next_positions]
-            return last.step
+        if self._decode is not None and self._decode.goes_on(batch, recorded):
+            return self._decode.step
         self.settle()
         requests = [self._requests.get(request_id) for request_id in batch.request_ids]
         # Runs of equal slots, repeated once at the end.
         slots: list[int] = []
         lengths: list[int] = []
-        decoding: list[_Request] = []
+        decoding: list[RequestState] = []
         for request, rows, first in zip(requests, batch.num_scheduled, batch.num_computed, strict=True):
             if rows == 1 and request is not None and first >= request.plain_from > 0:
                 if recorded:
@@ -194,16 +135,25 @@ class Requests:
                 self._label(request, int(first), int(first) + int(rows), slots, lengths, recorded)
         drafts = self._drafts(requests, batch) if batch.num_drafts else ()
         labels = np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
-        step = _step_of(labels, requests, batch, self, drafts)
+        step = self._step_of(labels, requests, batch, drafts)
         if len(decoding) == len(requests):
             following = [int(first) + 1 for first in batch.num_computed]
-            self._decode = _DecodeStep(
+            self._decode = DecodeSteps(
                 list(batch.request_ids), list(batch.num_scheduled), following, decoding, recorded, step
             )
         return step
 
+    def _step_of(
+        self, slot_T: Slots, requests: Sequence[RequestState | None], batch: BatchRows, drafts: Sequence[DraftRows]
+    ) -> Step:
+        if not self.under_plan:
+            return Step(slot_T, slot_T, {}, drafts)
+        plans = [None if request is None else request.plan for request in requests]
+        starts = [0 if request is None else request.plan_from for request in requests]
+        return step_under_plans(slot_T, plans, starts, batch, self.trash_slot, drafts)
+
     def _label(
-        self, request: _Request | None, start: int, end: int, slots: list[int], lengths: list[int], recorded: bool
+        self, request: RequestState | None, start: int, end: int, slots: list[int], lengths: list[int], recorded: bool
     ) -> None:
         """Appends the runs of one request's rows, whose positions are start to end."""
         new = end if request is None else min(max(start, request.counted), end)
@@ -226,7 +176,7 @@ class Requests:
             self._count_request(request)
             self.prompt_tokens_computed += max(min(request.prompt_tokens, end) - new, 0)
 
-    def _drafts(self, requests: Sequence[_Request | None], batch: BatchRows) -> Sequence[DraftRows]:
+    def _drafts(self, requests: Sequence[RequestState | None], batch: BatchRows) -> Sequence[DraftRows]:
         """The draft tokens of a step whose rows were labelled; their requests' counts are taken back to before them."""
         found: list[DraftRows] = []
         row = 0
@@ -263,7 +213,7 @@ class Requests:
             taken_T[drafts.first_row + taken : drafts.first_row + drafts.num_rows] = False
         return taken_T
 
-    def _count_request(self, request: _Request) -> None:
+    def _count_request(self, request: RequestState) -> None:
         if request.plan is None:
             self.requests += not request.in_window
             request.in_window = True
@@ -272,8 +222,7 @@ class Requests:
         """Writes down how far the requests of the last decode steps have come; no step is like these any more."""
         last, self._decode = self._decode, None
         if last is not None:
-            for request, position in zip(last.requests, last.next_positions, strict=True):
-                request.counted = request.plain_from = position
+            last.settle()
 
     def reset(self) -> None:
         """A new window begins: forgets what was counted; requests in the engine are followed on."""
@@ -318,34 +267,3 @@ class Requests:
             return ALLOWED_LIMIT
         named = sum(known not in (OVERFLOW_SLICE, DEFAULT_SLICE) for known in self.slices)
         return COUNT_LIMIT if named >= self.max_slices - 2 else None
-
-
-def _step_of(
-    slot_T: Slots,
-    requests: list[_Request | None],
-    batch: BatchRows,
-    all_requests: Requests,
-    drafts: Sequence[DraftRows],
-) -> Step:
-    if not all_requests.under_plan:
-        return Step(slot_T, slot_T, {}, drafts)
-    plans = [None if request is None else request.plan for request in requests]
-    names = sorted({plan for plan in plans if plan is not None})
-    index_R = np.array([names.index(plan) if plan is not None else -1 for plan in plans], np.int64)
-    index_T = np.repeat(index_R, np.asarray(batch.num_scheduled, np.int64))
-    full_slot_T = np.where(index_T < 0, slot_T, all_requests.trash_slot)
-    if any(request is not None and request.plan_from > 0 for request in requests):
-        # The slot does not tell: rows that are computed anew are trash, and under the plan as before.
-        plan_from_R = [0 if request is None else request.plan_from for request in requests]
-        index_T[_positions(batch) < np.repeat(plan_from_R, batch.num_scheduled)] = -1
-    rows_of: dict[str, RowIndices] = {name: np.flatnonzero(index_T == index) for index, name in enumerate(names)}
-    plan_rows = {name: rows for name, rows in rows_of.items() if rows.shape[0] > 0}
-    return Step(slot_T, full_slot_T, plan_rows, drafts)
-
-
-def _positions(batch: BatchRows) -> RowIndices:
-    """Position of each row in its request."""
-    scheduled_R = np.asarray(batch.num_scheduled, np.int64)
-    first_row_R = np.cumsum(scheduled_R) - scheduled_R
-    offset_T: RowIndices = np.repeat(np.asarray(batch.num_computed, np.int64) - first_row_R, scheduled_R)
-    return offset_T + np.arange(offset_T.shape[0])

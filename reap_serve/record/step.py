@@ -119,3 +119,41 @@ class Step:
         slot_T = self.slot_T.copy()
         slot_T[self.draft_rows] = trash_slot
         return slot_T
+
+
+def step_under_plans(
+    slot_T: Slots,
+    plans: Sequence[str | None],
+    plan_from_R: Sequence[int],
+    batch: BatchRows,
+    trash_slot: int,
+    drafts: Sequence[DraftRows],
+) -> Step:
+    """The step of a batch in which requests are under plans.
+
+    Args:
+        slot_T: Slot of each row.
+        plans: Id of the plan that each request is under, None for the full model.
+        plan_from_R: Position of the first row of each request that its plan routes.
+        batch: The requests in the order of the rows.
+        trash_slot: Slot of rows that do not count.
+        drafts: See `Step`.
+    """
+    names = sorted({plan for plan in plans if plan is not None})
+    index_R = np.array([names.index(plan) if plan is not None else -1 for plan in plans], np.int64)
+    index_T = np.repeat(index_R, np.asarray(batch.num_scheduled, np.int64))
+    full_slot_T = np.where(index_T < 0, slot_T, trash_slot)
+    if any(plan_from_R):
+        # The slot does not tell: rows that are computed anew are trash, and under the plan as before.
+        index_T[_positions(batch) < np.repeat(plan_from_R, batch.num_scheduled)] = -1
+    rows_of: dict[str, RowIndices] = {name: np.flatnonzero(index_T == index) for index, name in enumerate(names)}
+    plan_rows = {name: rows for name, rows in rows_of.items() if rows.shape[0] > 0}
+    return Step(slot_T, full_slot_T, plan_rows, drafts)
+
+
+def _positions(batch: BatchRows) -> RowIndices:
+    """Position of each row in its request."""
+    scheduled_R = np.asarray(batch.num_scheduled, np.int64)
+    first_row_R = np.cumsum(scheduled_R) - scheduled_R
+    offset_T: RowIndices = np.repeat(np.asarray(batch.num_computed, np.int64) - first_row_R, scheduled_R)
+    return offset_T + np.arange(offset_T.shape[0])

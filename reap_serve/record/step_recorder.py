@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
 from reap_serve.record.captured_steps import CapturedSteps
 from reap_serve.record.choice import RecorderKind
-from reap_serve.record.extra_sums import ExtraSums, LogitTap
+from reap_serve.record.extra_sums import LogitTap
 from reap_serve.record.lockstep import Lockstep, Peers
 from reap_serve.record.moe_sum import PersistentSlots
+from reap_serve.record.open_window import OpenWindow
 from reap_serve.record.pace import Pace
 from reap_serve.record.recorder import LayerFacts
 from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind, recorders_named
 from reap_serve.record.requests import Requests
 from reap_serve.record.sampling import RowSampler
 from reap_serve.record.settings import ObserveSettings
-from reap_serve.record.snapshot import RankSums, layer_arrays
+from reap_serve.record.snapshot import RankSums
 from reap_serve.record.step import Step
-from reap_serve.record.tap import make_tap
+from reap_serve.record.tap import Apparatus, make_tap
 from reap_serve.record.verdicts import Verdicts
 from reap_serve.shown_text import shown_logger
-from reap_serve.statistics.record import PHASES, Layer, Window
 
 logger = shown_logger("reap_serve")
-
-
-class Apparatus(Protocol):
-    """What has to be in place while a recorded step runs, and only then."""
-
-    def enter(self) -> None:
-        """Such a step begins."""
-
-    def leave(self) -> None:
-        """It is over.
-
-        Raises:
-            RuntimeError: A layer was not seen in it.
-        """
 
 
 class StepRecorder:
@@ -126,12 +108,7 @@ class StepRecorder:
             if "moe_sum" in self.kinds
             else RowSampler(fraction, requests.trash_slot, device, verdicts=verdicts)
         )
-        num_slots = requests.trash_slot
-        self._sums = [LayerSums(num_slots, layer.num_experts, device, verdicts) for layer in layers]
-        self._extra = [
-            ExtraSums(settings.extra_sums, num_slots, layer.num_experts, device) if settings.extra_sums else None
-            for layer in layers
-        ]
+        self._window = OpenWindow(layers, requests, device, settings.extra_sums, verdicts)
         # A call's rows are to fit where those of a step do.
         capacity = max(1, min(settings.buffer_tokens, max_rows // max(layer.top_k for layer in layers)))
         self._lockstep = None if peers is None else Lockstep(peers, self._sampler, capacity, self.fail)
@@ -142,15 +119,14 @@ class StepRecorder:
                 captured=rows,
                 lockstep=self._lockstep,
             )
-            for layer, sums, extra in zip(layers, self._sums, self._extra, strict=True)
+            for layer, sums, extra in zip(layers, self._window.sums, self._window.extra, strict=True)
         ]
         self.taps = [make_tap(self, RECORDERS[kind](each)) for kind, each in zip(self.kinds, parts, strict=True)]
         self.logit_taps = [
             LogitTap(extra, self._sampler, self.guarded)
-            for extra in self._extra
+            for extra in self._window.extra
             if extra is not None and "logit_gram" in settings.extra_sums
         ]
-        self._begin_window()
 
     def begin(self, step: Step) -> None:
         """The forward pass of a step follows."""
@@ -192,8 +168,7 @@ class StepRecorder:
         """
         try:
             self._sampler.tell(taken_T)
-            for sums in self._sums:
-                sums.settle()
+            self._window.settle()
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self.fail(error)
 
@@ -224,7 +199,7 @@ class StepRecorder:
         """Ends the recording of a window that is incomplete from here on."""
         self.failures += 1
         self.recording = False
-        self._complete = False
+        self._window.complete = False
         if self.capturing:
             # The graph lacks a layer for good; what else was done here would be part of it.
             if not self._torn:
@@ -259,7 +234,7 @@ class StepRecorder:
     @property
     def complete(self) -> bool:
         """Whether nothing of the window was lost."""
-        return self._complete
+        return self._window.complete
 
     @property
     def layer_indices(self) -> tuple[int, ...]:
@@ -268,15 +243,11 @@ class StepRecorder:
 
     def expert_counts(self) -> npt.NDArray[np.int64]:
         """Routed tokens of the window by layer and expert, without those held back."""
-        return np.stack([sums.expert_counts() for sums in self._sums])
+        return self._window.expert_counts()
 
     def tokens_by_slice(self) -> dict[str, int]:
         """Recorded tokens of the window by slice, without those held back."""
-        used = len(self._requests.slices) * len(PHASES)
-        tokens_LS = np.stack([sums.tokens_S[:used].cpu().numpy() for sums in self._sums]).reshape(
-            len(self._sums), -1, len(PHASES)
-        )
-        return dict(zip(self._requests.slices, tokens_LS.sum(axis=2).max(axis=0).tolist(), strict=True))
+        return self._window.tokens_by_slice()
 
     def start(self) -> None:
         """Records from the next step on; an engine with a graph that lacks a layer never does."""
@@ -305,11 +276,11 @@ class StepRecorder:
         """No forward pass follows: what is still held is lost, and the window incomplete if something is."""
         if self._lockstep is not None and self._lockstep.held:
             self._lockstep.discard()
-            self._complete = False
+            self._window.complete = False
 
     def step_failed(self) -> None:
         """The engine's forward pass raised: what belongs to it is lost."""
-        self._complete = False
+        self._window.complete = False
         if self._captured is not None:
             self._captured.discard()
 
@@ -325,52 +296,21 @@ class StepRecorder:
         if self._lockstep is not None:
             self._lockstep.discard()
         self._sampler.reject_drafts()
-        for sums in self._sums:
-            sums.settle()
+        self._window.settle()
         self.flush()
         self.next_window()
 
     def next_window(self) -> None:
         """Starts a new window; what is held back belongs to it."""
-        for sums in (*self._sums, *self._extra):
-            if sums is not None:
-                sums.reset()
-        self._requests.reset()
+        self._window.next()
         held = 0 if self._lockstep is None else self._lockstep.held
         self._earlier_sampled_tokens += self._sampler.sampled_tokens - held
         self._sampler.reset(held)
-        self._begin_window()
 
     def snapshot(self) -> RankSums:
         """The sums of the window so far, in the main memory."""
         self.flush()
-        requests, sampler = self._requests, self._sampler
-        num_slices = len(requests.slices)
+        sampler = self._sampler
         # Of few tokens none may have been drawn: then the probability stands for the fraction.
         fraction = sampler.sampled_tokens / sampler.real_tokens if sampler.sampled_tokens else sampler.fraction
-        arrays = [
-            layer_arrays(sums, num_slices, len(PHASES), extra)
-            for sums, extra in zip(self._sums, self._extra, strict=True)
-        ]
-        window = Window(
-            id=self._window_id,
-            started=self._window_started,
-            ended=_now(),
-            recorder=self.recorders,
-            requests=requests.requests,
-            prompt_tokens_total=requests.prompt_tokens_total,
-            prompt_tokens_computed=requests.prompt_tokens_computed,
-            sample_fraction=fraction,
-            complete=self._complete,
-        )
-        layers = tuple(Layer(index=layer.index, name=layer.name) for layer in self._layers)
-        return RankSums.stack(window, layers, tuple(requests.slices), arrays)
-
-    def _begin_window(self) -> None:
-        self._window_id = uuid.uuid4().hex
-        self._window_started = _now()
-        self._complete = True
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+        return self._window.snapshot(self.recorders, fraction)

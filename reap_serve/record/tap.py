@@ -40,6 +40,20 @@ class Boundary(Protocol):
         """Ends the recording."""
 
 
+class Apparatus(Protocol):
+    """What has to be in place while a recorded step runs, and only then."""
+
+    def enter(self) -> None:
+        """Such a step begins."""
+
+    def leave(self) -> None:
+        """It is over.
+
+        Raises:
+            RuntimeError: A layer was not seen in it.
+        """
+
+
 class Tap:
     """One layer's recorder, asked in recorded steps only.
 

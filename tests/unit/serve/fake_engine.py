@@ -17,8 +17,9 @@ from reap_serve.adapter.worker import ReapWorkerExtension
 from reap_serve.model import Fingerprint
 from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums
-from reap_serve.serve.live import LiveEngine, LiveSetup, RankFacts
+from reap_serve.serve.live import LiveEngine, RankFacts
 from reap_serve.serve.mask import EngineMasks
+from reap_serve.serve.windows import LiveSetup
 from reap_serve.statistics.record import Layer, Window
 
 MODEL = Fingerprint(

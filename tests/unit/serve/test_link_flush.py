@@ -16,7 +16,7 @@ from reap_serve.record.requests import UNCOUNTED_ARGUMENT, Requests
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve import link
-from reap_serve.serve.live import LiveSetup
+from reap_serve.serve.windows import LiveSetup
 
 
 class IdleEngine(FakeEngine):

@@ -9,9 +9,9 @@ import pytest
 from fake_engine import MODEL, FakeObserver, live_engine
 
 from reap_serve.record.step import NewRequest
-from reap_serve.serve.live import LiveSetup
 from reap_serve.serve.live_status import PlanEntry, balance_of
 from reap_serve.serve.mask import PLAN_ARGUMENT
+from reap_serve.serve.windows import LiveSetup
 from reap_serve.statistics.file import read_statistics
 
 

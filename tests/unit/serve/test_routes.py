@@ -20,9 +20,9 @@ from reap_serve.architectures.resolve import resolve
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.serve.link import EngineLink
-from reap_serve.serve.live import LiveSetup
 from reap_serve.serve.plan_check import ServedModel
 from reap_serve.serve.routes import router
+from reap_serve.serve.windows import LiveSetup
 
 NAMES = TensorNames(resolve({"model_type": "qwen3_moe"}), 1)
 KEPT = [0, 1, 2, 5, 8, 9]
