@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
+
+import torch
 
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.captured import CapturedRecorder, Measure
@@ -19,6 +21,7 @@ from reap_serve.record.read import ReadRecorder
 from reap_serve.record.recorder import LayerFacts, Recorder
 from reap_serve.record.sampling import RowSampler
 from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.verdicts import Verdicts
 
 # Of outputs that all layers together hold until they are measured.
 HELD_BYTES = 2**26
@@ -124,6 +127,39 @@ def recorder_kind(settings: ObserveSettings, layer: LayerFacts, *, graphs: bool 
     else:
         chosen = "read" if reads and settings.recorder != "moe_sum" else settings.recorder
     return "captured" if graphs and chosen == "deferred" else chosen
+
+
+def recorder_kinds(
+    settings: ObserveSettings, layers: Sequence[LayerFacts], graphs: bool, draft_tokens: bool, lockstep: bool
+) -> tuple[RecorderKind, ...]:
+    """The recorder of each layer.
+
+    Args:
+        settings: What was asked for.
+        layers: The layers.
+        graphs: See `recorder_kind`.
+        draft_tokens: The engine verifies draft tokens: what a kernel is about to add cannot wait for a verdict.
+        lockstep: The rank has to measure with others.
+    """
+    if lockstep:
+        return tuple("lockstep" for _ in layers)
+    if draft_tokens and settings.recorder == "auto":
+        settings = settings.model_copy(update={"recorder": "deferred"})
+    return tuple(recorder_kind(settings, layer, graphs=graphs) for layer in layers)
+
+
+def make_sampler(
+    kinds: Collection[RecorderKind],
+    fraction: float,
+    trash_slot: int,
+    device: torch.device,
+    max_rows: int,
+    verdicts: Verdicts | None,
+) -> RowSampler:
+    """What samples the rows of all layers; see the arguments of `StepRecorder` and of `RowSampler`."""
+    if "moe_sum" in kinds:
+        return PersistentSlots(fraction, trash_slot, device, max_rows)
+    return RowSampler(fraction, trash_slot, device, verdicts=verdicts)
 
 
 def recorders_named(kinds: Mapping[int, RecorderKind]) -> str:

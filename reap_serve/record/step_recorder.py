@@ -10,16 +10,13 @@ import torch
 
 from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
 from reap_serve.record.captured_steps import CapturedSteps
-from reap_serve.record.choice import RecorderKind
 from reap_serve.record.extra_sums import LogitTap
 from reap_serve.record.lockstep import Lockstep, Peers
-from reap_serve.record.moe_sum import PersistentSlots
 from reap_serve.record.open_window import OpenWindow
 from reap_serve.record.pace import Pace
 from reap_serve.record.recorder import LayerFacts
-from reap_serve.record.recorders import RECORDERS, Parts, recorder_kind, recorders_named
+from reap_serve.record.recorders import RECORDERS, Parts, make_sampler, recorder_kinds, recorders_named
 from reap_serve.record.requests import Requests
-from reap_serve.record.sampling import RowSampler
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.snapshot import RankSums
 from reap_serve.record.step import Step
@@ -86,12 +83,7 @@ class StepRecorder:
             verdicts = Verdicts(requests.trash_slot, settings.buffer_tokens + 2 * max_rows, device)
         self._verdicts = verdicts
         self._layers = tuple(layers)
-        # What a kernel is about to add cannot wait for a verdict.
-        chosen = "deferred" if draft_tokens and settings.recorder == "auto" else settings.recorder
-        asked = settings.model_copy(update={"recorder": chosen})
-        self.kinds: tuple[RecorderKind, ...] = tuple(
-            recorder_kind(asked, layer, graphs=graphs is not None) if peers is None else "lockstep" for layer in layers
-        )
+        self.kinds = recorder_kinds(settings, layers, graphs is not None, draft_tokens, peers is not None)
         budget, fraction, held = settings.overhead_budget, settings.sample_fraction, settings.buffer_tokens
         assert budget is None or tensor_parallel_size == 1 or agree is not None
         gathering = [layer.shape for layer, kind in zip(layers, self.kinds, strict=True) if kind == "captured"]
@@ -103,30 +95,20 @@ class StepRecorder:
         self.busy, self.own = self._pace.busy, self._pace.own
         self._captured = None if rows is None or graphs is None else CapturedSteps(rows, graphs, self.own)
         fraction = self._pace.fraction
-        self._sampler = (
-            PersistentSlots(fraction, requests.trash_slot, device, max_rows)
-            if "moe_sum" in self.kinds
-            else RowSampler(fraction, requests.trash_slot, device, verdicts=verdicts)
-        )
+        self._sampler = make_sampler(self.kinds, fraction, requests.trash_slot, device, max_rows, verdicts)
         self._window = OpenWindow(layers, requests, device, settings.extra_sums, verdicts)
         # A call's rows are to fit where those of a step do.
         capacity = max(1, min(settings.buffer_tokens, max_rows // max(layer.top_k for layer in layers)))
         self._lockstep = None if peers is None else Lockstep(peers, self._sampler, capacity, self.fail)
         self.recorders = recorders_named(dict(zip((layer.index for layer in layers), self.kinds, strict=True)))
+        window, held = self._window, settings.buffer_tokens
         parts = [
-            Parts(
-                *(layer, sums, self._sampler, extra, settings.buffer_tokens, len(layers)),
-                captured=rows,
-                lockstep=self._lockstep,
-            )
-            for layer, sums, extra in zip(layers, self._window.sums, self._window.extra, strict=True)
+            Parts(layer, sums, self._sampler, extra, held, len(layers), rows, self._lockstep)
+            for layer, sums, extra in zip(layers, window.sums, window.extra, strict=True)
         ]
         self.taps = [make_tap(self, RECORDERS[kind](each)) for kind, each in zip(self.kinds, parts, strict=True)]
-        self.logit_taps = [
-            LogitTap(extra, self._sampler, self.guarded)
-            for extra in self._window.extra
-            if extra is not None and "logit_gram" in settings.extra_sums
-        ]
+        watched = [extra for extra in window.extra if extra is not None and "logit_gram" in settings.extra_sums]
+        self.logit_taps = [LogitTap(extra, self._sampler, self.guarded) for extra in watched]
 
     def begin(self, step: Step) -> None:
         """The forward pass of a step follows."""
