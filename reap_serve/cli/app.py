@@ -18,6 +18,10 @@ ORDER = (
 )
 
 
+# The exit code of Ctrl-C.
+INTERRUPTED = 130
+
+
 class Commands(TyperGroup):
     """The commands in the order in which they are used."""
 
@@ -89,6 +93,10 @@ def main() -> None:
 
     def command() -> object:
         _register()
-        return app(args=arguments, prog_name="reap-serve", standalone_mode=False)
+        code = app(args=arguments, prog_name="reap-serve", standalone_mode=False)
+        if code == INTERRUPTED:
+            # What typer makes of Ctrl-C, without a word.
+            raise KeyboardInterrupt
+        return code
 
     sys.exit(run_command(command, debug=debug))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import TrustTemplate
+from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate
 from reap_serve.cli.traffic_tables import note_receipt, note_skipped
 from reap_serve.errors import RequestError, TrafficError
+
+if TYPE_CHECKING:
+    from reap_serve.traffic.malformed import Malformed
+    from reap_serve.traffic.own_template import SettleTemplate
+    from reap_serve.traffic.request import Request
 
 
 @app.command("observe")
@@ -69,7 +75,12 @@ def observe(
     from reap_serve.record.settings import ObserveSettings, extra_sums_named
     from reap_serve.statistics.file import write_statistics
     from reap_serve.traffic.malformed import Malformed
-    from reap_serve.traffic.own_template import TemplateSandbox, refuse_own_template, special_tokens_of
+    from reap_serve.traffic.own_template import (
+        TemplateSandbox,
+        keep_own_template,
+        refuse_own_template,
+        special_tokens_of,
+    )
     from reap_serve.traffic.read import parse_slices, read_traffic
     from reap_serve.traffic.refusal import Refusals
 
@@ -77,14 +88,25 @@ def observe(
     source = open_model(model)
     malformed = Malformed()
     sandbox = TemplateSandbox(special_tokens_of(source.path))
-    requests = read_traffic(
-        traffic or [],
-        format=format,
-        slices=parse_slices(slices or []),
-        skip_malformed=skip_malformed,
-        malformed=malformed,
-        settle_template=sandbox.settle if trust_template else refuse_own_template,
-    )
+
+    def read(settle: SettleTemplate, tally: Malformed, bar: ReadingBar | None = None) -> Iterator[Request]:
+        return read_traffic(
+            traffic or [],
+            format=format,
+            slices=parse_slices(slices or []),
+            skip_malformed=skip_malformed,
+            malformed=tally,
+            settle_template=settle,
+            on_bytes=None if bar is None else bar.advance,
+        )
+
+    total = None
+    bar = ReadingBar(traffic, slices)
+    if bar.sized:
+        # Read to its end before an engine starts: a line that is wrong ends the run here, and what remains is known.
+        with bar.counted(read(keep_own_template if trust_template else refuse_own_template, Malformed(), bar)) as found:
+            total = sum(1 for _ in found)
+    requests = read(sandbox.settle if trust_template else refuse_own_template, malformed)
     if max_model_len is not None:
         arguments.setdefault("max_model_len", max_model_len)
     settings = ObserveSettings(
@@ -94,7 +116,7 @@ def observe(
         extra_sums=extra_sums_named(extra_sums or ()),
     )
     with sandbox, progress_bar() as progress:
-        task = progress.add_task("requests", total=None)
+        task = progress.add_task("requests", total=total)
         done = observe_traffic(
             source,
             requests,

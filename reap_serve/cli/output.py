@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.style import Style
 from rich.text import Text
@@ -74,14 +76,19 @@ class _Description(ProgressColumn):
         return Text(shown(task.description))
 
 
-def progress_bar() -> Progress:
-    """A progress bar on stderr; it shows nothing unless stderr is a terminal."""
+def progress_bar(*, of_bytes: bool = False) -> Progress:
+    """A progress bar on stderr with the time taken and the time left; it shows nothing unless stderr is a terminal.
+
+    Args:
+        of_bytes: Whether its numbers are bytes.
+    """
     return Progress(
         SpinnerColumn(),
         _Description(),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if of_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=stderr,
         disable=not stderr.is_terminal,
         transient=True,

@@ -69,7 +69,7 @@ def prune_command(
         raise RequestError(f"--low-disk is given and {model} is on this disk", "give a hub id, or leave --low-disk out")
     remote = HubRepository(model) if low_disk else None
     options = PruneOptions(MtpChoice(mtp), int(max_shard_gib * GIB), jobs, unequal_layers)
-    with progress_bar() as bar:
+    with progress_bar(of_bytes=True) as bar:
         task = bar.add_task("copying")
 
         def started(job: Job) -> None:

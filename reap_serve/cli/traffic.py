@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import note, print_json, progress_bar, stdout
+from reap_serve.cli.output import note, print_json, stdout
 from reap_serve.cli.traffic_options import (
     AllocationName,
     FormatName,
     Json,
     Output,
     Overwrite,
+    ReadingBar,
     SkipMalformed,
     SliceFiles,
     Tokenizer,
@@ -24,9 +23,6 @@ from reap_serve.cli.traffic_options import (
     open_traffic,
 )
 from reap_serve.cli.traffic_tables import note_skipped, print_summary
-
-if TYPE_CHECKING:
-    from reap_serve.traffic.request import Request
 
 traffic_app = typer.Typer(no_args_is_help=True, help="Look into recorded traffic, sample it, convert it.")
 app.add_typer(traffic_app, name="traffic")
@@ -47,12 +43,13 @@ def show(
     from reap_serve.traffic.summary import SummaryTally
     from reap_serve.traffic.tokens import token_counter
 
+    bar = ReadingBar(files, slices)
     requests, malformed = open_traffic(
-        files, slices, format, skip_malformed, require_text=False, keep_templates=trust_template
+        files, slices, format, skip_malformed, require_text=False, keep_templates=trust_template, bar=bar
     )
     tally = SummaryTally(token_counter(tokenizer))
     refusals = Refusals(skip_malformed, malformed)
-    with counted(requests) as counted_requests:
+    with bar.counted(requests) as counted_requests:
         for request in counted_requests:
             try:
                 tally.add(request)
@@ -93,10 +90,11 @@ def sample(
     from reap_serve.traffic.tokens import measurable, token_counter
 
     refuse_existing(output, overwrite)
-    requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template)
+    bar = ReadingBar(files, slices)
+    requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template, bar=bar)
     counter = token_counter(tokenizer)
     refusals = Refusals(skip_malformed, malformed)
-    with counted(requests) as counted_requests:
+    with bar.counted(requests) as counted_requests:
         chosen = sample_traffic(
             measurable(counted_requests, counter, refusals) if tokenizer else counted_requests,
             tokens=tokens,
@@ -133,8 +131,9 @@ def convert(
     from reap_serve.traffic.convert import write_batch
 
     refuse_existing(output, overwrite)
-    requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template)
-    with counted(requests) as counted_requests, new_file(output, overwrite=overwrite) as stream:
+    bar = ReadingBar(files, slices)
+    requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template, bar=bar)
+    with bar.counted(requests) as counted_requests, new_file(output, overwrite=overwrite) as stream:
         written = write_batch(counted_requests, stream, model=model)
     if as_json:
         replaced = malformed.replaced
@@ -149,19 +148,3 @@ def convert(
     else:
         stdout.print(f"{written} requests written to {output}")
         note_skipped(malformed)
-
-
-@contextlib.contextmanager
-def counted(requests: Iterable[Request]) -> Iterator[Iterator[Request]]:
-    """The requests, counted by a progress bar while they are read."""
-    with progress_bar() as progress:
-        task = progress.add_task("requests", total=None)
-
-        def advance() -> Iterator[Request]:
-            for number, request in enumerate(requests, start=1):
-                yield request
-                # Drawing is slower than reading.
-                if number % 1024 == 0:
-                    progress.update(task, completed=number)
-
-        yield advance()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from reap_serve.cli.output import progress_bar
 
 if TYPE_CHECKING:
     from reap_serve.traffic.malformed import Malformed
@@ -46,6 +50,42 @@ class AllocationName(StrEnum):
     EQUAL = "equal"
 
 
+class ReadingBar:
+    """A progress bar of the bytes of traffic files, with the number of their requests.
+
+    Args:
+        files: Files; standard input has no length.
+        slices: Further files, as NAME=FILE.
+
+    Attributes:
+        sized: Whether the files can be read twice, and how much is left of them is known.
+    """
+
+    def __init__(self, files: list[str] | None, slices: list[str] | None) -> None:
+        paths = {*(files or ()), *(option.partition("=")[2] for option in slices or ())}
+        self.sized = all(os.path.isfile(path) for path in paths)
+        self._bar = progress_bar(of_bytes=True)
+        self._task = self._bar.add_task("requests", total=sum(map(os.path.getsize, paths)) if self.sized else None)
+
+    def advance(self, num_bytes: int) -> None:
+        """Takes note of bytes that were read."""
+        self._bar.advance(self._task, num_bytes)
+
+    @contextlib.contextmanager
+    def counted(self, requests: Iterable[Request]) -> Iterator[Iterator[Request]]:
+        """The requests, counted while they are read."""
+
+        def count() -> Iterator[Request]:
+            for number, request in enumerate(requests, start=1):
+                yield request
+                # Drawing is slower than reading.
+                if number % 1024 == 0:
+                    self._bar.update(self._task, description=f"{number:,} requests")
+
+        with self._bar:
+            yield count()
+
+
 def open_traffic(
     files: list[str] | None,
     slices: list[str] | None,
@@ -54,8 +94,18 @@ def open_traffic(
     *,
     require_text: bool = True,
     keep_templates: bool = False,
+    bar: ReadingBar | None = None,
 ) -> tuple[Iterator[Request], Malformed]:
     """The requests that the options of a traffic command name, and the tally of what is skipped.
+
+    Args:
+        files: TRAFFIC.
+        slices: Values of `--slice`.
+        format: Name of the format; None finds it out.
+        skip_malformed: Count malformed records instead of stopping.
+        require_text: Refuse requests of which only lengths were recorded.
+        keep_templates: Take requests that bring a chat template.
+        bar: Shows how much of the files was read.
 
     Raises:
         RequestError: No file is named.
@@ -76,5 +126,6 @@ def open_traffic(
         require_text=require_text,
         malformed=malformed,
         settle_template=keep_own_template if keep_templates else refuse_own_template,
+        on_bytes=None if bar is None else bar.advance,
     )
     return requests, malformed

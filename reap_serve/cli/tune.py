@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,7 +133,8 @@ def tune(
         answers_per_slice=answers_per_slice,
         overwrite=overwrite,
     )
-    report = run(request, note)
+    begun = time.monotonic()
+    report = run(request, lambda line: note(f"{(time.monotonic() - begun) / 60:.1f} min of {budget}: {line}"))
     if as_json:
         print_json(report)
     else:

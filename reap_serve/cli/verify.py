@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import print_json, stdout
+from reap_serve.cli.output import print_json, progress_bar, stdout
 
 
 @app.command("verify")
@@ -38,7 +38,17 @@ def verify_command(
     """Check what stock vLLM would not notice. Exit 0 sound, 1 unsound."""
     from reap_serve.prune.verify import verify
 
-    report = verify(output, source, plan, load=load, ranks=ranks, read_bytes=not headers_only)
+    with progress_bar(of_bytes=True) as bar:
+        task = bar.add_task("reading", total=sum(path.stat().st_size for path in output.glob("*.safetensors")))
+        report = verify(
+            output,
+            source,
+            plan,
+            load=load,
+            ranks=ranks,
+            read_bytes=not headers_only,
+            advance=lambda num_bytes: bar.advance(task, num_bytes),
+        )
     if as_json:
         print_json(report)
     else:

@@ -11,6 +11,7 @@ from reap_serve.prune.decide import Action, Decision
 from reap_serve.prune.findings import Finding, error
 from reap_serve.prune.headers import Tensor, open_regular
 from reap_serve.prune.layout import coalesced, extents
+from reap_serve.prune.stopping import until_left
 
 BUFFER_BYTES = 4 << 20
 
@@ -51,7 +52,7 @@ def compare_tensors(
             os.close(left)
             os.close(right)
 
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compare") as pool:
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="compare") as pool, until_left(advance) as advance:
         for findings in pool.map(compare, pairs.items()):
             yield from findings
 

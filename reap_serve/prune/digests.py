@@ -15,6 +15,7 @@ import xxhash
 
 from reap_serve.errors import InputFileError
 from reap_serve.prune.headers import Shard, Tensor, open_regular
+from reap_serve.prune.stopping import until_left
 
 ALGORITHM = "xxh3_64"
 BUFFER_BYTES = 1 << 20
@@ -82,7 +83,7 @@ def digest_files(
         InputFileError: A file cannot be read or has become shorter.
     """
     found: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="digest") as pool:
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="digest") as pool, until_left(advance) as advance:
         for digests in pool.map(lambda shard: _digest_file(directory, shard, advance, witness), shards.values()):
             found.update(digests)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from reap_serve.prune.decide import Decision
 from reap_serve.prune.digests import TensorDigests
 from reap_serve.prune.headers import FileState, Shard, open_regular
 from reap_serve.prune.layout import OutputShard, coalesced, extents
+from reap_serve.prune.stopping import until_left
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -57,33 +57,25 @@ def write_shards(
     """
     missing = [shard for shard in shards if not is_finished(content, notes, shard)]
     advance(sum(shard.data_bytes for shard in shards) - sum(shard.data_bytes for shard in missing))
-    stopped = threading.Event()
 
-    def advance_unless_stopped(num_bytes: int) -> None:
-        # One failure, or Ctrl-C, must not wait for the gigabytes of the other files.
-        if stopped.is_set():
-            raise StorageError("copying was stopped by another failure", "run the command again")
-        advance(num_bytes)
-
-    def write(shard: OutputShard) -> None:
+    def write(shard: OutputShard, advance: Advance) -> None:
         write_tensors(
             content / shard.name,
             shard.header,
             shard.decisions,
             checkpoint,
-            advance_unless_stopped,
+            advance,
             lambda digests: write_text(_note(notes, shard.name), json.dumps(digests).encode()),
         )
 
     notes.mkdir(exist_ok=True)
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="shard") as pool:
-        futures = [pool.submit(write, shard) for shard in missing]
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="shard") as pool, until_left(advance) as advance:
+        futures = [pool.submit(write, shard, advance) for shard in missing]
         try:
             for future in as_completed(futures):
                 future.result()
         finally:
-            stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
     digests: dict[str, str] = {}
     for shard in shards:
         digests.update(json.loads(_note(notes, shard.name).read_bytes()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from reap_serve.errors import InputFileError, TrafficError
 from reap_serve.slice_name import RULE, is_slice_name
@@ -48,6 +48,7 @@ def read_traffic(
     require_text: bool = True,
     malformed: Malformed | None = None,
     settle_template: SettleTemplate = refuse_own_template,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> Iterator[Request]:
     """The requests in traffic files, in order; memory is bounded by the longest record.
 
@@ -62,6 +63,7 @@ def read_traffic(
         require_text: Refuse requests of which only lengths were recorded.
         malformed: Tally to count the skipped records in.
         settle_template: What becomes of requests that bring a chat template; refuses them by default.
+        on_bytes: Called with the bytes read of the files, as they come.
 
     Yields:
         Requests.
@@ -78,7 +80,9 @@ def read_traffic(
         if path != STDIN and not os.path.isfile(path):
             state = "is not a file" if os.path.exists(path) else "does not exist"
             raise InputFileError(f"{path} {state}", "check the path")
-    return _read_files(files, format, slice_of, skip_malformed, require_text, malformed or Malformed(), settle_template)
+    return _read_files(
+        files, format, slice_of, skip_malformed, require_text, malformed or Malformed(), settle_template, on_bytes
+    )
 
 
 def _slice_by_path(slices: Mapping[str, str | Sequence[str]]) -> dict[str, str]:
@@ -98,10 +102,11 @@ def _read_files(
     require_text: bool,
     malformed: Malformed,
     settle_template: SettleTemplate,
+    on_bytes: Callable[[int], None] | None,
 ) -> Iterator[Request]:
     found = False
     for path in files:
-        with open_source(path) as stream, contextlib.closing(read_rows(stream)) as rows:
+        with open_source(path, on_bytes) as stream, contextlib.closing(read_rows(stream)) as rows:
             kind, head = _find_format(rows, path, skip_malformed) if format is None else (FORMATS[format], [])
             if require_text and not kind.has_text:
                 raise _lengths_only(path, kind)

@@ -15,7 +15,7 @@ import lzma
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
 from reap_serve.errors import InputFileError
@@ -38,13 +38,14 @@ _COMPRESSED_BYTES = 1 << 14
 
 
 @contextlib.contextmanager
-def open_source(path: str) -> Iterator[io.BufferedReader]:
+def open_source(path: str, on_bytes: Callable[[int], None] | None = None) -> Iterator[io.BufferedReader]:
     """The uncompressed bytes of a file in UTF-8, as a buffered stream.
 
     Errors of the disk and of the decompressor that come up while the block reads become an InputFileError.
 
     Args:
         path: A file, or `-` for standard input.
+        on_bytes: Called with the bytes taken from a file by each read, before they are decompressed.
 
     Raises:
         InputFileError: The file is missing, unreadable, truncated or corrupt, of a kind that is not read, or the zstd
@@ -52,7 +53,7 @@ def open_source(path: str) -> Iterator[io.BufferedReader]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            yield _readable(_open(path, stack), path, stack)
+            yield _readable(_open(path, stack, on_bytes), path, stack)
         except FileNotFoundError:
             raise InputFileError(f"{path} does not exist", "check the path") from None
         except UnicodeDecodeError as error:
@@ -67,11 +68,25 @@ def open_source(path: str) -> Iterator[io.BufferedReader]:
             raise InputFileError(f"{path} cannot be read: {error.strerror or error}", "check the file") from None
 
 
-def _open(path: str, stack: contextlib.ExitStack) -> io.BufferedReader:
+def _open(path: str, stack: contextlib.ExitStack, on_bytes: Callable[[int], None] | None) -> io.BufferedReader:
     if path == STDIN:
         return cast(io.BufferedReader, sys.stdin.buffer)
-    # A regular file opens as a BufferedReader, for which the buffer size is given.
-    return stack.enter_context(cast(io.BufferedReader, open(path, "rb", buffering=_BUFFER_BYTES)))
+    raw = io.FileIO(path) if on_bytes is None else _CountedFile(path, on_bytes)
+    return stack.enter_context(io.BufferedReader(raw, _BUFFER_BYTES))
+
+
+class _CountedFile(io.FileIO):
+    """A file that tells how many bytes are read."""
+
+    def __init__(self, path: str, on_bytes: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._on_bytes = on_bytes
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        """Fills a buffer; 0 at the end."""
+        count = super().readinto(buffer)
+        self._on_bytes(count or 0)
+        return count
 
 
 def _readable(handle: io.BufferedReader, path: str, stack: contextlib.ExitStack) -> io.BufferedReader:
