@@ -9,6 +9,7 @@ import json
 import lzma
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from traffic_records import batch
 from reap_serve.errors import InputFileError, TrafficError
 from reap_serve.traffic.malformed import Malformed
 from reap_serve.traffic.read import read_traffic
+from reap_serve.traffic.source import open_source
 
 ASK = "Wie alt ist die Brücke? 😀"
 TEXT = json.dumps(batch([{"role": "user", "content": ASK}]), ensure_ascii=False) + "\n"
@@ -104,3 +106,15 @@ def test_another_encoding_of_letters(tmp_path: Path) -> None:
     file.write_bytes(TEXT.encode() + line)
     assert len(list(read_traffic([str(file)], skip_malformed=True, malformed=malformed))) == 1
     assert malformed.counts == {"not UTF-8": 1}
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_the_bytes_of_a_file_are_told_as_they_are_read(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """Those on the disk, each once, so that their sum is the size of the file."""
+    path, told = tmp_path / "traffic", list[int]()
+    path.write_bytes(compress(b"".join(b"%d\n" % number for number in range(500_000))))
+    with open_source(str(path), told.append) as stream:
+        for number, _ in enumerate(stream):
+            if number == 0:
+                assert 0 < sum(told) < path.stat().st_size
+    assert sum(told) == path.stat().st_size
