@@ -181,6 +181,20 @@ def test_links_and_paths_are_there(path: Path) -> None:
     assert not {name for name in missing if not any(found for root in places for found in root.rglob(name))}
 
 
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_stand_in_fences(path: Path) -> None:
+    """What is only indented would be looked at by no test."""
+    assert not re.search(r"^    (reap-serve|python|make|pip|vllm) ", _FENCE.sub("", path.read_text()), re.MULTILINE)
+
+
+def test_the_first_readme_is_short() -> None:
+    """150 lines, and no cell of a table that has to be scrolled."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    cells = [cell.strip() for line in text.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]
+    assert max(map(len, cells)) <= 100
+
+
 def test_the_readmes_name_commands_at_all(tmp_path: Path) -> None:
     """The tests above find something to look at."""
     found = [words[1] for path in TEXTS for block in blocks(path, "bash") for words in commands_of(block, tmp_path)
