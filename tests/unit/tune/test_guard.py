@@ -54,13 +54,13 @@ def test_a_gain_that_rests_on_one_request_is_noise() -> None:
     assert not is_lower(found)
 
 
-@pytest.mark.parametrize(("count", "passes"), [(5, False), (6, True)])
-def test_below_six_requests_nothing_passes(count: int, passes: bool) -> None:
+@pytest.mark.parametrize(("count", "passes"), [(4, False), (5, True)])
+def test_below_five_requests_nothing_passes(count: int, passes: bool) -> None:
     found = difference({"a": sums([0.0] * count, [9.0] * count)}, {"a": sums([5.0] * count, [9.0] * count)})
     assert is_lower(found) is passes
 
 
-def test_a_difference_of_rounding_is_none() -> None:
+def test_a_gain_too_small_to_matter_does_not_pass() -> None:
     found = difference({"a": sums([0.0] * 20, [10.0] * 20)}, {"a": sums([0.009] * 20, [10.0] * 20)})
     assert found.p_value < 0.001
     assert found.kl_divergence_mean == pytest.approx(-0.0009)
@@ -83,8 +83,8 @@ def test_of_plans_that_are_alike_few_pass(num_slices: int) -> None:
         plan = {name: RequestSums(rng.lognormal(0.0, 1.0, 12), tokens_C) for name in slices}
         reap = {name: RequestSums(rng.lognormal(0.0, 1.0, 12), tokens_C) for name in slices}
         passed += is_lower(difference(plan, reap))
-    # 2.5 % of 100, with a standard deviation of 1.6.
-    assert passed <= 8
+    # 5 % of 100, with a standard deviation of 2.2.
+    assert passed <= 12
 
 
 def tried(criterion: str, kl: float, p_value: float, *, held: bool = True, keep_experts: int = 8) -> Tried:
@@ -111,10 +111,10 @@ def ranked(*some: Tried) -> list[str]:
 
 def test_reap_stays_before_what_is_lower_within_noise_and_after_what_is_surely_lower() -> None:
     found = ranked(
-        tried("asq", 0.5, 0.03),
+        tried("asq", 0.5, 0.06),
         tried("trials", 0.7, 0.001),
         tried("reap", 1.0, 1.0),
-        tried("msan", 0.8, 0.02),
+        tried("msan", 0.8, 0.04),
         tried("random", 0.4, 0.001, keep_experts=9),
     )
     assert found == ["trials", "msan", "reap", "asq"]
