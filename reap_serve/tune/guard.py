@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 # A plan that is no better passes at most so often.
 CHANCE = 0.05
 # Nats per token that a plan has to gain. Divergence from the base is by how much the logarithm of the perplexity grows
-# on text of the base's own: this is 0.1 % of it, and not worth a rule that fares worse on other traffic. Half of the
-# smaller gains did not carry over to held-out requests (bench/paper/TUNED.md).
+# on text of the base's own: this is 0.1 % of it, and not worth a rule that fares worse on other traffic. Of 15 smaller
+# gains 6 did not carry over to held-out requests (bench/paper/TUNED.md).
 LEAST_GAIN = 1e-3
 DRAWS = 9999
 SEED = 20260101
