@@ -141,7 +141,8 @@ def _measure(
         search = Search(measuring, (), spending, (keep,), 0, lambda line: None)
         ranked = search.at_size((*rules, *trials), keep)
         sums = {each.candidate.rule.name: measuring.by_request(each.candidate.mask, "selection") for each in ranked}
-    kept |= {each.candidate.rule.name: each.candidate for each in ranked if each.candidate.rule.criterion == TRIALS}
+    by_trials = (each.candidate for each in ranked if each.candidate.rule.criterion == TRIALS)
+    kept |= {each.rule.name: each for each in sorted(by_trials, key=lambda each: each.rule.name)}
     # What was chosen among the criteria is planned on the whole sample, as REAP is.
     chosen = ranked[0].candidate.rule.name
     divergence = {name: _held_out(network, held_out, each, setting.source) for name, each in kept.items()}
