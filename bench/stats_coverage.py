@@ -38,7 +38,7 @@ from reap_serve.model import fingerprint, open_model
 from reap_serve.records import provenance
 from reap_serve.statistics.record import BATCH_FIELDS, BatchSums, ExpertSums, Header, Layer, Statistics, Window
 from reap_serve.statistics.saliency import MixedSums, mix_slices, saliency, slice_terms
-from reap_serve.statistics.uncertainty import expected_flip_fraction, standard_error
+from reap_serve.statistics.uncertainty import expected_instability, standard_error
 
 DEMO = Path(__file__).parents[1] / "reap_serve" / "demo" / "tiny_moe"
 KEPT_FRACTIONS = tuple(eighths / 8 for eighths in range(1, 8))
@@ -218,7 +218,7 @@ def measure_instability(
         error_LE = standard_error(slice_terms(first))
         for index, fraction in enumerate(KEPT_FRACTIONS):
             keep = round(fraction * population.num_experts)
-            predicted[index] += expected_flip_fraction(values[0], error_LE, keep).mean()
+            predicted[index] += expected_instability(values[0], error_LE, keep).mean()
             kept = [np.argsort(np.argsort(-value_LE, axis=1), axis=1) < keep for value_LE in values]
             measured[index] += (kept[0] != kept[1]).mean()
     ratios = {

@@ -101,12 +101,12 @@ def compare(
             "--sweep measures the quality of plans alone",
             "leave out --also, --tasks, --task-results, --plan and the memory",
         )
-    from reap_serve.compare.gate import parse_gates, require_passed
     from reap_serve.compare.latency import parse_objectives
     from reap_serve.compare.measure import CompareSettings
     from reap_serve.compare.side import check_reference
     from reap_serve.compare.subspace import read_subspace
     from reap_serve.compare.task_tools import parse_task_runs
+    from reap_serve.compare.thresholds import parse_thresholds, require_passed
     from reap_serve.compare.vllm_bench import require_vllm_bench
     from reap_serve.compare.write import write_report
     from reap_serve.plan.record import read_plan
@@ -150,7 +150,7 @@ def compare(
                 settle_template=sandbox.settle if trust_template else refuse_own_template,
             )
         )
-    gates = parse_gates(fail_if or [], {request.slice for request in requests})
+    thresholds = parse_thresholds(fail_if or [], {request.slice for request in requests})
     with progress_bar() as progress:
         shown: dict[str, TaskID] = {}
 
@@ -179,7 +179,7 @@ def compare(
         note(f"written: {path}")
     if output / "report.html" not in written:
         note("no report.html: pip install 'reap-serve[report]'")
-    require_passed(gates, report)
+    require_passed(thresholds, report)
 
 
 def _sweep(

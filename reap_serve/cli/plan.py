@@ -121,8 +121,8 @@ def _make(
     from reap_serve.cli.output import note, print_json
     from reap_serve.cli.plan_tables import print_plan
     from reap_serve.plan.decision import decide
+    from reap_serve.plan.instability import refuse_instability
     from reap_serve.plan.planner import format_plan, make_plan
-    from reap_serve.plan.stability import require_stable
     from reap_serve.publish import refuse_existing, write_file
 
     refuse_existing(output, overwrite)
@@ -130,7 +130,7 @@ def _make(
     decision = decide(evidence, request.size, checkpoint)
     for layer, expert in evidence.unsound_kept(decision):
         note(f"warning: layer {layer} keeps expert {expert}: {evidence.unsound[layer, expert]}; keep fewer experts")
-    require_stable(evidence, decision)
+    refuse_instability(evidence, decision)
     plan = make_plan(header, evidence, decision, checkpoint)
     write_file(output, format_plan(plan), overwrite=overwrite)
     if as_json:

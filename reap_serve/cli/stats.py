@@ -221,20 +221,20 @@ def _print_layers(shown: Overview) -> None:
             str(int((shown.sums.token_count_LE[row] == 0).sum())),
             *(f"{value:.4g}" for value in (saliency_E.min(), np.median(saliency_E), saliency_E.max())),
             error,
-            f"{shown.flips_L[row]:.2%}" if shown.has_errors else "-",
+            f"{shown.instability_L[row]:.2%}" if shown.has_errors else "-",
         )
     stdout.print(table)
-    stdout.print(_stability(shown))
+    stdout.print(_instability(shown))
     if not header.complete:
         stdout.print("incomplete: a recorder stopped early, or layers are missing")
 
 
-def _stability(shown: Overview) -> str:
+def _instability(shown: Overview) -> str:
     if not shown.has_errors:
         return f"{shown.criterion} has no standard error on these statistics"
     needed = "more tokens than can be told" if shown.tokens_needed is None else f"{shown.tokens_needed:,} tokens"
     return (
-        f"keeping {shown.keep} of {shown.statistics.header.model.num_experts}: {shown.flips_L.mean():.2%} of the "
+        f"keeping {shown.keep} of {shown.statistics.header.model.num_experts}: {shown.instability_L.mean():.2%} of the "
         f"decisions are expected to flip on as much traffic again; {shown.threshold:.2%} takes {needed} "
         f"(errors from {shown.error_source})"
     )

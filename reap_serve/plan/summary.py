@@ -11,12 +11,12 @@ from pydantic import ValidationError, model_validator
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence, measure_of, shares
+from reap_serve.plan.instability import instability
 from reap_serve.plan.limits import count_notes
 from reap_serve.plan.objective import retained_fractions
 from reap_serve.plan.ranking import keep_order, keep_prefix
 from reap_serve.plan.record import Plan
 from reap_serve.plan.sizes import CheckpointBytes
-from reap_serve.plan.stability import instability
 from reap_serve.records import Record
 from reap_serve.statistics.saliency import saliency
 
@@ -83,7 +83,7 @@ class MaxMinSummary(Record):
 
 
 class InstabilitySummary(Record):
-    """Expected fraction of keep/drop decisions that as much traffic again would change, see `stability.instability`."""
+    """Expected fraction of keep/drop decisions that as much traffic again would change, see `instability`."""
 
     mean: float
     layers: tuple[float, ...]
@@ -159,7 +159,7 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
             "count for much of its retained saliency: compare the slices before serving, or maximise weighted_ean_sum"
         )
     guards, max_min = evidence.guards, decision.max_min
-    flip_fraction_L = instability(evidence, decision)
+    instability_L = instability(evidence, decision)
     return Summary(
         num_experts=evidence.model.num_experts,
         keep_experts=max(counts),
@@ -169,8 +169,8 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
         retained_saliency=_retained(evidence, decision.kept_LE),
         retained_output=_by_slice(evidence.slices, retained_fractions(output_SLE, decision.kept_LE)),
         instability=None
-        if flip_fraction_L is None
-        else InstabilitySummary(mean=float(flip_fraction_L.mean()), layers=tuple(flip_fraction_L.tolist())),
+        if instability_L is None
+        else InstabilitySummary(mean=float(instability_L.mean()), layers=tuple(instability_L.tolist())),
         dropped_gate_mass=_by_slice(evidence.slices, 1.0 - retained_fractions(gate_SLE, decision.kept_LE)),
         guards=GuardSummary(
             super_experts=tuple(

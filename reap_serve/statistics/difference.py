@@ -11,7 +11,7 @@ from reap_serve.errors import MismatchError
 from reap_serve.model import require_same_model
 from reap_serve.statistics.record import Floats, Statistics
 from reap_serve.statistics.saliency import mix_slices, saliency, slice_terms
-from reap_serve.statistics.uncertainty import expected_flip_fraction, standard_error
+from reap_serve.statistics.uncertainty import expected_instability, standard_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ def difference(
     for statistics in (left, right):
         saliencies.append(saliency(mix_slices(statistics), criterion))
         errors.append(standard_error(slice_terms(statistics), criterion))
-    # For two samples of equal error e, `expected_flip_fraction` takes e; here their mean square.
+    # For two samples of equal error e, `expected_instability` takes e; here their mean square.
     error_LE = np.sqrt((errors[0] ** 2 + errors[1] ** 2) / 2)
-    flips_L = expected_flip_fraction(saliencies[0], error_LE, keep)
+    instability_L = expected_instability(saliencies[0], error_LE, keep)
     num_experts = left.header.model.num_experts
     found = []
     for row, layer in enumerate(left.header.layers):
         kept = [set(np.argsort(-values_LE[row], kind="stable")[:keep].tolist()) for values_LE in saliencies]
-        expected = None if np.isnan(error_LE[row]).all() else 1 - float(flips_L[row]) * num_experts / (2 * keep)
+        expected = None if np.isnan(error_LE[row]).all() else 1 - float(instability_L[row]) * num_experts / (2 * keep)
         found.append(
             LayerDifference(
                 layer.name,

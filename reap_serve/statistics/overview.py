@@ -12,9 +12,9 @@ from reap_serve.statistics.record import SCHEMA_VERSION, SUMS, Floats, Statistic
 from reap_serve.statistics.saliency import MixedSums, mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import (
     MIN_BATCHES,
-    expected_flip_fraction,
+    expected_instability,
     standard_error,
-    tokens_for_flip_fraction,
+    tokens_for_instability,
 )
 
 
@@ -30,7 +30,7 @@ class Overview:
         sums: Pooled over slices and phases.
         saliency_LE: By the criterion.
         error_LE: Its standard error.
-        flips_L: Expected fraction of keep/drop decisions that differ on as much traffic again.
+        instability_L: Expected fraction of keep/drop decisions that differ on as much traffic again.
         tokens_needed: Tokens that bring the flip fraction under the threshold, None when unknown.
     """
 
@@ -41,7 +41,7 @@ class Overview:
     sums: MixedSums
     saliency_LE: Floats
     error_LE: Floats
-    flips_L: Floats
+    instability_L: Floats
     tokens_needed: int | None
 
     @property
@@ -74,12 +74,12 @@ def overview(statistics: Statistics, criterion: str, keep: int | None, threshold
     saliency_LE = saliency(sums, criterion)
     error_LE = standard_error(slice_terms(statistics), criterion)
     keep = max(1, statistics.header.model.num_experts // 2) if keep is None else keep
-    flips_L = expected_flip_fraction(saliency_LE, error_LE, keep)
+    instability_L = expected_instability(saliency_LE, error_LE, keep)
     tokens_needed = None
     if not np.isnan(error_LE).all():
         num_tokens = int(sums.layer_token_count_L.max())
-        tokens_needed = tokens_for_flip_fraction(saliency_LE, error_LE, keep, num_tokens, threshold)
-    return Overview(statistics, criterion, keep, threshold, sums, saliency_LE, error_LE, flips_L, tokens_needed)
+        tokens_needed = tokens_for_instability(saliency_LE, error_LE, keep, num_tokens, threshold)
+    return Overview(statistics, criterion, keep, threshold, sums, saliency_LE, error_LE, instability_L, tokens_needed)
 
 
 def document_of(overview: Overview) -> dict[str, JsonValue]:
@@ -99,7 +99,7 @@ def document_of(overview: Overview) -> dict[str, JsonValue]:
         "engine": header.engine,
         "stability": {
             "keep_experts": overview.keep,
-            "flip_fraction": float(overview.flips_L.mean()) if overview.has_errors else None,
+            "flip_fraction": float(overview.instability_L.mean()) if overview.has_errors else None,
             "flip_fraction_threshold": overview.threshold,
             "tokens_seen": int(overview.sums.layer_token_count_L.max()),
             "tokens_needed": overview.tokens_needed,
@@ -117,7 +117,7 @@ def _layer_document(overview: Overview, row: int) -> dict[str, JsonValue]:
         "index": layer.index,
         "token_count": tokens,
         "layer_token_count": tokens,
-        "flip_fraction": float(overview.flips_L[row]) if overview.has_errors else None,
+        "flip_fraction": float(overview.instability_L[row]) if overview.has_errors else None,
         "experts": {
             **{name: _numbers(name, values_LE[row]) for name, values_LE in sums.by_name.items()},
             "saliency": overview.saliency_LE[row].tolist(),

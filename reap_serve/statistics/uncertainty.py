@@ -66,7 +66,7 @@ def is_total(criterion: str) -> bool:
     return criterion in _TOTALS
 
 
-def expected_flip_fraction(saliency_LE: Floats, error_LE: Floats, keep: int | Sequence[int]) -> Floats:
+def expected_instability(saliency_LE: Floats, error_LE: Floats, keep: int | Sequence[int]) -> Floats:
     """Expected fraction of keep/drop decisions that differ on as much traffic again, per layer, axis [L].
 
     Given an estimate with standard error e, that of as much other traffic lies around it with variance 2 e^2: e^2 for
@@ -97,7 +97,7 @@ def expected_flip_fraction(saliency_LE: Floats, error_LE: Floats, keep: int | Se
     return changed_L / num_draws
 
 
-def tokens_for_flip_fraction(
+def tokens_for_instability(
     saliency_LE: Floats, error_LE: Floats, keep: int | Sequence[int], num_tokens: int, threshold: float
 ) -> int | None:
     """Tokens after which the expected flip fraction, averaged over layers, is at most a threshold.
@@ -116,7 +116,7 @@ def tokens_for_flip_fraction(
     """
 
     def fraction(growth: float) -> float:
-        return float(expected_flip_fraction(saliency_LE, error_LE / math.sqrt(growth), keep).mean())
+        return float(expected_instability(saliency_LE, error_LE / math.sqrt(growth), keep).mean())
 
     low, high = 1 / MAX_GROWTH, float(MAX_GROWTH)
     if fraction(high) > threshold:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from reap_serve.compare.gate import COMPARISONS, Gate, parse_gates
 from reap_serve.compare.record import Quality
+from reap_serve.compare.thresholds import COMPARISONS, Threshold, parse_thresholds
 from reap_serve.errors import RequestError
 from reap_serve.tune.record import LimitResult
 
 
-def parse_limits(texts: Sequence[str], slices: Collection[str]) -> tuple[Gate, ...]:
+def parse_limits(texts: Sequence[str], slices: Collection[str]) -> tuple[Threshold, ...]:
     """Limits from their expressions.
 
     Args:
@@ -25,7 +25,7 @@ def parse_limits(texts: Sequence[str], slices: Collection[str]) -> tuple[Gate, .
     Raises:
         RequestError: An expression is not of the form, or names no figure of a slice's quality.
     """
-    limits = tuple(parse_gates(texts, slices, "--limit"))
+    limits = tuple(parse_thresholds(texts, slices, "--limit"))
     for limit in limits:
         if limit.slice is None or limit.keys[0] != "quality":
             raise RequestError(
@@ -35,12 +35,12 @@ def parse_limits(texts: Sequence[str], slices: Collection[str]) -> tuple[Gate, .
     return limits
 
 
-def judge(limits: Sequence[Gate], slices: Mapping[str, Quality]) -> tuple[LimitResult, ...]:
+def judge(limits: Sequence[Threshold], slices: Mapping[str, Quality]) -> tuple[LimitResult, ...]:
     """Every limit, judged on measured slices."""
     return tuple(_judge(limit, slices) for limit in limits)
 
 
-def _judge(limit: Gate, slices: Mapping[str, Quality]) -> LimitResult:
+def _judge(limit: Threshold, slices: Mapping[str, Quality]) -> LimitResult:
     compare = COMPARISONS[limit.sign]
     upper = limit.sign.startswith("<")
     worst: tuple[float, str] | None = None

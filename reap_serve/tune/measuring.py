@@ -11,10 +11,10 @@ import numpy as np
 
 from reap_serve.compare.answers import Answer
 from reap_serve.compare.divergence import kl_divergence
-from reap_serve.compare.gate import Gate
 from reap_serve.compare.quality import AnswerPair, quality
 from reap_serve.compare.record import Quality
 from reap_serve.compare.scores import TokenScores
+from reap_serve.compare.thresholds import Threshold
 from reap_serve.records import JsonValue
 from reap_serve.serve.mask import MAX_PLANS
 from reap_serve.tune.engine import Case, Mask, TuneEngine
@@ -51,7 +51,7 @@ class PartCases:
         return scored + sum(len(self.cases[index].forced.token_ids) for index in self.answered)
 
 
-def needs_answers(limits: Sequence[Gate]) -> bool:
+def needs_answers(limits: Sequence[Threshold]) -> bool:
     """Whether a limit is about greedy answers."""
     return any(key.startswith(_OF_ANSWERS) for limit in limits for key in limit.keys[1:])
 
@@ -166,7 +166,7 @@ def _in_turn(
     return [found[position :: len(masks)] for position in range(len(masks))]
 
 
-def figures(slices: Mapping[str, Quality], limits: Sequence[Gate]) -> Figures:
+def figures(slices: Mapping[str, Quality], limits: Sequence[Threshold]) -> Figures:
     """What is told of a candidate."""
 
     def by_slice(name: str) -> dict[str, float]:

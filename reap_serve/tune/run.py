@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from reap_serve.architectures.resolve import resolve
-from reap_serve.compare.gate import Gate
+from reap_serve.compare.thresholds import Threshold
 from reap_serve.errors import RequestError
 from reap_serve.model import ModelSource, fingerprint, open_model
 from reap_serve.plan.budget import uniform_count
@@ -121,7 +121,7 @@ class _Run:
         source: ModelSource,
         sizes: CountLimits,
         fixed: int | None,
-        limits: tuple[Gate, ...],
+        limits: tuple[Threshold, ...],
         ledger: Ledger,
         spending: Spending,
         engine: TuneEngine,

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from reap_serve.compare.gate import Gate
 from reap_serve.compare.record import Quality
+from reap_serve.compare.thresholds import Threshold
 from reap_serve.tune.guard import difference, is_lower
 from reap_serve.tune.measuring import Measuring, figures
 from reap_serve.tune.record import CandidateResult, Difference, Figures, Part
@@ -70,7 +70,7 @@ class Search:
     """
 
     measuring: Measuring
-    limits: Sequence[Gate]
+    limits: Sequence[Threshold]
     spending: Spending
     allowed: tuple[int, ...]
     reserve: int

@@ -10,11 +10,11 @@ import pytest
 from small_traffic import CALLED, WEATHER, chat
 from stub_endpoint import StubEndpoint, bigram_model
 
-from reap_serve.compare.gate import failures, parse_gates
 from reap_serve.compare.latency import meets, parse_objectives
 from reap_serve.compare.measure import CompareSettings
 from reap_serve.compare.record import Report
 from reap_serve.compare.run import compare
+from reap_serve.compare.thresholds import failures, parse_thresholds
 from reap_serve.compare.write import write_report
 from reap_serve.errors import EngineError, MismatchError, OutputExistsError, RequestError
 from reap_serve.traffic.latency import Outcome
@@ -165,7 +165,9 @@ def test_objectives() -> None:
 
 def test_a_gate_over_every_slice() -> None:
     report = run(StubEndpoint(bigram_model(1)), StubEndpoint(bigram_model(1, noise=0.7)))
-    gates = parse_gates(["slices.*.quality.kl_divergence_mean>0.01", "slices.tools.quality.tokens<1"], report.slices)
+    gates = parse_thresholds(
+        ["slices.*.quality.kl_divergence_mean>0.01", "slices.tools.quality.tokens<1"], report.slices
+    )
     failed = failures(gates, report)
     assert len(failed) == 2
     assert failed[0].startswith("slices.prose.quality.kl_divergence_mean is 0.")

@@ -13,9 +13,9 @@ from reap_serve.statistics.record import ExpertSums, Statistics
 from reap_serve.statistics.saliency import mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import (
     MIN_BATCHES,
-    expected_flip_fraction,
+    expected_instability,
     standard_error,
-    tokens_for_flip_fraction,
+    tokens_for_instability,
 )
 
 Array = npt.NDArray[np.float64]
@@ -146,7 +146,7 @@ def test_flips_match_what_halves_show() -> None:
         predicted, measured = [], []
         for _ in range(20):
             first_LE, second_LE = (truth_LE + error_LE * rng.standard_normal(truth_LE.shape) for _ in range(2))
-            predicted.append(expected_flip_fraction(first_LE, error_LE, keep).mean())
+            predicted.append(expected_instability(first_LE, error_LE, keep).mean())
             kept = [np.argsort(np.argsort(-values_LE, axis=1), axis=1) < keep for values_LE in (first_LE, second_LE)]
             measured.append((kept[0] != kept[1]).mean())
         assert 1 / 1.5 < np.mean(predicted) / np.mean(measured) < 1.5
@@ -154,33 +154,33 @@ def test_flips_match_what_halves_show() -> None:
 
 def test_certain_cuts_do_not_flip() -> None:
     saliency_LE = np.arange(8.0)[None]
-    assert expected_flip_fraction(saliency_LE, np.zeros((1, 8)), 4)[0] == 0
-    assert expected_flip_fraction(saliency_LE, np.full((1, 8), np.nan), 4)[0] == 0
+    assert expected_instability(saliency_LE, np.zeros((1, 8)), 4)[0] == 0
+    assert expected_instability(saliency_LE, np.full((1, 8), np.nan), 4)[0] == 0
     # All experts stay: there is nothing to decide.
-    assert expected_flip_fraction(saliency_LE, np.ones((1, 8)), 8)[0] == 0
+    assert expected_instability(saliency_LE, np.ones((1, 8)), 8)[0] == 0
 
 
 def test_two_equal_experts_flip_half_of_the_time() -> None:
-    flips_L = expected_flip_fraction(np.array([[1.0, 1.0]]), np.array([[0.1, 0.1]]), 1)
-    assert flips_L[0] == pytest.approx(0.5, abs=0.06)
+    instability_L = expected_instability(np.array([[1.0, 1.0]]), np.array([[0.1, 0.1]]), 1)
+    assert instability_L[0] == pytest.approx(0.5, abs=0.06)
 
 
 def test_keep_counts_may_differ_between_layers() -> None:
     saliency_LE = np.array([[2.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
-    flips_L = expected_flip_fraction(saliency_LE, np.full((2, 3), 1e-3), [1, 2])
-    assert flips_L[0] == 0
-    assert flips_L[1] == pytest.approx(1 / 3, abs=0.05)
+    instability_L = expected_instability(saliency_LE, np.full((2, 3), 1e-3), [1, 2])
+    assert instability_L[0] == 0
+    assert instability_L[1] == pytest.approx(1 / 3, abs=0.05)
     with pytest.raises(RequestError, match="cannot keep 4 of 3"):
-        expected_flip_fraction(saliency_LE, saliency_LE, 4)
+        expected_instability(saliency_LE, saliency_LE, 4)
 
 
 def test_tokens_needed_reach_the_threshold() -> None:
     rng = np.random.default_rng(6)
     saliency_LE, error_LE = rng.lognormal(0, 0.3, (10, 32)), np.full((10, 32), 0.1)
-    assert expected_flip_fraction(saliency_LE, error_LE, 16).mean() > 0.05
-    tokens = tokens_for_flip_fraction(saliency_LE, error_LE, 16, 1000, 0.02)
+    assert expected_instability(saliency_LE, error_LE, 16).mean() > 0.05
+    tokens = tokens_for_instability(saliency_LE, error_LE, 16, 1000, 0.02)
     assert tokens is not None
     growth = tokens / 1000
-    assert expected_flip_fraction(saliency_LE, error_LE / np.sqrt(growth), 16).mean() == pytest.approx(0.02, rel=0.1)
+    assert expected_instability(saliency_LE, error_LE / np.sqrt(growth), 16).mean() == pytest.approx(0.02, rel=0.1)
     # Equal saliencies are never told apart.
-    assert tokens_for_flip_fraction(np.ones((2, 4)), np.ones((2, 4)), 2, 1000, 0.02) is None
+    assert tokens_for_instability(np.ones((2, 4)), np.ones((2, 4)), 2, 1000, 0.02) is None

@@ -1,10 +1,10 @@
-"""Gates: `compare --fail-if 'slices.code.quality.kl_divergence_mean>0.05'`.
+"""Thresholds: `compare --fail-if 'slices.code.quality.kl_divergence_mean>0.05'`.
 
     PATH COMPARISON NUMBER,  PATH = keys of report.json with dots between,  COMPARISON = > >= < <=
 
 `slices.*` stands for every slice, and `.low` or `.high` behind a figure's name in `intervals` for an end of its
 interval. `tasks.gsm8k.recovery_percent<95` is about every metric of that task, `tasks.*` about every task. A figure
-that was not measured fails the gate: a gate that cannot judge must not pass.
+that was not measured fails: a threshold that cannot judge must not pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WORDS = re.compile(r"[^.]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class Threshold:
     """One condition under which a comparison fails.
 
     Attributes:
@@ -52,8 +52,8 @@ class Gate:
     limit: float
 
 
-def parse_gates(texts: Sequence[str], slices: Collection[str], option: str = "--fail-if") -> list[Gate]:
-    """Gates from their expressions.
+def parse_thresholds(texts: Sequence[str], slices: Collection[str], option: str = "--fail-if") -> list[Threshold]:
+    """Thresholds from their expressions.
 
     Args:
         texts: As the user wrote them.
@@ -66,7 +66,7 @@ def parse_gates(texts: Sequence[str], slices: Collection[str], option: str = "--
     return [_parse(text, slices, option) for text in texts]
 
 
-def _parse(text: str, slices: Collection[str], option: str) -> Gate:
+def _parse(text: str, slices: Collection[str], option: str) -> Threshold:
     match = _EXPRESSION.fullmatch(text)
     if match is None:
         raise RequestError(f"{option} {text!r} is not PATH>NUMBER", "signs are > >= < <=")
@@ -82,7 +82,7 @@ def _parse(text: str, slices: Collection[str], option: str) -> Gate:
             raise RequestError(f"{option} {text!r} names no figure of a task", "such as tasks.*.recovery_percent<95")
         keys = (fields[2], *((fields[3][1:],) if fields[3] else ()))
         _require_figure(text, keys, option, TaskReport)
-        return Gate(text, None, fields[1], keys, match["sign"], limit)
+        return Threshold(text, None, fields[1], keys, match["sign"], limit)
     if rest.startswith("slices."):
         rest = rest.removeprefix("slices.")
         # A slice's name may hold dots: the longest that fits.
@@ -95,7 +95,7 @@ def _parse(text: str, slices: Collection[str], option: str) -> Gate:
         rest = rest.removeprefix(f"{name}.")
     keys = tuple(_WORDS.findall(rest))
     _require_figure(text, ("slices", "*", *keys) if name is not None else keys, option)
-    return Gate(text, name, None, keys, match["sign"], limit)
+    return Threshold(text, name, None, keys, match["sign"], limit)
 
 
 def _require_figure(text: str, keys: Sequence[str], option: str, root: type[Record] = Report) -> None:
@@ -126,55 +126,55 @@ def _without_none(kind: object) -> object:
     return kind
 
 
-def failures(gates: Sequence[Gate], report: Report) -> list[str]:
+def failures(thresholds: Sequence[Threshold], report: Report) -> list[str]:
     """What fails, one line each with its figure."""
     document = report.model_dump(mode="json")
     lines = []
-    for gate in gates:
-        for place, value in _figures(gate, document):
+    for threshold in thresholds:
+        for place, value in _figures(threshold, document):
             if value is None:
-                lines.append(f"{place} was not measured ({gate.text})")
-            elif COMPARISONS[gate.sign](value, gate.limit):
-                lines.append(f"{place} is {value:.6g} ({gate.text})")
+                lines.append(f"{place} was not measured ({threshold.text})")
+            elif COMPARISONS[threshold.sign](value, threshold.limit):
+                lines.append(f"{place} is {value:.6g} ({threshold.text})")
     return lines
 
 
-def require_passed(gates: Sequence[Gate], report: Report) -> None:
-    """Raises when a gate fails.
+def require_passed(thresholds: Sequence[Threshold], report: Report) -> None:
+    """Raises when a threshold is crossed.
 
     Raises:
         GateError: With every figure that fails.
     """
-    failed = failures(gates, report)
+    failed = failures(thresholds, report)
     if failed:
         raise GateError(
             f"{len(failed)} of the --fail-if conditions hold: {'; '.join(failed)}", "keep the base, or prune less"
         )
 
 
-def _figures(gate: Gate, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
-    path = ".".join(gate.keys)
-    if gate.task is not None:
-        yield from _task_figures(gate, document)
+def _figures(threshold: Threshold, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
+    path = ".".join(threshold.keys)
+    if threshold.task is not None:
+        yield from _task_figures(threshold, document)
         return
-    if gate.slice is None:
-        yield path, _figure(document, gate.keys)
+    if threshold.slice is None:
+        yield path, _figure(document, threshold.keys)
         return
     slices = document["slices"]
     assert isinstance(slices, Mapping)
-    for name in sorted(slices) if gate.slice == "*" else [gate.slice]:
-        yield f"slices.{name}.{path}", _figure(slices.get(name), gate.keys)
+    for name in sorted(slices) if threshold.slice == "*" else [threshold.slice]:
+        yield f"slices.{name}.{path}", _figure(slices.get(name), threshold.keys)
 
 
-def _task_figures(gate: Gate, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
+def _task_figures(threshold: Threshold, document: Mapping[str, JsonValue]) -> Iterator[tuple[str, float | None]]:
     tasks = document["tasks"]
     assert isinstance(tasks, list)
-    found = [task for task in tasks if isinstance(task, Mapping) and gate.task in ("*", task["task"])]
-    path = ".".join(gate.keys)
+    found = [task for task in tasks if isinstance(task, Mapping) and threshold.task in ("*", task["task"])]
+    path = ".".join(threshold.keys)
     for task in found:
-        yield f"tasks.{task['task']} ({task['metric']}) {path}", _figure(task, gate.keys)
+        yield f"tasks.{task['task']} ({task['metric']}) {path}", _figure(task, threshold.keys)
     if not found:
-        yield f"tasks.{gate.task}.{path}", None
+        yield f"tasks.{threshold.task}.{path}", None
 
 
 def _figure(value: JsonValue, keys: Sequence[str]) -> float | None:

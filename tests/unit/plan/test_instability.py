@@ -10,9 +10,9 @@ from statistics_of import random_statistics, statistics
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence, decide, gather
+from reap_serve.plan.instability import instability, refuse_instability
 from reap_serve.plan.limits import ModelLimits
 from reap_serve.plan.request import PlanRequest, Size
-from reap_serve.plan.stability import instability, require_stable
 from reap_serve.statistics.record import Statistics
 
 TOP_K = 2
@@ -55,9 +55,9 @@ def test_noise_is_refused_with_the_numbers_and_planned_with_force() -> None:
     request = PlanRequest(Size(0.5), max_instability=0.2)
     evidence, decision = cut(noisy(20, 0.02), request)
     with pytest.raises(PlanError, match=r"too unstable: .* the limit is 20.0% .* observe about \d+ tokens") as refused:
-        require_stable(evidence, decision)
+        refuse_instability(evidence, decision)
     assert "--force" in refused.value.remedy
-    require_stable(*cut(noisy(20, 0.02), replace(request, force=True)))
+    refuse_instability(*cut(noisy(20, 0.02), replace(request, force=True)))
 
 
 def test_clear_differences_are_not_refused() -> None:
@@ -65,7 +65,7 @@ def test_clear_differences_are_not_refused() -> None:
     found = instability(evidence, decision)
     assert found is not None
     assert found.mean() < 0.05
-    require_stable(evidence, decision)
+    refuse_instability(evidence, decision)
 
 
 def test_guarded_experts_never_change() -> None:
@@ -88,7 +88,7 @@ def test_groups_are_cut_each_for_itself() -> None:
 def test_criteria_without_a_known_error_are_not_judged(criterion: str) -> None:
     evidence, decision = cut(random_statistics(1, 2, 64), PlanRequest(Size(0.5), criterion))
     assert instability(evidence, decision) is None
-    require_stable(evidence, decision)
+    refuse_instability(evidence, decision)
 
 
 @pytest.mark.parametrize("limit", [-0.1, 1.1, float("nan")])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence
-from reap_serve.statistics.uncertainty import expected_flip_fraction, standard_error, tokens_for_flip_fraction
+from reap_serve.statistics.uncertainty import expected_instability, standard_error, tokens_for_instability
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,16 +34,16 @@ def instability(evidence: Evidence, decision: Decision) -> Floats | None:
         return None
     num_layers, num_experts = saliency_LE.shape
     num_groups = evidence.model.num_groups
-    flip_fraction = expected_flip_fraction(
+    of_group = expected_instability(
         saliency_LE.reshape(-1, num_experts // num_groups),
         error_LE.reshape(-1, num_experts // num_groups),
         np.repeat(decision.count_by_layer() // num_groups, num_groups).tolist(),
     )
-    by_layer: Floats = flip_fraction.reshape(num_layers, num_groups).mean(axis=1)
+    by_layer: Floats = of_group.reshape(num_layers, num_groups).mean(axis=1)
     return by_layer
 
 
-def require_stable(evidence: Evidence, decision: Decision) -> None:
+def refuse_instability(evidence: Evidence, decision: Decision) -> None:
     """Refuses a cut that the statistics do not support.
 
     The limit is `max_instability`, or the share of decisions that would change if all experts were equal and their
@@ -53,20 +53,20 @@ def require_stable(evidence: Evidence, decision: Decision) -> None:
         PlanError: With the expected fraction, the limit, and the tokens that would bring it under the limit.
     """
     request = evidence.request
-    flip_fraction_L = instability(evidence, decision)
-    if flip_fraction_L is None or request.force:
+    instability_L = instability(evidence, decision)
+    if instability_L is None or request.force:
         return
     kept_fraction = float(decision.kept_LE.mean())
     limit = request.max_instability
     by_noise = NOISE_FRACTION * 2 * kept_fraction * (1 - kept_fraction)
     if limit is None:
         limit = by_noise
-    expected = float(flip_fraction_L.mean())
+    expected = float(instability_L.mean())
     if expected <= limit:
         return
     num_tokens = int(evidence.sums.layer_token_count_L.max())
     saliency_LE, error_LE = _with_guards(evidence)
-    needed = tokens_for_flip_fraction(
+    needed = tokens_for_instability(
         saliency_LE, error_LE, decision.count_by_layer().tolist(), num_tokens, max(limit, 1e-6)
     )
     more = "observe more traffic" if needed is None else f"observe about {needed} tokens ({num_tokens} so far)"

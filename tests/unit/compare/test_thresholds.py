@@ -13,7 +13,7 @@ from stub_endpoint import StubEndpoint, bigram_model
 from typer.testing import CliRunner
 
 from reap_serve.cli.app import app
-from reap_serve.compare.gate import failures, parse_gates, require_passed
+from reap_serve.compare.thresholds import failures, parse_thresholds, require_passed
 from reap_serve.errors import GateError, RequestError
 
 SLICES = {"code", "code.v2", "prose"}
@@ -39,7 +39,7 @@ SLICES = {"code", "code.v2", "prose"}
 )
 def test_wrong_expressions_are_refused(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message.replace("*", r"\*")):
-        parse_gates([text], SLICES)
+        parse_thresholds([text], SLICES)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_wrong_expressions_are_refused(text: str, message: str) -> None:
 )
 def test_gates(text: str, expected: list[str]) -> None:
     report = small_report()
-    found = failures(parse_gates([text], report.slices), report)
+    found = failures(parse_thresholds([text], report.slices), report)
     assert len(found) == len(expected)
     for line, part in zip(found, expected, strict=True):
         assert part in line
@@ -71,34 +71,36 @@ def test_gates(text: str, expected: list[str]) -> None:
 def test_gates_on_tasks() -> None:
     report = full_report()
     texts = ["tasks.gsm8k.recovery_percent<98", "tasks.gsm8k.recovery_interval.low<91", "tasks.*.candidate<0.9"]
-    found = failures(parse_gates(texts, report.slices), report)
+    found = failures(parse_thresholds(texts, report.slices), report)
     assert [line.partition(" is ")[0] for line in found] == [
         "tasks.gsm8k (exact_match,strict-match) recovery_percent",
         "tasks.gsm8k (exact_match,strict-match) recovery_interval.low",
         "tasks.gsm8k (exact_match,strict-match) candidate",
     ]
-    missing = failures(parse_gates(["tasks.mmlu.recovery_percent<98", "tasks.wikitext.recovery_percent<1"], ()), report)
+    missing = failures(
+        parse_thresholds(["tasks.mmlu.recovery_percent<98", "tasks.wikitext.recovery_percent<1"], ()), report
+    )
     assert [line.partition(" (tasks")[0] for line in missing] == [
         "tasks.mmlu.recovery_percent was not measured",
         "tasks.wikitext (word_perplexity,none) recovery_percent was not measured",
     ]
     for text in ("tasks.gsm8k<1", "tasks.gsm8k.speed<1", "tasks.gsm8k.method<1"):
         with pytest.raises(RequestError, match="--fail-if"):
-            parse_gates([text], ())
+            parse_thresholds([text], ())
 
 
 def test_a_slice_whose_name_holds_a_dot() -> None:
-    gates = parse_gates(["slices.code.v2.quality.tokens>1"], SLICES)
+    gates = parse_thresholds(["slices.code.v2.quality.tokens>1"], SLICES)
     assert (gates[0].slice, gates[0].keys) == ("code.v2", ("quality", "tokens"))
 
 
 def test_all_failures_are_told_at_once() -> None:
     report = small_report()
-    gates = parse_gates(["slices.code.quality.tokens>1", "slices.prose.quality.tokens>1"], report.slices)
+    gates = parse_thresholds(["slices.code.quality.tokens>1", "slices.prose.quality.tokens>1"], report.slices)
     with pytest.raises(GateError, match="2 of the --fail-if conditions hold") as caught:
         require_passed(gates, report)
     assert caught.value.exit_code == 1
-    require_passed(parse_gates(["slices.code.quality.tokens>1000"], report.slices), report)
+    require_passed(parse_thresholds(["slices.code.quality.tokens>1000"], report.slices), report)
 
 
 def test_a_wrong_gate_stops_the_command_before_anything_is_started(tmp_path: Path) -> None:
