@@ -140,16 +140,31 @@ def require_whole_weights(source: ModelSource) -> None:
     """Refuses a model whose weight files are truncated or corrupt, before an engine is started on them.
 
     Raises:
-        InputFileError: A file's header does not describe the file.
+        InputFileError: A file's header does not describe the file, or the path is one that no engine opens.
     """
     from safetensors import SafetensorError, safe_open
 
+    require_utf8_path(source.path)
     for file in sorted(source.path.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
             raise InputFileError(f"{file} is truncated or corrupt: {error}", "download it again") from None
+
+
+def require_utf8_path(path: Path) -> None:
+    """Refuses a model's path that is no text: what only copies bytes opens it, tokenizers and vLLM do not.
+
+    Raises:
+        InputFileError: The path is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputFileError(
+            f"model {path}: vLLM and tokenizers open no path that is not UTF-8", "rename the folder, or link to it"
+        ) from None
 
 
 def _weights_digest(path: Path) -> str:

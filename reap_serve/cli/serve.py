@@ -9,7 +9,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note
-from reap_serve.errors import RequestError
+from reap_serve.errors import InputFileError, RequestError
 
 if TYPE_CHECKING:
     from reap_serve.records import JsonValue
@@ -81,11 +81,16 @@ def serve(
     from reap_serve.serve.plan_files import named_plan_files
     from reap_serve.statistics.storage import is_url
 
-    if observe is not None and Path(model).is_dir():
-        from reap_serve.adapter.defects import refuse_misrouted_family
-        from reap_serve.model import open_model
+    if model.startswith(("/", "./", "../")) and not Path(model).exists():
+        raise InputFileError(f"model {model} does not exist", "give a local directory or a hub id org/name")
+    if Path(model).is_dir():
+        from reap_serve.model import open_model, require_utf8_path
 
-        refuse_misrouted_family(open_model(model).config)
+        require_utf8_path(Path(model))
+        if observe is not None:
+            from reap_serve.adapter.defects import refuse_misrouted_family
+
+            refuse_misrouted_family(open_model(model).config)
     files, active = named_plan_files(plans or [], mask)
     settings: dict[str, JsonValue] = {
         "recording": observe is not None,

@@ -20,6 +20,7 @@ Object = Mapping[str, JsonValue]
 SLICE_KEY = "reap_slice"
 TIMESTAMP_KEY = "reap_timestamp"
 SESSION_KEY = "reap_session"
+_PLAIN_ROLES = ("user", "assistant", "system", "developer")
 # The reason that OpenAI's API gives for an answer that ended at `max_tokens`.
 LENGTH_LIMIT = "length"
 
@@ -137,7 +138,10 @@ def split_answer(body: Object, recorded: Object | None, kind: Kind) -> tuple[Obj
         return body, recorded
     messages = cast("Sequence[Object]", body["messages"])
     if len(messages) > 1 and messages[-1]["role"] == "assistant":
-        return {**body, "messages": messages[:-1]}, answer_message(messages[-1])
+        kept = messages[:-1]
+        if isinstance(messages, PlainMessages):
+            kept = PlainMessages(kept)
+        return {**body, "messages": kept}, answer_message(messages[-1])
     return body, None
 
 
@@ -179,9 +183,10 @@ def take_metadata(body: Object) -> tuple[Object, Object]:
     name = ours.get(SLICE_KEY)
     if name is not None and not is_slice_name(name):
         raise MalformedRecordError(f"metadata.reap_slice is not {RULE}")
-    rest = {key: value for key, value in metadata.items() if key not in ours}
     body = {key: value for key, value in body.items() if key != "metadata"}
-    return ({**body, "metadata": rest} if rest else body), ours
+    if len(ours) < len(metadata):
+        body["metadata"] = {key: value for key, value in metadata.items() if key not in ours}
+    return body, ours
 
 
 def as_metadata(value: JsonValue) -> Object:
@@ -192,7 +197,7 @@ def as_metadata(value: JsonValue) -> Object:
     """
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise MalformedRecordError("metadata is not an object")
     return value
 
@@ -200,3 +205,17 @@ def as_metadata(value: JsonValue) -> Object:
 def is_list(value: JsonValue) -> TypeGuard[Sequence[JsonValue]]:
     """Whether a JSON value is an array. The parser makes lists, for which this check costs little."""
     return isinstance(value, list)
+
+
+class PlainMessages(list[Mapping[str, JsonValue]]):
+    """Messages each of which is a role and a text alone, as in most chats: nothing of them is to be searched again."""
+
+
+def is_plain_message(message: JsonValue) -> TypeGuard[Mapping[str, str]]:
+    """Whether a message is a role and a text alone.
+
+    Roles are those whose messages bind nothing to others: no call, no result, no reasoning that waits for its answer.
+    """
+    if not isinstance(message, dict) or len(message) != 2:
+        return False
+    return isinstance(message.get("content"), str) and message.get("role") in _PLAIN_ROLES

@@ -10,13 +10,12 @@ that were rendered, record by record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pydantic import Field
 
 from reap_serve.records import JsonValue, Record
-from reap_serve.traffic.body import Object, is_list
+from reap_serve.traffic.body import is_list
 from reap_serve.traffic.request import Request
 
 # A deviation above which a user is warned: what another version of a template adds, and no turn, stays below.
@@ -193,8 +192,12 @@ class ReceiptTally:
             answer_tokens: Tokens of its answer, with the one that ends it where there is one.
             reached: Whether the model takes it; a request of lengths only or a longer one does not reach it.
         """
-        file = self._files.setdefault(request.origin.source, _FileTally())
-        tally = file.slices.setdefault(request.slice, dict.fromkeys(SliceReceipt.model_fields, 0))
+        file = self._files.get(request.origin.source)
+        if file is None:
+            file = self._files[request.origin.source] = _FileTally()
+        tally = file.slices.get(request.slice)
+        if tally is None:
+            tally = file.slices[request.slice] = dict.fromkeys(SliceReceipt.model_fields, 0)
         turns, calls = _turns(request)
         tally["requests"] += 1
         tally["answers"] += request.answer is not None
@@ -264,12 +267,9 @@ def _turns(request: Request) -> tuple[int, int]:
     turns: list[JsonValue] = list(messages) if is_list(messages) else [request.body.get("prompt")]
     if request.answer is not None:
         turns.append(request.answer)
-    return len(turns), sum(_length(_calls_of(turn)) for turn in turns)
-
-
-def _calls_of(turn: JsonValue) -> JsonValue:
-    message: Object = turn if isinstance(turn, Mapping) else {}
-    return message.get("tool_calls")
+    return len(turns), sum(
+        [_length(turn["tool_calls"]) for turn in turns if isinstance(turn, dict) and "tool_calls" in turn]
+    )
 
 
 def _length(value: JsonValue) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from reap_serve.errors import InputFileError, RequestError
+from reap_serve.model import require_utf8_path
 from reap_serve.records import JsonValue
-from reap_serve.traffic.body import Object, is_list
+from reap_serve.traffic.body import Object, PlainMessages, is_list, is_plain_message
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.own_template import TemplateSandbox
 from reap_serve.traffic.refusal import Refusals, RefusedRecordError, shown_reason
@@ -65,7 +67,10 @@ class CharacterCounter:
         if request.body is None:
             return recorded_length(request)
         prompt = sum(map(len, _prompt_texts(request.body)))
-        answer = 0 if request.answer is None else sum(map(len, _message_texts(request.answer)))
+        if is_plain_message(request.answer):
+            answer = len(request.answer["content"])
+        else:
+            answer = sum(map(len, _message_texts(request.answer)))
         return Length(-(-prompt // CHARACTERS_PER_TOKEN), -(-answer // CHARACTERS_PER_TOKEN))
 
 
@@ -91,6 +96,7 @@ class TokenizerCounter:
             raise RequestError(
                 "counting with a tokenizer needs the transformers package", "pip install transformers"
             ) from None
+        require_utf8_path(Path(model))
         try:
             self._tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(model))
         except (OSError, ValueError) as error:
@@ -216,7 +222,10 @@ def _prompt_texts(body: Object) -> list[str]:
         # Token ids: as many characters as the estimate divides by.
         return [" " * CHARACTERS_PER_TOKEN] * len(prompt)
     messages = body.get("messages")
-    texts = [text for message in messages for text in _message_texts(message)] if is_list(messages) else []
+    if isinstance(messages, PlainMessages):
+        texts = [str(message["content"]) for message in messages]
+    else:
+        texts = [text for message in messages for text in _message_texts(message)] if is_list(messages) else []
     tools = body.get("tools")
     return [*texts, json.dumps(tools, ensure_ascii=False)] if tools else texts
 

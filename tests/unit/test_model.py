@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_whole_weights_pass_and_truncated_ones_are_refused(model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputFileError, match=r"model\.safetensors is truncated or corrupt: .*; download it again"):
+        require_whole_weights(source)
+
+
+def test_a_path_that_is_no_text_is_refused_before_an_engine(model: Path) -> None:
+    link = model.with_name(os.fsdecode(b"m\xff"))
+    link.symlink_to(model)
+    source = open_model(str(link))
+    # What only reads bytes takes it.
+    assert fingerprint(source) == fingerprint(open_model(str(model)))
+    with pytest.raises(InputFileError, match="open no path that is not UTF-8; rename the folder, or link to it"):
         require_whole_weights(source)
 
 

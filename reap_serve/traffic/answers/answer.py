@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from reap_serve.records import JsonValue
 from reap_serve.traffic.answers.stream import BrokenStreamError, assembled, events_of, is_stream
-from reap_serve.traffic.body import LENGTH_LIMIT, Object, answer_message, is_list
+from reap_serve.traffic.body import LENGTH_LIMIT, Object, answer_message, is_list, is_plain_message
 from reap_serve.traffic.chats.messages import chat_messages
 from reap_serve.traffic.chats.parts import as_json
 from reap_serve.traffic.json_text import read_content, read_output
@@ -66,11 +66,15 @@ def answered(value: JsonValue, kind: Kind) -> Answered:
             value = assembled(events_of(value) if isinstance(value, str) else _mappings(value), marked=is_text)
         except BrokenStreamError:
             return Answered(broken=True)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise MalformedRecordError("response is not an object")
-    usage = value.get("usage")
+    given = value.get("usage")
+    usage = given if isinstance(given, dict) else None
+    choices = value.get("choices")
+    if choices is not None:
+        return _of_choices(choices, kind, usage)
     found = _of_response(value, kind)
-    return replace(found, usage=usage if isinstance(usage, Mapping) else None)
+    return found if usage is None else replace(found, usage=usage)
 
 
 def answered_output(value: JsonValue, kind: Kind) -> Answered:
@@ -122,13 +126,15 @@ def checked_message(message: JsonValue) -> Object:
     """
     if not isinstance(message, dict):
         raise MalformedRecordError("answer is not a message")
+    # What servers write beside a text when there is nothing to write.
+    found = {key: value for key, value in message.items() if value is not None and (key != "tool_calls" or value != [])}
+    if found.get("role") == "assistant" and is_plain_message(found):
+        return found
     return _message([{**message, "role": message.get("role") or "assistant"}])
 
 
 def _of_response(response: Object, kind: Kind) -> Answered:
-    choices = response.get("choices")
-    if choices is not None:
-        return _of_choices(choices, kind)
+    """The answer in a response of another API than that of choices."""
     if response.get("status") in _NOT_ANSWERED:
         return NO_ANSWER
     output = response.get("output")
@@ -156,19 +162,21 @@ def _of_response(response: Object, kind: Kind) -> Answered:
     return NO_ANSWER
 
 
-def _of_choices(choices: JsonValue, kind: Kind) -> Answered:
+def _of_choices(choices: JsonValue, kind: Kind, usage: Object | None) -> Answered:
     """The choice of index 0; without indices the first."""
     if not is_list(choices):
         raise MalformedRecordError("choices of the response is not a list")
     if not choices:
         return NO_ANSWER
-    if not all(isinstance(choice, Mapping) for choice in choices):
+    known = [choice for choice in choices if isinstance(choice, dict)]
+    if len(known) != len(choices):
         raise MalformedRecordError("choice of the response is not an object")
-    known = list(_mappings(choices))
-    indices = [index for choice in known if isinstance(index := choice.get("index"), int)]
-    if indices and len(known) > 1 and len(set(indices)) != len(known):
-        raise MalformedRecordError("choices of the response with equal indices or without one")
-    choice = known[indices.index(min(indices))] if len(indices) == len(known) else known[0]
+    choice = known[0]
+    if len(known) > 1:
+        indices = [index for each in known if isinstance(index := each.get("index"), int)]
+        if indices and len(set(indices)) != len(known):
+            raise MalformedRecordError("choices of the response with equal indices or without one")
+        choice = known[indices.index(min(indices))] if indices else choice
     cut = choice.get("finish_reason") in _CUT
     if kind == "completion":
         text, message = choice.get("text"), choice.get("message")
@@ -176,11 +184,11 @@ def _of_choices(choices: JsonValue, kind: Kind) -> Answered:
             text = message.get("content")
         if not isinstance(text, str):
             raise MalformedRecordError("choice of the response without text")
-        return Answered({"text": text}, cut, len(known))
+        return Answered({"text": text}, cut, len(known), usage)
     message = choice.get("message", choice.get("delta"))
     if message is None and isinstance(choice.get("text"), str):
         message = {"content": choice["text"]}
-    return Answered(checked_message(message), cut, len(known))
+    return Answered(checked_message(message), cut, len(known), usage)
 
 
 def _of_list(values: Sequence[JsonValue], kind: Kind) -> Answered:

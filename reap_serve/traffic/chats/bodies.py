@@ -13,6 +13,7 @@ from reap_serve.traffic.malformed import MalformedRecordError
 
 # What a model was shown beside the messages, in collections of conversations.
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "attachments", "files")
+_MEDIA = frozenset(MEDIA_KEYS)
 _KEPT_BY_SERVER = ("previous_response_id", "conversation")
 _LENGTH_KEY = {"max_output_tokens": "max_completion_tokens"}
 _DROPPED = frozenset({"input", "reasoning", "text", "include", "background", "truncation", "store"})
@@ -24,10 +25,8 @@ def chat_body(body: Object) -> Object:
     Raises:
         MalformedRecordError: What the model was shown is not in the body, or is not read.
     """
+    _refuse_media(body, "messages")
     body = {**body}
-    for key in MEDIA_KEYS:
-        if body.get(key) not in (None, "", [], {}):
-            raise MalformedRecordError(f"{key} beside the messages")
     if is_responses_body(body):
         body = _of_responses(body)
     elif "contents" in body and "messages" not in body:
@@ -58,10 +57,16 @@ def completion_body(body: Object) -> Object:
     """
     if body.get("suffix"):
         raise MalformedRecordError("suffix beside the prompt")
+    _refuse_media(body, "prompt")
+    return body
+
+
+def _refuse_media(body: Object, beside: str) -> None:
+    if _MEDIA.isdisjoint(body):
+        return
     for key in MEDIA_KEYS:
         if body.get(key) not in (None, "", [], {}):
-            raise MalformedRecordError(f"{key} beside the prompt")
-    return body
+            raise MalformedRecordError(f"{key} beside the {beside}")
 
 
 def _of_responses(body: Object) -> dict[str, JsonValue]:

@@ -6,12 +6,12 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from reap_serve.records import JsonValue
-from reap_serve.traffic.body import Object, is_list
+from reap_serve.traffic.body import Object, PlainMessages, is_list, is_plain_message
 from reap_serve.traffic.chats.calls import Calls
 from reap_serve.traffic.chats.parts import Pieces, are_openai_parts, pieces_of, text_of_parts, tool_call
 from reap_serve.traffic.malformed import MalformedRecordError
@@ -50,6 +50,8 @@ def chat_messages(messages: JsonValue) -> list[Object]:
     """
     if not is_list(messages):
         raise MalformedRecordError("messages is not a list")
+    if all(map(is_plain_message, messages)):
+        return PlainMessages(cast("Sequence[Object]", messages))
     chat = _Chat()
     for index, message in enumerate(messages):
         chat.add(message, f"messages[{index}]")

@@ -26,8 +26,10 @@ def chat_tools(value: JsonValue, key: str = "tools") -> list[Object]:
         MalformedRecordError: It is no list of tools, or a tool is no function: a provider's own tool has no
             definition in the record.
     """
+    if value is None:
+        return []
     value = decoded(value)
-    if value is None or value == "" or value == {}:
+    if value == "" or value == {}:
         return []
     if isinstance(value, Mapping):
         # The AI SDK keys tools by name; a single tool stands alone.

@@ -45,7 +45,7 @@ def parse_batch(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
     body = row.get("body", row.get("params"))
     if body is None and ("response" in row or "result" in row):
         raise MalformedRecordError("output of a batch without its input")
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         raise MalformedRecordError("body is not an object")
     if row.get("method") not in (None, "POST"):
         raise MalformedRecordError("method is not POST")
@@ -117,7 +117,7 @@ def _response_body(response: JsonValue) -> JsonValue:
     """Body of a response that succeeded; None for a request that failed or was not answered."""
     if response is None:
         return None
-    if not isinstance(response, Mapping):
+    if not isinstance(response, dict):
         return response
     if not _SUCCESS.match(str(response.get("status_code", 200))):
         return None

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic_records import ASSISTANT, CALL, SAY, USER, batch, observation, read_records, span
 
-from reap_serve.traffic.placeholders import REASON, is_cut, is_placeholder
+from reap_serve.traffic.placeholders import REASON, hold_placeholder, is_cut, is_placeholder
 
 PLACEHOLDERS = [
     "[REDACTED]",
@@ -71,6 +71,19 @@ def test_text_about_them_is_text(text: str) -> None:
 @given(before=st.text(max_size=2000), mark=st.sampled_from(["...[truncated]", " (litellm_truncated 9 chars) "]))
 def test_marks_are_told_in_texts_of_any_length(before: str, mark: str) -> None:
     assert is_placeholder(before + mark)
+
+
+@settings(deadline=None)
+@given(
+    texts=st.lists(
+        st.lists(
+            st.sampled_from([*PLACEHOLDERS, *SHORTENED, *TEXTS, " ", "\n", "...", "x" * 240, ")"]), max_size=3
+        ).map("".join),
+        max_size=4,
+    )
+)
+def test_all_texts_at_once_are_told_as_each_alone(texts: list[str]) -> None:
+    assert hold_placeholder(texts) == any(map(is_placeholder, texts))
 
 
 @pytest.mark.parametrize("mark", ["[REDACTED]", "<truncated due to size exceeding limit>"])
