@@ -72,9 +72,9 @@ class _Spy:
         self._tap = tap
         self.calls: list[Call] = []
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
         self.calls.append((x_TH.float(), gate_TK.clone(), expert_ids_TK.long()))
-        return self._tap.observe(x_TH, gate_TK, expert_ids_TK)
+        return self._tap.record(x_TH, gate_TK, expert_ids_TK)
 
 
 def self_test(recorder: RecorderName, *, read_kernel_rows: bool) -> SelfTest:

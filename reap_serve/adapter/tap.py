@@ -35,7 +35,7 @@ def _tap_op(
     """
     tap = layer_view.current_layer(layer_name).reap_experts.reap_tap
     if tap is not None:
-        tap.observe(x_TH, gate_TK, expert_ids_TK)
+        tap.record(x_TH, gate_TK, expert_ids_TK)
 
 
 define("tap(Tensor(a!) anchor, Tensor x, Tensor gate, Tensor expert_ids, str layer_name) -> ()", _tap_op)
@@ -46,7 +46,7 @@ def show(experts: RoutedExperts, x_TH: torch.Tensor, gate_TK: torch.Tensor, expe
     if torch.compiler.is_compiling():
         torch.ops.reap_serve.tap(experts.reap_anchor, x_TH, gate_TK, expert_ids_TK, experts.reap_layer_name)
     elif experts.reap_tap is not None:
-        experts.reap_tap.observe(x_TH, gate_TK, expert_ids_TK)
+        experts.reap_tap.record(x_TH, gate_TK, expert_ids_TK)
 
 
 def add_tap(layer: MoERunner) -> None:
@@ -78,9 +78,9 @@ class _LogicalTap:
         self._layer = layer
         self._tap = tap
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, replica_ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, replica_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """See `record.tap.Tap`."""
-        return self._tap.observe(x_TH, gate_TK, replicas.logical_ids(self._layer, replica_ids_TK))
+        return self._tap.record(x_TH, gate_TK, replicas.logical_ids(self._layer, replica_ids_TK))
 
 
 def connect(layer: MoERunner, tap: Tap) -> None:
@@ -107,7 +107,7 @@ def _tapped_class(plain: Any) -> type:
     ) -> Any:
         if self.reap_moment is Moment.INSTEAD:
             tap = self.reap_tap
-            output = None if tap is None else tap.observe(x, topk_weights, topk_ids)
+            output = None if tap is None else tap.record(x, topk_weights, topk_ids)
             if output is not None:
                 layer_view.run_overlapped_shared_experts(shared_experts, shared_experts_input)
                 return output

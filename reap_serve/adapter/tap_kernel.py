@@ -102,4 +102,4 @@ class KernelTaps:
         if experts is not None:
             self._calls += 1
             if experts.reap_tap is not None:
-                experts.reap_tap.observe(x_TH, gate_TK, expert_ids_TK)
+                experts.reap_tap.record(x_TH, gate_TK, expert_ids_TK)

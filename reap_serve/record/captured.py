@@ -89,7 +89,7 @@ class CapturedRecorder:
         self._rows.gather(self._position, x_TH, gate_TK, expert_ids_TK)
         self.loaded = True
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Takes the sampled rows of a step that runs in Python; the layer computes its own output."""
         sample = self._sampler.sampled_rows(x_TH.shape[0])
         if sample is None:

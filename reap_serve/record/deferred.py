@@ -49,7 +49,7 @@ class DeferredRecorder:
         self._ids = torch.empty(buffer_tokens, layer.top_k, dtype=torch.int32, device=sums.tokens_S.device)
         self._slot = torch.empty(buffer_tokens, dtype=torch.int64, device=sums.tokens_S.device)
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Copies the sampled rows of this step; the layer computes its own output."""
         sample = self._sampler.sampled_rows(x_TH.shape[0])
         if sample is None:

@@ -36,7 +36,7 @@ class InlineRecorder:
         self._sampler = sampler
         self._extra = extra
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """Computes the layer's output [T, H] from its rows and adds them to the sums; None when no row counts."""
         slot_T = self._sampler.all_slots(x_TH.shape[0])
         if slot_T is None:

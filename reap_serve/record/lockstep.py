@@ -127,7 +127,7 @@ class LockstepRecorder:
         self._ids = torch.zeros(capacity, layer.top_k, dtype=torch.int32, device=device)
         self._slot = torch.zeros(capacity, dtype=torch.int64, device=device)
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Copies the sampled rows of a forward pass; called in all of them, of dummy tokens, too."""
         if self._x is None:
             # Rows that stand in for missing ones have to be numbers.

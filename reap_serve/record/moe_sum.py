@@ -75,7 +75,7 @@ class MoeSumRecorder:
         self._gate_TK: torch.Tensor | None = None
         self._ids_TK: torch.Tensor | None = None
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Keeps the gates and ids of the call for the reduction that follows; some kernels do not pass them on."""
         self._gate_TK, self._ids_TK = gate_TK, expert_ids_TK
 

@@ -50,7 +50,7 @@ class ReadRecorder:
         self._held_ids_TK = np.empty((held_tokens, layer.top_k), np.int32)
         self._held_slot_T = np.empty(held_tokens, np.int64)
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Takes the sampled rows of this step; the kernel has just computed them.
 
         Args:

@@ -111,7 +111,7 @@ class Recorder(Protocol):
 
     moment: ClassVar[Moment]
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """Sees one call of the layer.
 
         Args:

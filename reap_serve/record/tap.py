@@ -70,11 +70,11 @@ class Tap:
         """When it has to see the layer's calls."""
         return self.recorder.moment
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> torch.Tensor | None:
         """Sees the routed tokens; gives the layer's output if the recorder computed it. Never raises."""
         if not self._boundary.step_recorded:
             return None
-        return self._boundary.guarded(lambda: self.recorder.observe(x_TH, gate_TK, expert_ids_TK))
+        return self._boundary.guarded(lambda: self.recorder.record(x_TH, gate_TK, expert_ids_TK))
 
 
 class SumTap(Tap):
@@ -86,9 +86,9 @@ class SumTap(Tap):
 
     recorder: MoeSumRecorder
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Notes the call whose rows follow."""
-        self.recorder.observe(x_TH, gate_TK, expert_ids_TK)
+        self.recorder.record(x_TH, gate_TK, expert_ids_TK)
 
     def rows_written(self, rows_TKH: torch.Tensor) -> None:
         """Sees the weighted rows that the kernel is about to add. Never raises."""
@@ -109,10 +109,10 @@ class CapturedTap(Tap):
 
     recorder: CapturedRecorder
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Sees the routed tokens. Never raises."""
         if self._boundary.step_recorded and not self._boundary.capturing:
-            super().observe(x_TH, gate_TK, expert_ids_TK)
+            super().record(x_TH, gate_TK, expert_ids_TK)
         elif self._boundary.capturing or not self.recorder.loaded:
             try:
                 self.recorder.gather(x_TH, gate_TK, expert_ids_TK)
@@ -123,11 +123,11 @@ class CapturedTap(Tap):
 class LockstepTap(Tap):
     """One layer's recorder that acts together with those of other ranks, in every forward pass of all of them."""
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         """Sees the routed tokens. Never raises."""
         self._boundary.own.start()
         try:
-            self.recorder.observe(x_TH, gate_TK, expert_ids_TK)
+            self.recorder.record(x_TH, gate_TK, expert_ids_TK)
         except Exception as error:  # noqa: BLE001 - the hook boundary
             self._boundary.fail(error)
         finally:

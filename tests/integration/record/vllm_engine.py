@@ -160,9 +160,9 @@ class Spy:
     tap: Any
     calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor | None:
         self.calls.append((x_TH.clone(), gate_TK.clone(), ids_TK.clone()))
-        return self.tap.observe(x_TH, gate_TK, ids_TK)
+        return self.tap.record(x_TH, gate_TK, ids_TK)
 
 
 def spy_on_layers(llm: Any) -> list[Spy]:

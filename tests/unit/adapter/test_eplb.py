@@ -101,8 +101,8 @@ def test_a_rearrangement_between_steps_and_before_measuring_changes_nothing(
     arrangements = ([3, 2, 1, 0, 0, 0], [1, 1, 0, 2, 3, 2], [0, 1, 2, 3, 2, 1])
     for number, (x_TH, gate_TK, ids_TK) in enumerate(steps(len(arrangements))):
         sampler.begin(np.arange(TOKENS) % 2)
-        known.observe(x_TH, gate_TK, ids_TK)
-        moving.layer.routed_experts.reap_tap.observe(x_TH, gate_TK, moving.serve(ids_TK, number))
+        known.record(x_TH, gate_TK, ids_TK)
+        moving.layer.routed_experts.reap_tap.record(x_TH, gate_TK, moving.serve(ids_TK, number))
         sampler.end()
         moving.rearrange(arrangements[number])
     known.flush()
@@ -146,7 +146,7 @@ def test_replicas_of_expert_parallel_ranks_are_each_measured_once() -> None:
         sampler, sums = RowSampler(1.0, 2, CPU), LayerSums(2, NUM_EXPERTS, CPU)
         sampler.begin(np.arange(TOKENS) % 2)
         recorder = DeferredRecorder(layer, sums, sampler, 64)
-        recorder.observe(x_TH, gate_TK, ids_TK)
+        recorder.record(x_TH, gate_TK, ids_TK)
         recorder.flush()
         together, alone = alone, sums
     assert bool(torch.isfinite(together.sums_SEC).all())

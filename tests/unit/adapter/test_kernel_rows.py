@@ -106,7 +106,7 @@ def test_the_reading_recorder_adds_what_the_kernel_left(slots: list[int], held_t
     recorder = ReadRecorder(facts(FakeExperts(), gate_scale=2.0), sums, sampler, rows_of(manager), held_tokens)
     sampler.begin(np.array(slots))
     manager.leave(X_TH, IDS_TK)
-    recorder.observe(X_TH, GATE_TK, IDS_TK)
+    recorder.record(X_TH, GATE_TK, IDS_TK)
     # The next call of the kernel.
     manager.leave(X_TH * 10, IDS_TK)
     held = sum(slot != TRASH for slot in slots) <= held_tokens
@@ -133,7 +133,7 @@ def test_between_two_steps_nothing_is_read() -> None:
     manager, sampler = Manager(64), RowSampler(1.0, TRASH, torch.device("cpu"))
     sums = LayerSums(TRASH, NUM_EXPERTS, torch.device("cpu"))
     recorder = ReadRecorder(facts(FakeExperts()), sums, sampler, rows_of(manager), held_tokens=2)
-    recorder.observe(X_TH, GATE_TK, IDS_TK)
+    recorder.record(X_TH, GATE_TK, IDS_TK)
     recorder.flush()
     assert not sums.tokens_S.any()
 
@@ -150,7 +150,7 @@ def test_a_full_buffer_is_measured_before_the_next_rows_are_held() -> None:
         sampler.begin(np.full(num_tokens, step % TRASH))
         manager.leave(x_TH[:num_tokens], IDS_TK[:num_tokens])
         for recorder in (holding, plain):
-            recorder.observe(x_TH[:num_tokens], GATE_TK[:num_tokens], IDS_TK[:num_tokens])
+            recorder.record(x_TH[:num_tokens], GATE_TK[:num_tokens], IDS_TK[:num_tokens])
         counted.append(int(held.tokens_S.sum()))
     # Steps of 2, 3, 2, 3, 2, 3 and 2 tokens fill a buffer of five every second time.
     assert counted == [0, 0, 5, 5, 10, 10, 15]

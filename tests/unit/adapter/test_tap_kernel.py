@@ -39,7 +39,7 @@ class Layer:
         self.seen: list[Call] = []
         self.routed_experts = SimpleNamespace(w13_weight=torch.zeros(2, 2), reap_tap=self)
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, expert_ids_TK: torch.Tensor) -> None:
         self.seen.append((x_TH.clone(), gate_TK.clone(), expert_ids_TK.clone()))
 
 

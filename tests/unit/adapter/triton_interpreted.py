@@ -122,7 +122,7 @@ def run(num_tokens: int, expert_map: torch.Tensor | None) -> dict[str, Any]:
     )
     output_TH = torch.full((num_tokens, HIDDEN), torch.nan)
     slots.begin(torch.arange(num_tokens).numpy() % TRASH)
-    recorder.observe(x_TH, gate_TK, ids_TK)
+    recorder.record(x_TH, gate_TK, ids_TK)
     kernel.apply(
         output=output_TH,
         hidden_states=x_TH,

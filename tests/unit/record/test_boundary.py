@@ -42,7 +42,7 @@ def step(running: StepRecorder, tap: Tap, first: int, new: bool = False) -> torc
         running._requests.add("a", 6, None)
     if running.recording:
         running.begin(running._requests.step(BatchRows(["a"], [2], [first])))
-    output = tap.observe(X_TH, GATE_TK, IDS_TK)
+    output = tap.record(X_TH, GATE_TK, IDS_TK)
     running.end()
     return output
 
@@ -98,7 +98,7 @@ def test_a_window_without_failures_is_complete() -> None:
 def test_rows_between_two_steps_do_not_count() -> None:
     running, tap = one_layer("inline", FakeExperts())
     step(running, tap, 0, new=True)
-    assert tap.observe(X_TH, GATE_TK, IDS_TK) is None
+    assert tap.record(X_TH, GATE_TK, IDS_TK) is None
     assert running.snapshot().tokens_SPL[0, :, 0].tolist() == [2, 0]
 
 

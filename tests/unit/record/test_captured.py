@@ -110,7 +110,7 @@ class Captured:
         """What the model computes without a recorder."""
 
         class Nothing:
-            def observe(self, *arguments: torch.Tensor) -> None:
+            def record(self, *arguments: torch.Tensor) -> None:
                 return None
 
         return model(self.inputs, [Nothing(), Nothing()], size)
@@ -257,7 +257,7 @@ def moe_sum_layers() -> tuple[list[LayerSums], PersistentSlots, Callable[[Inputs
         x_TH = inputs.x_TH[:size]
         for layer, (kernel, recorder) in enumerate(zip(kernels, recorders, strict=True)):
             gate_TK, ids_TK = inputs.gate_LTK[layer, :size], inputs.ids_LTK[layer, :size]
-            recorder.observe(x_TH, gate_TK, ids_TK)
+            recorder.record(x_TH, gate_TK, ids_TK)
             x_TH = x_TH + kernel.apply(x_TH, gate_TK, ids_TK)
         return x_TH
 

@@ -71,7 +71,7 @@ def test_recorders_collect_what_plain_pytorch_does(recorder: str) -> None:
     hook.routed(x_TH, logits_TE, gate_TK, ids_TK)  # a warm-up run: no step has begun
     sampler.begin(slot_T.numpy())
     hook.routed(x_TH, logits_TE, gate_TK, ids_TK)
-    made.observe(x_TH, gate_TK, ids_TK)
+    made.record(x_TH, gate_TK, ids_TK)
     made.flush()
     found = extra.arrays(TRASH)
     assert set(found) == set(ALL)
@@ -92,7 +92,7 @@ def test_they_reach_the_statistics_file_and_come_back(tmp_path: Path) -> None:
     x_TH, gate_TK, ids_TK, logits_TE, slot_T = tokens(1)
     extra, sampler = ExtraSums(ALL, TRASH, NUM_EXPERTS, CPU), RowSampler(1.0, TRASH, CPU)
     sampler.begin(slot_T.numpy())
-    InlineRecorder(facts(FakeExperts()), sums, sampler, extra).observe(x_TH, gate_TK, ids_TK)
+    InlineRecorder(facts(FakeExperts()), sums, sampler, extra).record(x_TH, gate_TK, ids_TK)
     extra.add_logits(slot_T, logits_TE)
     layers = (Layer(index=0, name="model.layers.0.mlp.experts"),)
     rank = RankSums.stack(window(), layers, ("a", "b"), [layer_arrays(sums, 2, 2, extra)])

@@ -50,7 +50,7 @@ class Engine:
 
     def layer(self) -> None:
         """What a pass does in the layer."""
-        self.tap.observe(self.x_TH, self.gate_TK, self.ids_TK)
+        self.tap.record(self.x_TH, self.gate_TK, self.ids_TK)
 
     def step(self, requests: int) -> None:
         """A step that replays the graph: row i of it has the norm i + 1 before its expert."""
@@ -172,7 +172,7 @@ def test_gathers_are_timed_outside_of_steps(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_graph_that_lacks_a_layer_is_never_recorded_from(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(ObserveSettings())
     wide = torch.zeros(SIZE, 3)
-    capture(lambda: engine.tap.observe(wide, engine.gate_TK, engine.ids_TK), (engine.recorder._captured, wide))
+    capture(lambda: engine.tap.record(wide, engine.gate_TK, engine.ids_TK), (engine.recorder._captured, wide))
     assert (engine.recorder.failures, engine.recorder.recording) == (1, False)
     engine.recorder.start()
     assert not engine.recorder.recording

@@ -106,7 +106,7 @@ class Rank:
             ).int()
             if self.broken_at == layer and tokens:
                 ids_TK = torch.full_like(ids_TK, EXPERTS * TRASH * 9)
-            recorder.observe(x_TH, gate_TK, ids_TK)
+            recorder.record(x_TH, gate_TK, ids_TK)
         self.sampler.end()
 
 

@@ -41,7 +41,7 @@ def run(map_E: torch.Tensor, slots: list[int], rows: int = 3) -> tuple[LayerSums
     plain = kernel.apply(X_TH[:rows], GATE_TK[:rows], IDS_TK[:rows], map_E)
     tap_reduction(kernel, recorder.rows_written)
     labels.begin(np.array(slots))
-    recorder.observe(X_TH[:rows], GATE_TK[:rows], IDS_TK[:rows])
+    recorder.record(X_TH[:rows], GATE_TK[:rows], IDS_TK[:rows])
     return sums, plain, kernel.apply(X_TH[:rows], GATE_TK[:rows], IDS_TK[:rows], map_E)
 
 
@@ -90,7 +90,7 @@ def test_a_graph_that_is_replayed_adds_again() -> None:
     recorder = MoeSumRecorder(facts(FakeExperts()), sums, labels)
 
     def step(rows_TKH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
-        recorder.observe(rows_TKH[:, 0], gate_TK, ids_TK)
+        recorder.record(rows_TKH[:, 0], gate_TK, ids_TK)
         recorder.rows_written(rows_TKH)
         return rows_TKH
 
@@ -109,6 +109,6 @@ def test_rows_of_another_shape_are_refused() -> None:
     recorder = MoeSumRecorder(facts(FakeExperts()), sums, labels)
     with pytest.raises(ValueError, match="for slots of shape None"):
         recorder.rows_written(torch.ones(3, 2, 2))
-    recorder.observe(X_TH, GATE_TK, IDS_TK)
+    recorder.record(X_TH, GATE_TK, IDS_TK)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 2\) for slots of shape \(3, 2\)"):
         recorder.rows_written(torch.ones(2, 2, 2))

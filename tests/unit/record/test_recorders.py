@@ -37,7 +37,7 @@ def test_inline_computes_the_output_and_the_sums_in_one_kernel_call() -> None:
     sums, sampler = state()
     experts = FakeExperts()
     sampler.begin(np.array([0, 3, TRASH]))
-    output = InlineRecorder(facts(experts), sums, sampler).observe(X_TH, GATE_TK, IDS_TK)
+    output = InlineRecorder(facts(experts), sums, sampler).record(X_TH, GATE_TK, IDS_TK)
     assert output is not None
     torch.testing.assert_close(output, FakeExperts().forward(X_TH, GATE_TK, IDS_TK))
     assert experts.calls == [(6, 1)]
@@ -48,7 +48,7 @@ def test_inline_computes_the_output_and_the_sums_in_one_kernel_call() -> None:
 def test_inline_leaves_dummy_runs_to_the_layer() -> None:
     sums, sampler = state()
     experts = FakeExperts()
-    assert InlineRecorder(facts(experts), sums, sampler).observe(X_TH, GATE_TK, IDS_TK) is None
+    assert InlineRecorder(facts(experts), sums, sampler).record(X_TH, GATE_TK, IDS_TK) is None
     assert experts.calls == []
 
 
@@ -58,7 +58,7 @@ def test_deferred_measures_later_what_it_copied() -> None:
     recorder = DeferredRecorder(facts(experts), sums, sampler, buffer_tokens=8)
     sampler.begin(np.array([0, 3, TRASH]))
     x_TH = X_TH.clone()
-    assert recorder.observe(x_TH, GATE_TK, IDS_TK) is None
+    assert recorder.record(x_TH, GATE_TK, IDS_TK) is None
     x_TH.zero_()  # vLLM reuses the memory
     assert experts.calls == []
     recorder.flush()
@@ -75,7 +75,7 @@ def test_deferred_flushes_whenever_its_buffer_is_full() -> None:
     recorder = DeferredRecorder(facts(experts), sums, sampler, buffer_tokens=2)
     for _ in range(3):
         sampler.begin(np.array([0, 0, 0]))
-        recorder.observe(X_TH, GATE_TK, IDS_TK)
+        recorder.record(X_TH, GATE_TK, IDS_TK)
     assert experts.calls == [(4, 1)] * 4
     recorder.flush()
     assert experts.calls == [(4, 1)] * 4 + [(2, 1)]
@@ -87,7 +87,7 @@ def test_inline_keeps_a_weight_on_the_input_from_the_kernel() -> None:
     experts = FakeExperts(overwrites_weights=True)
     sampler.begin(np.array([0, 0, TRASH]))
     gate_TK = GATE_TK[:, :1].clone()
-    InlineRecorder(facts(experts, top_k=1, weight_on_input=True), sums, sampler).observe(X_TH, gate_TK, IDS_TK[:, :1])
+    InlineRecorder(facts(experts, top_k=1, weight_on_input=True), sums, sampler).record(X_TH, gate_TK, IDS_TK[:, :1])
     assert gate_TK.tolist() == GATE_TK[:, :1].tolist()
     assert sums.sums_SEC[0, 3].tolist() == [1, 1, 8, 64, 8, 64]
 
@@ -97,7 +97,7 @@ def test_deferred_gives_a_weight_on_the_input_to_the_kernel() -> None:
     layer = facts(FakeExperts(overwrites_weights=True), top_k=1, weight_on_input=True)
     recorder = DeferredRecorder(layer, sums, sampler, buffer_tokens=8)
     sampler.begin(np.array([0, 0, TRASH]))
-    recorder.observe(X_TH, GATE_TK[:, :1], IDS_TK[:, :1])
+    recorder.record(X_TH, GATE_TK[:, :1], IDS_TK[:, :1])
     recorder.flush()
     # f(g x): 2 * 0.5 * 5 and 4 * 1 * 2; they count as plain and as weighted output.
     assert sums.sums_SEC[0, 1].tolist() == [1, 0.5, 5, 25, 5, 25]

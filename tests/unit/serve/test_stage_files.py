@@ -67,7 +67,7 @@ def serve(indices: Sequence[int]) -> RankSums:
             gate_TK = torch.from_numpy(random.random((sum(scheduled), 2))).float()
             ids_TK = torch.from_numpy(np.argsort(random.random((sum(scheduled), NUM_EXPERTS)))[:, :2].copy()).int()
             if index in indices:
-                recorder.taps[indices.index(index)].observe(x_TH, gate_TK, ids_TK)
+                recorder.taps[indices.index(index)].record(x_TH, gate_TK, ids_TK)
         recorder.end()
     return recorder.snapshot()
 
