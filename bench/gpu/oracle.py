@@ -29,11 +29,11 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tap, name)
 
-    def observe(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor | None:
+    def record(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor | None:
         rows = x_TH.shape[0]
         for room, values in ((self.x, x_TH), (self.gate, gate_TK), (self.ids, ids_TK)):
             room[:rows].copy_(values)
-        output: torch.Tensor | None = self._tap.observe(x_TH, gate_TK, ids_TK)
+        output: torch.Tensor | None = self._tap.record(x_TH, gate_TK, ids_TK)
         return output
 
 

@@ -61,7 +61,7 @@ def model(inputs: Inputs, recorders: list[Any], size: int) -> torch.Tensor:
     for layer, recorder in enumerate(recorders):
         gate_TK, ids_TK = inputs.gate_LTK[layer, :size], inputs.ids_LTK[layer, :size]
         # As `record.tap` does: under capture a graph gets the gather.
-        see = recorder.gather if capturing() and isinstance(recorder, CapturedRecorder) else recorder.observe
+        see = recorder.gather if capturing() and isinstance(recorder, CapturedRecorder) else recorder.record
         see(x_TH, gate_TK, ids_TK)
         x_TH = x_TH + FakeExperts().forward(x_TH, gate_TK, ids_TK)
     return x_TH
