@@ -92,6 +92,7 @@ OFFLINE = (
 
 # What the probes of known defects run.
 PROBED = (
+    ClassNames("vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator"),
     ClassNames(
         "vllm.model_executor.layers.rotary_embedding.base",
         "RotaryEmbedding",
