@@ -113,7 +113,8 @@ def mask_of(kept_LE: npt.NDArray[np.bool_]) -> Mask:
 
 def plan_of(found: Candidate, statistics: Statistics, checkpoint: CheckpointBytes | None) -> Plan:
     """The plan of a candidate; its predictions are of the criterion that its rule began with."""
-    plan = make_plan(statistics.header, found.rule.evidence, found.decision, checkpoint)
+    asked = replace(found.rule.evidence.request, size=Size(keep_experts=found.keep_experts))
+    plan = make_plan(statistics.header, replace(found.rule.evidence, request=asked), found.decision, checkpoint)
     tuned = {"rule": found.rule.name}
     return plan.model_copy(update={"criterion": found.rule.criterion, "provenance": {**plan.provenance, "tune": tuned}})
 

@@ -51,6 +51,9 @@ def test_experts_that_cost_nothing_go_and_the_next_size_breaks_the_limit(
     assert report.plan == str(tmp_path / "out" / "plan.json")
     assert all(set(layer.kept) >= set(range(17, 32)) for layer in plan.layers)
     assert len(plan.layers[0].kept) == report.keep_experts
+    asked_for = plan.provenance["request"]
+    assert isinstance(asked_for, dict)
+    assert asked_for["size"] == {"keep_fraction": None, "keep_experts": report.keep_experts, "target_bytes": None}
     assert report.next_smaller is not None
     assert report.next_smaller.keep_experts == report.keep_experts - 1
     assert not report.next_smaller.held
