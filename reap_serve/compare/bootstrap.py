@@ -50,17 +50,18 @@ class Bootstrap:
     ) -> Interval | None:
         """Interval of f(sum of numerators / sum of denominators) for a rising f.
 
-        Bootstrap-t (Efron and Tibshirani 1993, An introduction to the bootstrap, 12.5). A resample that misses requests
-        that carry a skewed mean gives a small mean and a small standard error at once; quantiles of their quotient t
-        reach as far up as that asks for, where quantiles of the mean do not. With the ratio r, e = numerator -
-        r denominator of each request, tail p, and a star for what a resample gives:
+        Bootstrap-t (Efron and Tibshirani 1993, An introduction to the bootstrap, 12.5). Where few requests carry
+        most of a sum, many resamples miss them, and such a resample has too small a ratio and too small a standard
+        error. Quantiles of resampled ratios then end too low. Quantiles of t, the error of a resample's ratio over its
+        own standard error, do not. With the ratio r, e = numerator - r denominator of each request, tail p, and a star
+        for what a resample gives:
 
             s^2 = C / (C - 1) sum e^2 / (sum denominator)^2
             t* = (r* - r) / max(s*, s / 4.57)
             interval = r - s t*(1 - p), r - s t*(p)
 
-        A resample that holds none of those requests has next to no s*; s / 4.57 keeps its t* finite. A mean lies among
-        its values, so the interval ends where those of the requests do.
+        The floor s / 4.57 keeps t* finite where a resample has next to no s*. A mean lies among its values, so the
+        interval is cut to the range of the requests' own ratios.
 
         Args:
             numerator_C: Sum of each request.

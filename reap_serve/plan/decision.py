@@ -41,8 +41,8 @@ class Evidence:
         sums: The mixture.
         saliency_LE: The criterion on the mixture.
         share_LE: The same as a fraction of the layer's sum.
-        share_SLE: Likewise for each slice alone; `reap` where the criterion is `random`, which measures nothing.
-        guards: Experts that the criterion does not decide.
+        share_SLE: The same for each slice alone. By `reap` where the criterion is `random`, which measures nothing.
+        guards: Experts that stay or go whatever the criterion says.
         notes: What is wrong with the statistics without forbidding their use.
         unsound: Experts that are dropped first because of their weights, by index of the layer and id, and why.
     """
@@ -188,7 +188,10 @@ def decide(evidence: Evidence, size: Size, checkpoint: CheckpointBytes | None = 
 
 
 def _chooser(evidence: Evidence, size: Size, checkpoint: CheckpointBytes | None) -> Callable[[Floats, Floats], Bools]:
-    """The best choice for a score, by which experts are ordered, and its shares, by which layers compete."""
+    """A function from scores and their shares to the experts that stay.
+
+    Scores order the experts of a layer. Shares matter under a global budget alone: by them layers compete for places.
+    """
     request, limits, guards = evidence.request, evidence.limits, evidence.guards
     precedence_LE, num_groups = guards.precedence_LE, evidence.model.num_groups
 

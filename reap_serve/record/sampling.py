@@ -27,13 +27,19 @@ class RowSample:
 
 
 class RowSampler:
-    """Holds the labels of the current step.
+    """Chooses the rows of each step and holds their labels.
 
-    Each real token is taken with probability `fraction`, so that every sum is an unbiased estimate, up to that factor,
-    of the sum over all tokens. A step that has few tokens is taken as a whole or not at all, since what recording costs
-    hardly depends on how few of them it takes; in decode its tokens belong to as many requests. Of n tokens, with the
-    fraction p, a step is taken with probability q = min(1, max(p, n p / STEP_TOKENS)), each of its tokens with p / q:
-    n p / q of them, rounded up or down by chance, so that a bound on the fraction bounds the tokens of a step.
+    Every real token is taken with the same probability p, the `fraction`. So a sum over the taken tokens, divided by p,
+    is an unbiased estimate of the sum over all.
+
+    To record a step costs about as much for few tokens as for many. So few steps are recorded, with many tokens each:
+
+        a step of n tokens is taken with probability q = min(1, max(p, n p / STEP_TOKENS));
+        of a taken step n p / q tokens are recorded, rounded up or down by chance.
+
+    A taken step of up to STEP_TOKENS tokens is recorded as a whole; of a larger one STEP_TOKENS are, or n p where that
+    is more. So a bound on p bounds the tokens of a step. In decode the tokens of a step belong to as many requests, and
+    whole steps are no worse a sample than single tokens.
 
     Args:
         fraction: Probability with which a token is recorded.
