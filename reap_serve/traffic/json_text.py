@@ -182,6 +182,7 @@ def is_answer(value: JsonValue) -> bool:
     if is_list(value):
         return bool(value) and (
             all(_is_message(item) for item in value)
+            or all(isinstance(item, Mapping) and _is_message(item.get("message")) for item in value)
             or all(_is_chunk(item) for item in value)
             or (all(_is_item(item) for item in value) and any(_is_whole_item(item) for item in value))
             or all(_is_block(item) for item in value)

@@ -98,6 +98,8 @@ def answered_output(value: JsonValue, kind: Kind) -> Answered:
         return NO_ANSWER
     if _is_response(value):
         return answered(value, kind)
+    if _is_choice(value):
+        return _of_choices([value], kind, None)
     inner = value.get("message")
     if isinstance(inner, Mapping) and ("role" in inner or "content" in inner):
         value = inner
@@ -201,6 +203,8 @@ def _of_list(values: Sequence[JsonValue], kind: Kind) -> Answered:
         is_items = all(isinstance(item, Mapping) and item.get("type") in items for item in values)
         messages = list(values) if is_items else [{"role": "assistant", "content": list(values)}]
         return Answered(_message(messages))
+    if all(map(_is_choice, values)):
+        return _of_choices(values, kind, None)
     if isinstance(first, Mapping) and _is_response(first):
         return answered(first, kind)
     if isinstance(first, Mapping) and ("role" in first or _is_bare_message(first)):
@@ -237,6 +241,15 @@ def _is_response(value: Object) -> bool:
     if isinstance(output, Mapping) and isinstance(output.get("message"), Mapping):
         return True
     return value.get("type") == "message" and is_list(value.get("content")) and "stop_reason" in value
+
+
+def _is_choice(value: JsonValue) -> bool:
+    """Whether an object is a choice of a response: what was written, its number and why it ended."""
+    if not isinstance(value, Mapping):
+        return False
+    if isinstance(value.get("message"), Mapping):
+        return "index" in value or "finish_reason" in value
+    return isinstance(value.get("text"), str) and "finish_reason" in value
 
 
 def _is_bare_message(value: Object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ _ANTHROPIC_EVENTS = (
     "ping",
     "error",
 )
+# Server-sent text, perhaps behind comments, with which proxies keep a connection open.
+_STREAM = re.compile(r"(?:\s|:[^\n]*\n|(?:id|retry):[^\n]*\n)*(?:data: ?\{|event: )")
 _ENDED_RESPONSES = ("response.completed", "response.incomplete")
 
 
@@ -60,7 +63,7 @@ def events_of(text: str) -> Iterator[Object]:
 def is_stream(value: JsonValue) -> bool:
     """Whether a recorded response is a stream: server-sent text, or a list of its events."""
     if isinstance(value, str):
-        return value.lstrip().startswith(("data: {", "data:{", "event: "))
+        return _STREAM.match(value) is not None
     return is_list(value) and bool(value) and all(_is_event(item) for item in value)
 
 

@@ -13,7 +13,8 @@ from reap_serve.traffic.malformed import MalformedRecordError
 
 # What a model was shown beside the messages, in collections of conversations.
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "attachments", "files")
-_MEDIA = frozenset(MEDIA_KEYS)
+# The same, and pairs of which neither answer was recorded.
+_UNREAD_KEYS = frozenset((*MEDIA_KEYS, "prompt_embeds", "chosen", "rejected"))
 _KEPT_BY_SERVER = ("previous_response_id", "conversation")
 _LENGTH_KEY = {"max_output_tokens": "max_completion_tokens"}
 _DROPPED = frozenset({"input", "reasoning", "text", "include", "background", "truncation", "store"})
@@ -25,7 +26,7 @@ def chat_body(body: Object) -> Object:
     Raises:
         MalformedRecordError: What the model was shown is not in the body, or is not read.
     """
-    _refuse_media(body, "messages")
+    _refuse_unread(body, "messages")
     body = {**body}
     if is_responses_body(body):
         body = _of_responses(body)
@@ -55,16 +56,17 @@ def completion_body(body: Object) -> Object:
     Raises:
         MalformedRecordError: It has a field that vLLM does not take.
     """
-    if body.get("suffix"):
-        raise MalformedRecordError("suffix beside the prompt")
-    _refuse_media(body, "prompt")
+    for key in ("suffix", "system", "template"):
+        if body.get(key):
+            raise MalformedRecordError(f"{key} beside the prompt")
+    if is_list(body.get("context")) and body["context"]:
+        raise MalformedRecordError("context of earlier turns beside the prompt")
+    _refuse_unread(body, "prompt")
     return body
 
 
-def _refuse_media(body: Object, beside: str) -> None:
-    if _MEDIA.isdisjoint(body):
-        return
-    for key in MEDIA_KEYS:
+def _refuse_unread(body: Object, beside: str) -> None:
+    for key in sorted(_UNREAD_KEYS.intersection(body)):
         if body.get(key) not in (None, "", [], {}):
             raise MalformedRecordError(f"{key} beside the {beside}")
 

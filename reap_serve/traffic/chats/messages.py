@@ -29,7 +29,7 @@ _ROLES = {
     "function": "tool",
 }
 # Types of messages that carry no role: LangChain's.
-_TYPES = {**_ROLES, "system": "system", "tool": "tool", "user": "user", "assistant": "assistant"}
+_TYPES = {**_ROLES, **{role: role for role in ("system", "developer", "user", "assistant", "tool")}}
 # Fields of an assistant message under which servers write what vLLM's chat endpoint takes as `reasoning`.
 _REASONING_KEYS = ("reasoning_content", "thinking", "thinking_blocks", "reasoning_details")
 # Fields that no translation is needed for; a message with these alone is OpenAI's own.
@@ -74,7 +74,7 @@ class _Chat:
         role, content = message.get("role"), message.get("content")
         if (
             isinstance(role, str)
-            and role not in _ROLES
+            and (_TYPES.get(role) == role or role.lower() not in _TYPES)
             and isinstance(content, str)
             and _PLAIN_KEYS.issuperset(message)
             and (role != "tool" or "tool_call_id" in message)
@@ -147,13 +147,15 @@ class _Chat:
         if "type" in message:
             # An item of the Responses API, or a message of LangChain's.
             message = {key: value for key, value in message.items() if key not in ("type", "id", "status")}
+        if self._take_channel(message, place):
+            return
         # GenAI spans and some servers say it in the message: it is no part of one.
         for key in ("finish_reason", "provider_specific_fields"):
             message.pop(key, None)
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise MalformedRecordError("message without a role", place)
-        message["role"] = role = _ROLES.get(role.lower(), role)
+        message["role"] = role = _TYPES.get(role.lower(), role)
         pieces = self._take_pieces(message, place)
         _take_reasoning(message, pieces, place)
         self._calls.take(message, pieces, place)
@@ -179,6 +181,18 @@ class _Chat:
         if pieces.from_tool_use:
             self._tool_use_at = len(self.messages)
         self._append(self._with_reasoning(message))
+
+    def _take_channel(self, message: dict[str, JsonValue], place: str) -> bool:
+        """Takes a message of Harmony's `analysis` channel, which is the reasoning before what follows it."""
+        channel = message.get("channel")
+        if channel not in ("analysis", "commentary", "final"):
+            return False
+        del message["channel"]
+        if channel == "analysis":
+            self._reasoning.append(text_of_parts(message.get("content", ""), place))
+        elif channel == "commentary":
+            raise MalformedRecordError("message of the commentary channel", place)
+        return channel == "analysis"
 
     def _take_pieces(self, message: dict[str, JsonValue], place: str) -> Pieces:
         """Replaces the message's parts by what they hold."""

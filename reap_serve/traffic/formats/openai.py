@@ -71,6 +71,11 @@ def parse_body(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
             recorded = answered_output(row[key], kind)
             body = {other: value for other, value in row.items() if other != key}
             break
+    else:
+        if isinstance(row.get("message"), dict) and "messages" in row:
+            # Ollama's answer, beside the messages.
+            recorded = answered_output(row["message"], kind)
+            body = {other: value for other, value in row.items() if other != "message"}
     yield request_of_body(body, kind, origin, slice_name, recorded, None)
 
 

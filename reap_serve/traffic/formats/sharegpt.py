@@ -38,7 +38,7 @@ _ROLES = {
 }
 _CALLERS = ("function_call", "tool_call", "tool_calls")
 # Fields beside the turns that the model was shown, and that are taken over or refused.
-_PROMPT_KEYS = ("tools", "functions", *MEDIA_KEYS)
+_PROMPT_KEYS = ("tools", "functions", "chosen", "rejected", *MEDIA_KEYS)
 _SYSTEM_KEYS = ("system", "system_prompt")
 
 
