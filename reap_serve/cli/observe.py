@@ -42,6 +42,12 @@ def observe(
             help="Also collect this optional sum, which merging needs; may be repeated.",
         ),
     ] = None,
+    keep_kernel: Annotated[
+        bool,
+        typer.Option(
+            "--keep-kernel", help="Leave the experts' kernel to vLLM, and refuse where it cannot be observed."
+        ),
+    ] = False,
     max_model_len: Annotated[int | None, typer.Option(help="Longest sequence of the engine, tokens.")] = None,
     engine_args: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.")] = "{}",
     format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
@@ -112,6 +118,7 @@ def observe(
     settings = ObserveSettings(
         recorder=recorder,
         outputs_served=False,
+        keep_kernel=keep_kernel,
         sample_fraction=sample_fraction,
         extra_sums=extra_sums_named(extra_sums or ()),
     )

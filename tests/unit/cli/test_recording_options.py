@@ -1,0 +1,181 @@
+"""What the options of `serve` and `observe` that choose a recorder hand on, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from reap_serve.adapter import fit, offline
+from reap_serve.cli.app import main
+from reap_serve.errors import EngineError
+from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
+from reap_serve.serve import become
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program, in this process."""
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["reap-serve", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return Done(int(ended.value.code or 0), told.out, told.err)
+
+    return run
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Commands that `serve` would have become."""
+    commands: list[Any] = []
+    monkeypatch.setattr(become, "become", commands.append)
+    monkeypatch.setattr(fit, "require_fit", lambda: None)
+    return commands
+
+
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> list[ObserveSettings]:
+    """Settings of engines that `observe` would have started."""
+    asked: list[ObserveSettings] = []
+
+    def observe_traffic(source: object, requests: object, settings: ObserveSettings, *rest: object) -> None:
+        asked.append(settings)
+        raise EngineError("no engine is started", "this is a test")
+
+    monkeypatch.setattr(offline, "observe_traffic", observe_traffic)
+    return asked
+
+
+@pytest.fixture
+def serve(served: list[Any], run: Run) -> Callable[..., dict[str, Any]]:
+    """The settings that `serve` with some options gives an engine."""
+
+    def serve(*options: str) -> dict[str, Any]:
+        done = run("serve", "org/model", "--observe", "stats", *options)
+        assert done.exit_code == 0, done.stderr
+        return settings_of(served.pop())
+
+    return serve
+
+
+def settings_of(command: Any) -> dict[str, Any]:
+    """What a command hands on, as the engine accepts it."""
+    arguments = command.arguments
+    settings: dict[str, Any] = json.loads(arguments[arguments.index("--additional-config") + 1])[CONFIG_KEY]
+    ObserveSettings.model_validate(settings)
+    return settings
+
+
+def test_serve_needs_no_option(serve: Callable[..., dict[str, Any]]) -> None:
+    settings = serve()
+    chosen = ("recorder", "overhead_budget", "keep_kernel", "minimum_tokens", "recording")
+    assert {name: settings[name] for name in chosen} == {
+        "recorder": "auto",
+        "overhead_budget": 0.02,
+        "keep_kernel": False,
+        "minimum_tokens": 1000,
+        "recording": True,
+    }
+
+
+@pytest.mark.parametrize("recorder", ["auto", "inline", "deferred", "moe_sum"])
+def test_every_recorder_can_be_named(serve: Callable[..., dict[str, Any]], recorder: str) -> None:
+    assert serve("--recorder", recorder)["recorder"] == recorder
+
+
+def test_a_short_trial_records_and_writes_all_there_is(serve: Callable[..., dict[str, Any]]) -> None:
+    settings = serve("--overhead-budget", "none", "--minimum-tokens", "0", "--keep-kernel")
+    assert (settings["overhead_budget"], settings["minimum_tokens"], settings["keep_kernel"]) == (None, 0, True)
+
+
+def test_serve_says_what_recording_may_take(served: list[Any], run: Run) -> None:
+    assert "at most 0.02 of the engine" in run("serve", "org/model", "--observe", "stats").stderr
+    assert "at most" not in run("serve", "org/model", "--observe", "stats", "--overhead-budget", "none").stderr
+
+
+REFUSED = [
+    ((*("serve", "org/model"), "--overhead-budget", "0"), "--overhead-budget 0 is not in (0, 1); give a fraction"),
+    ((*("serve", "org/model"), "--overhead-budget", "1"), "--overhead-budget 1 is not in (0, 1); give a fraction"),
+    ((*("serve", "org/model"), "--overhead-budget", "much"), "--overhead-budget much is not in (0, 1)"),
+    ((*("serve", "org/model"), "--overhead-budget", "nan"), "--overhead-budget nan is not in (0, 1)"),
+    ((*("serve", "org/model"), "--minimum-tokens", "-1"), "--minimum-tokens -1 is negative; give 0 or more"),
+    ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--sample-fraction", "0"), "--sample-fraction 0.0 is not in"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_a_wrong_value_is_one_line_and_exit_2(
+    served: list[Any], run: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout, served) == (2, "", [])
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("serve", "org/model"), ("observe", "org/model", "x.jsonl", "-o", "s")])
+def test_an_unknown_recorder_is_answered_by_those_that_exist(run: Run, command: tuple[str, ...]) -> None:
+    done = run(*command, "--recorder", "outline")
+    assert (done.exit_code, done.stdout) == (2, "")
+    for name in ("auto", "inline", "deferred", "moe_sum"):
+        assert name in done.stderr
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """As much of a model as is read before an engine starts."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(
+        '{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}'
+    )
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ((), {"recorder": "auto", "sample_fraction": 1.0, "keep_kernel": False}),
+        (("--recorder", "moe_sum"), {"recorder": "moe_sum"}),
+        (("--recorder", "deferred", "--sample-fraction", "0.5"), {"recorder": "deferred", "sample_fraction": 0.5}),
+        (("--keep-kernel",), {"keep_kernel": True}),
+    ],
+)
+def test_observe_hands_on_what_it_was_asked(
+    observed: list[ObserveSettings],
+    run: Run,
+    model: str,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    changed: dict[str, object],
+) -> None:
+    traffic = tmp_path / "traffic.jsonl"
+    traffic.write_text('{"messages": [{"role": "user", "content": "a"}], "model": "m"}\n')
+    output = tmp_path / "out.stats"
+    done = run("observe", model, str(traffic), "--output", str(output), "--json", *options)
+    # What the engine refuses is said in one line, and nothing is written.
+    assert done == (1, "", "error: no engine is started; this is a test\n")
+    assert not output.exists()
+    (settings,) = observed
+    assert {name: getattr(settings, name) for name in changed} == changed
+    # Nobody is served: no budget bounds what is recorded, and outputs may differ in the last bit.
+    assert (settings.overhead_budget, settings.outputs_served) == (None, False)
