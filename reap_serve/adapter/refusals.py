@@ -57,6 +57,11 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             "CUDA graphs replay kernels without Python, where the inline recorder sees nothing",
             "leave --recorder out, or add --enforce-eager",
         )
+    if settings.recorder == "moe_sum" and settings.overhead_budget is not None:
+        raise EngineError(
+            f"the moe_sum recorder measures every row, which no budget of {settings.overhead_budget:g} holds",
+            "add --overhead-budget none, or leave --recorder out",
+        )
     if settings.extra_sums and settings.recorder == "moe_sum":
         raise EngineError("the moe_sum recorder collects no optional sums", "leave --recorder out")
     if "logit_gram" in settings.extra_sums and graphs:

@@ -92,12 +92,19 @@ class SumTap(Tap):
 
     def rows_written(self, rows_TKH: torch.Tensor) -> None:
         """Sees the weighted rows that the kernel is about to add. Never raises."""
+        capturing = self._boundary.capturing
         # A graph is replayed long after: whatever has failed before, it has to have all layers.
-        if self._boundary.failures == 0 or self._boundary.capturing:
-            try:
-                self.recorder.rows_written(rows_TKH)
-            except Exception as error:  # noqa: BLE001 - the hook boundary
-                self._boundary.fail(error)
+        if self._boundary.failures > 0 and not capturing:
+            return
+        if not capturing:
+            self._boundary.own.start()
+        try:
+            self.recorder.rows_written(rows_TKH)
+        except Exception as error:  # noqa: BLE001 - the hook boundary
+            self._boundary.fail(error)
+        finally:
+            if not capturing:
+                self._boundary.own.stop()
 
 
 class CapturedTap(Tap):

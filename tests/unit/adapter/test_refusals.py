@@ -169,6 +169,11 @@ REMEDIES: list[tuple[Case, str, Case]] = [
         ("cuda", True, AUTO, Layer()),
     ),
     (
+        ("cuda", True, ObserveSettings(recorder="moe_sum", overhead_budget=0.02), Layer()),
+        "no budget of 0.02 holds; add --overhead-budget none, or leave --recorder out",
+        ("cuda", True, ObserveSettings(overhead_budget=0.02), Layer()),
+    ),
+    (
         ("cpu", False, ObserveSettings(recorder="moe_sum"), Layer()),
         "and this is a CPU; leave --recorder out",
         ("cpu", False, AUTO, Layer()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from reap_serve.record import clock
@@ -93,6 +94,26 @@ def test_a_span_inside_another_is_part_of_it() -> None:
     meter.stop()
     meter.stop()
     stream.passes(0.0, 3.0)
+    assert meter.seconds == 0.003
+
+
+def test_a_gpu_is_measured_by_timed_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host launches for a second what the stream does in three milliseconds."""
+    FakeEvent.stream = stream = Stream()
+
+    class CudaEvent(FakeEvent):
+        def __init__(self, enable_timing: bool = False) -> None:
+            super().__init__()
+            assert enable_timing
+
+    monkeypatch.setattr(torch.cuda, "Event", CudaEvent)
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: 1.0)
+    meter = meter_of(torch.device("cuda"))
+    meter.start()
+    meter.stop()
+    # Nothing waits for the stream: what it has not passed is counted later.
+    assert meter.seconds == 0.0
+    stream.passes(7.0, 10.0)
     assert meter.seconds == 0.003
 
 

@@ -14,6 +14,7 @@ from reap_serve.record import captured_rows
 from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
 from reap_serve.record.captured_steps import CapturedSteps
 from reap_serve.record.clock import HostMeter
+from reap_serve.record.pace import Pace
 from reap_serve.record.recorder import RowShape
 from reap_serve.record.requests import Requests
 from reap_serve.record.sampling import RowSample, RowSampler
@@ -196,3 +197,35 @@ def test_nothing_of_a_step_that_the_engine_failed_in_counts() -> None:
     taken = engine.snapshot()
     assert taken.tokens_SPL.sum() == 2
     assert not taken.window.complete
+
+
+def test_a_budget_is_held_by_what_the_stream_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 10 ms of which recording takes 0.1: a share of 0.01, of which three tenths of 0.02 are wanted."""
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def query(self) -> bool:
+            return True
+
+        def elapsed_time(self, end_event: Event) -> float:
+            return 1000 * (end_event.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    pace = Pace(0.02, 1.0, 64, torch.device("cuda"), None)
+    pace.fraction = pace._governor.fraction = 0.5  # type: ignore[union-attr]
+    for step in range(101):
+        pace.busy.start()
+        pace.own.start()
+        now[0] += 0.0001
+        pace.own.stop()
+        now[0] += 0.0099
+        pace.busy.stop()
+        pace.step_is_over(64 * step)
+    assert pace.fraction == pytest.approx(0.3)
+    assert (pace.own.seconds / pace.busy.seconds) == pytest.approx(0.01)
