@@ -42,11 +42,15 @@ def main() -> int:
         return 2
     document: dict[str, Any] = {"device": device, "started": _now(), "versions": versions(), "parts": {}}
     write(output, document)
-    ends = time.monotonic() + options.limit
+    started = time.monotonic()
+    ends = started + options.limit
     for name in names:
         document["parts"][name] = run(name, min(PART_SECONDS, ends - time.monotonic()))
+        document["seconds"] = round(time.monotonic() - started, 1)
         write(output, document)
         print(line(name, document["parts"][name]), flush=True)
+    passed = sum(bool(part.get("passed")) for part in document["parts"].values())
+    print(f"{passed} of {len(names)} parts passed in {document['seconds']:.0f} s; {output}")
     return 0 if all(part.get("passed") for part in document["parts"].values()) else 1
 
 

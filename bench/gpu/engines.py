@@ -16,6 +16,8 @@ GRAPHS: dict[str, dict[str, Any] | None] = {
     "piecewise": {"cudagraph_mode": "PIECEWISE"},
     "default": None,
 }
+# Fewer than vLLM's: each takes its time.
+CAPTURED_ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 
 
 def start(
@@ -42,6 +44,10 @@ def start(
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    from reap_serve.adapter.plugin import register
+
+    # Also where the project is on the path and not installed, so that vLLM finds no plugin.
+    register()
     chosen: dict[str, Any] = {
         "model": str(model),
         "skip_tokenizer_init": True,
@@ -54,14 +60,14 @@ def start(
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         chosen["enforce_eager"] = True
     else:
-        chosen |= {"gpu_memory_utilization": 0.3}
+        chosen |= {"gpu_memory_utilization": 0.2}
         if importlib.util.find_spec("vllm.vllm_flash_attn._vllm_fa2_C") is None or _packed():
             chosen["attention_backend"] = "TRITON_ATTN"
         mode = GRAPHS[graphs]
         if graphs == "eager":
             chosen["enforce_eager"] = True
         elif mode is not None:
-            chosen["compilation_config"] = mode
+            chosen["compilation_config"] = mode | {"cudagraph_capture_sizes": CAPTURED_ROWS}
     if settings is not None:
         chosen |= {"additional_config": {"reap_serve": settings}, "worker_extension_cls": WORKER}
     return LLM(**(chosen | arguments))

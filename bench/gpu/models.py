@@ -68,8 +68,8 @@ def write_small(directory: Path) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def write_real(directory: Path) -> None:
+def write_config(directory: Path, shape: Shape) -> None:
     """Writes the configuration alone: the weights are vLLM's dummies."""
-    real = config(REAL)
-    real.architectures = ["Qwen3MoeForCausalLM"]
-    real.save_pretrained(directory)
+    chosen = config(shape)
+    chosen.architectures = ["Qwen3MoeForCausalLM"]
+    chosen.save_pretrained(directory)
