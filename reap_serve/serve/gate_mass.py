@@ -43,11 +43,15 @@ class GateMass:
             weights_TK: Gate weights of the full router.
             dropped_TK: Whether the chosen expert is a dropped one.
         """
+        self.sum(layer, slot_T, weights_TK, dropped_TK)
+        if layer == 0:
+            self.tokens += slot_T.shape[0]
+
+    def sum(self, layer: int, slot_T: torch.Tensor, weights_TK: torch.Tensor, dropped_TK: torch.Tensor) -> None:
+        """`add` without its count: the part that a graph can replay."""
         mass_TK = weights_TK.double().abs()
         dropped_T = torch.where(dropped_TK, mass_TK, 0.0).sum(dim=1)
         self._sums_LZC[layer].index_add_(0, slot_T, torch.stack((dropped_T, mass_TK.sum(dim=1)), dim=1))
-        if layer == 0:
-            self.tokens += slot_T.shape[0]
 
     def fractions(self, slices: Sequence[str]) -> dict[str, float]:
         """The fraction by slice, both phases together; slices without a measured token are absent."""

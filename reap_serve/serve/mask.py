@@ -160,13 +160,16 @@ class EngineMasks:
         self._load(plan, kept)
 
     def _load(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
-        self._kept[plan] = kept
+        self._reserve(plan, kept)
         for layer, hook in zip(self._layers, self._hooks, strict=True):
             hook.plans[plan] = LayerPlan(layer.router, kept[layer.index], layer.num_experts, self._device)
         if not self._hooked:
             self._hooked = True
             for layer, hook in zip(self._layers, self._hooks, strict=True):
                 layer.set_routing_hook(hook)
+
+    def _reserve(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
+        self._kept[plan] = kept
         self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
 
     def unload_all(self) -> None:
@@ -211,6 +214,9 @@ class EngineMasks:
             )
             for plan, rows in step.plan_rows.items()
         )
+        self._count(step)
+
+    def _count(self, step: Step) -> None:
         drafts = step.draft_rows
         self.masked_tokens += sum(int((~np.isin(rows, drafts)).sum()) for rows in step.plan_rows.values())
 

@@ -78,6 +78,10 @@ def _kernel(func: Any, values: object) -> Kernel:
     return str(func), tuple(each.dtype for each in tree_flatten(values)[0] if isinstance(each, torch.Tensor))
 
 
+def _is_number(index: torch.Tensor | None) -> bool:
+    return index is None or index.dtype not in (torch.bool, torch.uint8)
+
+
 class _Loading(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +147,9 @@ class _Capture(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._loaded is not None and _kernel(func, (args, kwargs)) not in self._loaded:
             raise CaptureError(f"{func} was never called before")
-        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+        dynamic = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        # An index of numbers has a shape of its own; one of truth values has as many rows as are true.
+        if dynamic and not (func is torch.ops.aten.index.Tensor and all(_is_number(each) for each in args[1])):
             raise CaptureError(f"{func} depends on values")
         if func in (torch.ops.aten.resize_.default, torch.ops.aten.set_.source_Tensor):
             raise CaptureError(f"{func} moves memory")
