@@ -73,3 +73,13 @@ def write_config(directory: Path, shape: Shape) -> None:
     chosen = config(shape)
     chosen.architectures = ["Qwen3MoeForCausalLM"]
     chosen.save_pretrained(directory)
+
+
+def plan(kept: list[int]) -> dict[str, Any]:
+    """A plan by hand that keeps these experts of the small model in every layer."""
+    dropped = [expert for expert in range(SMALL.experts) if expert not in kept]
+    layers = [
+        {"layer": f"model.layers.{index}.mlp.experts", "index": index, "kept": kept, "dropped": dropped}
+        for index in range(SMALL.layers)
+    ]
+    return {"schema_version": 1, "model": {}, "criterion": "by hand", "layers": layers}

@@ -4,17 +4,18 @@
 `sampled_*`    the same of a sample: what is recorded is right, and the share of tokens near the fraction asked for
 `identical_*`  token ids and logprobs of an observed engine are those of a plain one, bit for bit
 `fp8_block`    FP8 block weights quantised on the spot, counts equal and saliency within 5 % of the unquantised oracle
-`masks`        what an engine says of masks and the shadow router
+`masks_*`      rows under a plan get no dropped expert, the others do, and only the others are counted
 `throughput`   plain against observed in turn, real layer shapes, 1, 16 and 128 sequences
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,12 @@ def exact(
     from vllm import SamplingParams
 
     from reap_serve.adapter import layer_view
-    from reap_serve.adapter.loaded import LoadedEngine
 
     settings = {"recorder": recorder, "sample_fraction": fraction, "read_kernel_rows": False}
     with tempfile.TemporaryDirectory() as directory:
-        oracle = Oracle(models.write_small(Path(directory)), models.SMALL.experts)
-        plain = LoadedEngine.connect
-
-        def watched(self: Any, recorder: Any) -> None:
-            plain(self, recorder)
-            oracle.watch(self.device, self._layers, self.max_rows)
-
-        LoadedEngine.connect = watched  # type: ignore[method-assign]
-        llm = engines.start(Path(directory), graphs, settings, second_runner=second_runner, **arguments)
+        weights = models.write_small(Path(directory))
+        with _watched(weights) as oracle:
+            llm = engines.start(Path(directory), graphs, settings, second_runner=second_runner, **arguments)
         try:
             oracle.follow(engines.runner_of(llm).reap_live)
             # What vLLM ran to warm up is no traffic.
@@ -64,10 +58,27 @@ def exact(
             found, window = _snapshot(llm)
             kernel = layer_view.kernel_name(layer_view.moe_layers(llm.llm_engine.vllm_config)[0])
         finally:
-            LoadedEngine.connect = plain  # type: ignore[method-assign]
             engines.stop(llm)
     result = _judged(found, oracle.sums_LEC, window, kernel, fraction, tolerance)
     return {**result, "tokens_before_traffic": before, "passed": result["passed"] and before == 0}
+
+
+@contextlib.contextmanager
+def _watched(weights: list[dict[str, Any]]) -> Iterator[Oracle]:
+    """An oracle of the engine that is started in this context."""
+    from reap_serve.adapter.loaded import LoadedEngine
+
+    oracle, plain = Oracle(weights, models.SMALL.experts), LoadedEngine.connect
+
+    def watched(self: Any, recorder: Any) -> None:
+        plain(self, recorder)
+        oracle.watch(self.device, self._layers, self.max_rows)
+
+    LoadedEngine.connect = watched  # type: ignore[method-assign]
+    try:
+        yield oracle
+    finally:
+        LoadedEngine.connect = plain  # type: ignore[method-assign]
 
 
 def _snapshot(llm: Any) -> tuple[np.ndarray, Any]:
@@ -138,16 +149,62 @@ def _answer(output: Any) -> tuple[tuple[int, ...], tuple[tuple[tuple[int, float]
     return tuple(output.token_ids), logprobs
 
 
-def masks() -> Result:
-    """What an engine with vLLM's default graphs says, and an eager one."""
-    said = {}
+def masks(graphs: str) -> Result:
+    """Requests under a plan that keeps half of the experts, then others: who gets which expert, and what counts."""
+    from vllm import SamplingParams
+
+    from reap_serve.plan.record import read_plan
+    from reap_serve.serve.mask import PLAN_ARGUMENT
+    from reap_serve.serve.plan_check import check_plan, served_model
+
+    kept = list(range(0, models.SMALL.experts, 2))
     with tempfile.TemporaryDirectory() as directory:
-        models.write_small(Path(directory))
-        for graphs in ("eager", "default"):
-            llm = engines.start(Path(directory), graphs, {})
-            said[graphs] = llm.collective_rpc("reap_status")[0]["mask"]["refusal"]
-            engines.stop(llm)
-    return {"passed": said["eager"] is None, "refusals": said}
+        model, file = Path(directory) / "model", Path(directory) / "plan.json"
+        weights = models.write_small(model)
+        file.write_text(json.dumps(models.plan(kept)))
+        checked = check_plan(read_plan(file), served_model(str(model)), "plan")
+        with _watched(weights) as oracle:
+            settings = {"plans": {"half": str(file)}, "read_kernel_rows": False}
+            llm = engines.start(model, graphs, settings)
+            try:
+                oracle.follow(engines.runner_of(llm).reap_live)
+                arguments = (
+                    "half",
+                    checked.entry.model_dump(mode="json"),
+                    {str(n): ids for n, ids in checked.kept.items()},
+                )
+                problems = llm.collective_rpc("reap_load_plan", args=arguments)
+                counts = []
+                for plan in (checked.entry.id, None):
+                    parameters = SamplingParams(
+                        temperature=0.0,
+                        max_tokens=16,
+                        ignore_eos=True,
+                        detokenize=False,
+                        extra_args=None if plan is None else {PLAN_ARGUMENT: plan},
+                    )
+                    before = oracle.sums_LEC[..., 0].copy()
+                    llm.generate(engines.prompts(8, 30, seed=7), parameters, use_tqdm=False)
+                    counts.append(oracle.sums_LEC[..., 0] - before)
+                found, _ = _snapshot(llm)
+                status = llm.collective_rpc("reap_status")[0]
+            finally:
+                engines.stop(llm)
+    dropped = [expert for expert in range(models.SMALL.experts) if expert not in kept]
+    result = {
+        "refused": [each for each in problems if each is not None],
+        "masked_rows_of_dropped_experts": int(counts[0][:, dropped].sum()),
+        "other_rows_of_dropped_experts": int(counts[1][:, dropped].sum()),
+        "only_others_counted": bool(np.array_equal(found[..., 0], counts[1])),
+        "tokens_masked": status["tokens_masked"],
+        "gate_mass": status["gate_mass"]["plans"],
+    }
+    passed = (
+        not result["refused"]
+        and result["masked_rows_of_dropped_experts"] == 0 < result["other_rows_of_dropped_experts"]
+        and result["only_others_counted"]
+    )
+    return {**result, "passed": bool(passed)}
 
 
 def throughput(**arguments: Any) -> Result:
@@ -171,12 +228,13 @@ PARTS: Mapping[str, Callable[[], Result]] = {
     "identical_full": partial(identical, "full"),
     "exact_deferred_piecewise": partial(exact, "piecewise", "deferred"),
     "fp8_block": partial(exact, "full", "deferred", tolerance=FP8_TOLERANCE, quantization="fp8_per_block"),
-    "masks": masks,
+    "masks_eager": partial(masks, "eager"),
+    "masks_default": partial(masks, "default"),
     "identical_default": partial(identical, "default"),
 }
 # What runs on a CPU, too: a rehearsal.
 REHEARSAL: Mapping[str, Callable[[], Result]] = {
-    **{name: PARTS[name] for name in ("exact_deferred_eager", "identical_eager")},
+    **{name: PARTS[name] for name in ("exact_deferred_eager", "identical_eager", "masks_eager")},
     "exact_inline_eager": partial(exact, "eager", "inline"),
     "sampled_deferred_eager": partial(exact, "eager", "deferred", fraction=0.25),
     # Two short turns of the small model, whose ratio says nothing.
