@@ -16,7 +16,7 @@ import numpy as np
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.errors import ArchitectureError
 from reap_serve.merge.average import Singles
-from reap_serve.prune.headers import Tensor
+from reap_serve.weight_headers import Tensor
 
 FLOAT_DTYPES = ("F32", "BF16", "F16")
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import InputFileError
 from reap_serve.model import ModelSource
 from reap_serve.records import read_json_object
+from reap_serve.weight_headers import read_shard
 
 Ints = npt.NDArray[np.int64]
 
@@ -99,17 +97,5 @@ def _tensors(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
     else:
         files = sorted(path.name for path in directory.glob("*.safetensors"))
     for file in files:
-        try:
-            with safe_open(directory / file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 -- not a mapping
-                    tensor = opened.get_slice(name)
-                    bits = math.prod(tensor.get_shape()) * _bits(tensor.get_dtype())
-                    yield name, tuple(tensor.get_shape()), bits // 8
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputFileError(f"{directory / file} cannot be read: {error}", "give a complete checkpoint") from None
-
-
-def _bits(dtype: str) -> int:
-    """Bits of an element: the first number in safetensors' names, such as BF16, F8_E4M3 and F4; BOOL has none."""
-    number = re.search(r"\d+", dtype)
-    return 8 if number is None else int(number[0])
+        for tensor in read_shard(directory / file).tensors:
+            yield tensor.name, tensor.shape, tensor.num_bytes

@@ -28,13 +28,13 @@ from reap_serve.prune.checkpoint import WEIGHT_SUFFIXES, Checkpoint, require_ins
 from reap_serve.prune.companions import ADAPTER_CONFIG
 from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, make_cut
 from reap_serve.prune.expert_names import ExpertNames
-from reap_serve.prune.headers import Tensor, read_shard
 from reap_serve.prune.layout import lay_out
 from reap_serve.prune.modules import ModuleCut
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.prune.write import carry, write_tensors, write_text
 from reap_serve.publish import new_directory, refuse_existing
 from reap_serve.records import read_json_object, strict_json
+from reap_serve.weight_headers import Tensor, read_shard
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from reap_serve.errors import InputFileError
-from reap_serve.prune.headers import Shard, Tensor, check_tensor_name, read_shard
 from reap_serve.records import JsonValue, read_json_object
+from reap_serve.weight_headers import Shard, Tensor, check_tensor_name, read_shard
 
 INDEX_NAME = "model.safetensors.index.json"
 # The full routers beside a pruned checkpoint: a safetensors file by another name, because loaders that read every

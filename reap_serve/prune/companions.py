@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reap_serve.errors import InputFileError
 from reap_serve.prune.checkpoint import WEIGHT_SUFFIXES, require_inside
-from reap_serve.prune.headers import Tensor, read_shard
+from reap_serve.weight_headers import Tensor, read_shard
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_PREFIX = "adapter_"

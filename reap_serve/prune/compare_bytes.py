@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from reap_serve.prune.checkpoint import Checkpoint
 from reap_serve.prune.decide import Action, Decision
 from reap_serve.prune.findings import Finding, error
-from reap_serve.prune.headers import Tensor, open_regular
 from reap_serve.prune.layout import coalesced, extents
 from reap_serve.prune.stopping import until_left
+from reap_serve.weight_headers import Tensor, open_regular
 
 BUFFER_BYTES = 4 << 20
 

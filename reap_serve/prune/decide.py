@@ -12,9 +12,9 @@ from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.errors import ArchitectureError, InputFileError, PlanError
 from reap_serve.plan.record import Plan
 from reap_serve.prune.experts import Lack, LayerTensors, require_complete
-from reap_serve.prune.headers import DTYPE_BITS, Tensor
 from reap_serve.prune.router_parts import Rows, rows_of
 from reap_serve.prune.unlisted import UnlistedNames
+from reap_serve.weight_headers import DTYPE_BITS, Tensor
 
 
 class Action(Enum):

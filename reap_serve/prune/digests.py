@@ -14,8 +14,8 @@ from pathlib import Path
 import xxhash
 
 from reap_serve.errors import InputFileError
-from reap_serve.prune.headers import Shard, Tensor, open_regular
 from reap_serve.prune.stopping import until_left
+from reap_serve.weight_headers import Shard, Tensor, open_regular
 
 ALGORITHM = "xxh3_64"
 BUFFER_BYTES = 1 << 20

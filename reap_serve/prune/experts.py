@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from reap_serve.architectures.names import Kind, Role
 from reap_serve.errors import InputFileError
-from reap_serve.prune.headers import Tensor
+from reap_serve.weight_headers import Tensor
 
 WEIGHT_NAMES = ("weight", "weight_packed", "qweight", "weight_blocks", "blocks")
 # Storage of an expert's weights: its tensors below it with dtype and shape, without scales.

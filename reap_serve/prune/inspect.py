@@ -13,10 +13,10 @@ from reap_serve.errors import ArchitectureError
 from reap_serve.prune.checkpoint import INDEX_NAME, Checkpoint
 from reap_serve.prune.experts import LayerTensors, is_weight, lacks
 from reap_serve.prune.findings import Finding, error, warning
-from reap_serve.prune.headers import Tensor
 from reap_serve.prune.router_parts import Rows, rows_of, stated_rows
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.records import read_json_object
+from reap_serve.weight_headers import Tensor
 
 
 def inspect_index(checkpoint: Checkpoint) -> Iterator[Finding]:

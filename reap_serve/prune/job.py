@@ -30,7 +30,6 @@ from reap_serve.prune.config import pruned_config
 from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, decide, make_cut
 from reap_serve.prune.expert_names import ExpertNames
 from reap_serve.prune.experts import Lack
-from reap_serve.prune.headers import Tensor
 from reap_serve.prune.layout import Layout, lay_out
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, ManifestLayer, ParameterCount
 from reap_serve.prune.modules import ModuleCut
@@ -38,6 +37,7 @@ from reap_serve.prune.parameters import count_parameters
 from reap_serve.prune.scales import Doubt, doubts, read_small_scales
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.records import provenance, read_json_object, strict_json
+from reap_serve.weight_headers import Tensor
 
 CONFIG_NAME = "config.json"
 # Where ModelOpt, GPTQ, AWQ and ExLlamaV3 keep their configuration, beside or in place of the one in config.json.

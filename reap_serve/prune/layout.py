@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reap_serve.prune.decide import Action, Decision
-from reap_serve.prune.headers import DTYPE_BITS, Shard
 from reap_serve.records import JsonValue
+from reap_serve.weight_headers import DTYPE_BITS, Shard
 
 DEFAULT_SHARD_BYTES = 5 << 30
 HEADER_ALIGNMENT = 8

@@ -14,13 +14,13 @@ from pathlib import Path
 from reap_serve.errors import InputFileError, MismatchError, StorageError
 from reap_serve.model import Fingerprint, ModelSource, weight_samples
 from reap_serve.prune.checkpoint import SIDECAR_NAME, Checkpoint
-from reap_serve.prune.headers import MAX_HEADER_BYTES, FileState, Shard, parse_header, read_shard
 from reap_serve.prune.hub import RemoteFiles
 from reap_serve.prune.job import CONFIG_NAME, SIDECAR_METADATA, Job
 from reap_serve.prune.layout import header_bytes
 from reap_serve.prune.staging import DIGESTS_NAME
 from reap_serve.prune.write import Written, is_finished, write_shards, write_tensors, write_text
 from reap_serve.records import read_json_object
+from reap_serve.weight_headers import MAX_HEADER_BYTES, FileState, Shard, parse_header, read_shard
 
 
 def open_remote(reference: str, remote: RemoteFiles) -> ModelSource:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.architectures.spec import RoutingLimits
 from reap_serve.prune.findings import Finding, error, warning
-from reap_serve.prune.headers import Tensor
 from reap_serve.prune.parameters import num_values
 from reap_serve.records import JsonValue
+from reap_serve.weight_headers import Tensor
 
 # Rows and columns of a block (FP8; compressed-tensors), columns of a group (AWQ, GPTQ, ModelOpt, compressed-tensors).
 GRANULARITY_KEYS = frozenset({"weight_block_size", "block_structure", "group_size", "q_group_size"})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from reap_serve.architectures.names import Kind, TensorNames
-from reap_serve.prune.headers import Tensor
+from reap_serve.weight_headers import Tensor
 
 # What quantised checkpoints add beside their weights.
 NOT_PARAMETERS = (

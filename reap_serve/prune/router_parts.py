@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reap_serve.architectures.names import Kind, Role
 from reap_serve.errors import ArchitectureError
-from reap_serve.prune.headers import DTYPE_BITS, Tensor, open_regular
+from reap_serve.weight_headers import DTYPE_BITS, Tensor, open_regular
 
 SHAPE_PART = "weight_shape"
 # One entry an input of the router: they know nothing of experts.

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.prune.checkpoint import Checkpoint
-from reap_serve.prune.headers import Tensor, open_regular
 from reap_serve.records import JsonValue
+from reap_serve.weight_headers import Tensor, open_regular
 
 SCALE_NAMES = frozenset(
     {

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from reap_serve.architectures.names import NUMBER, Kind, Role, TensorNames
 from reap_serve.architectures.spec import EXPERT_COUNT_KEYS, Architecture
-from reap_serve.prune.headers import Tensor
 from reap_serve.records import JsonValue
+from reap_serve.weight_headers import Tensor
 
 NUMBERED_EXPERT = re.compile(rf"(?:^|\.)\w*experts?(?:_[a-z]\w*)?[._]{NUMBER}(?:\.|$)")
 STACKED_EXPERTS = re.compile(r"(?:^|\.)\w*experts?(?:\.|$)")

@@ -15,9 +15,9 @@ from reap_serve.prune.checkpoint import Checkpoint
 from reap_serve.prune.copy import Copier
 from reap_serve.prune.decide import Decision
 from reap_serve.prune.digests import TensorDigests
-from reap_serve.prune.headers import FileState, Shard, open_regular
 from reap_serve.prune.layout import OutputShard, coalesced, extents
 from reap_serve.prune.stopping import until_left
+from reap_serve.weight_headers import FileState, Shard, open_regular
 
 PARTIAL_SUFFIX = ".partial"
 

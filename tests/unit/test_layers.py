@@ -48,6 +48,7 @@ BASE = {
     "records",
     "shown_text",
     "slice_name",
+    "weight_headers",
 }
 
 
@@ -75,6 +76,14 @@ def test_a_stage_imports_no_later_one(stage: str) -> None:
         for name in imports_of(path) & later
     }
     assert wrong == {each for each in EXCEPTIONS if each[0].startswith(f"{stage}/")}
+
+
+def test_base_modules_import_no_stage() -> None:
+    modules = {
+        path.stem: imports_of(path) for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__")
+    }
+    assert set(modules) | {"architectures"} == BASE
+    assert {name: found for name, found in modules.items() if found & set(STAGES)} == {}
 
 
 def test_every_package_is_a_stage() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_checkpoint import layer_tensors, safetensors_bytes
 
 from reap_serve.errors import InputFileError
-from reap_serve.prune.headers import FileState, parse_header, read_shard
+from reap_serve.weight_headers import FileState, parse_header, read_shard
 
 
 def shard(header: object, data: bytes) -> bytes:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reap_serve.prune.decide import Action, Decision
-from reap_serve.prune.headers import FileState, Shard, Tensor
 from reap_serve.prune.layout import coalesced, extents, lay_out
+from reap_serve.weight_headers import FileState, Shard, Tensor
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 

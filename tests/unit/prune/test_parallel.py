@@ -11,10 +11,10 @@ from small_checkpoint import write_checkpoint
 from reap_serve.architectures.names import TensorNames
 from reap_serve.architectures.resolve import known_architectures
 from reap_serve.architectures.spec import RoutingLimits
-from reap_serve.prune.headers import Tensor
 from reap_serve.prune.parallel import ExpertShape, expert_shape, inspect_parallel
 from reap_serve.prune.verify import verify
 from reap_serve.records import JsonValue
+from reap_serve.weight_headers import Tensor
 
 EXPERTS, HIDDEN, WIDTH = 4, 256, 96
 

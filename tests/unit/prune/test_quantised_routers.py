@@ -14,11 +14,11 @@ from odd_checkpoint import CONFIG, KEPT, Tensors, dense, gptq, packed, plan, rea
 from reap_serve.architectures.names import LINEAR_PARTS, Kind, Role
 from reap_serve.errors import ArchitectureError
 from reap_serve.prune.decide import MtpChoice
-from reap_serve.prune.headers import Tensor
 from reap_serve.prune.job import PruneOptions
 from reap_serve.prune.router_parts import Rows, rows_of
 from reap_serve.prune.run import prune
 from reap_serve.prune.verify import verify
+from reap_serve.weight_headers import Tensor
 
 OPTIONS = PruneOptions(MtpChoice.CUT, 1 << 30, 1)
 GATE = "model.layers.1.mlp.gate"

@@ -14,11 +14,11 @@ from reap_serve.architectures.names import TensorNames
 from reap_serve.architectures.resolve import known_architectures
 from reap_serve.errors import ArchitectureError
 from reap_serve.prune.decide import MtpChoice
-from reap_serve.prune.headers import Tensor
 from reap_serve.prune.job import PruneOptions
 from reap_serve.prune.run import prune
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.prune.verify import verify
+from reap_serve.weight_headers import Tensor
 
 OPTIONS = PruneOptions(MtpChoice.CUT, 1 << 30, 1)
 DROP = PruneOptions(MtpChoice.DROP, 1 << 30, 1)
