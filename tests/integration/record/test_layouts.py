@@ -28,7 +28,7 @@ from reap_serve.serve.live_status import RankStatus
 from reap_serve.statistics.merge import merge
 from reap_serve.statistics.record import Statistics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 SLICES = ("code", "prose", "tools")
 LAYOUTS: Mapping[str, Mapping[str, object]] = {
@@ -57,6 +57,9 @@ class Observed:
 
 
 Alone = Callable[[str], Observed]
+# What ranks do differently is all in it: they share experts, and measure together.
+QUICK = ("qwen3_moe", "DP2-EP")
+PAIRS = [(family, layout) for family in served_families.FOUR for layout in LAYOUTS]
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +143,9 @@ def alone(site: Path, four_models: Path, tmp_path_factory: pytest.TempPathFactor
     return functools.cache(lambda family: observed(site, four_models / family, {}, job))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", served_families.FOUR)
+@pytest.mark.parametrize(
+    ("family", "layout"), [pytest.param(*pair, marks=() if pair == QUICK else pytest.mark.slow) for pair in PAIRS]
+)
 def test_ranks_together_answer_and_count_as_one_process(
     family: str, layout: str, site: Path, four_models: Path, alone: Alone, tmp_path: Path
 ) -> None:
@@ -156,6 +160,7 @@ def test_ranks_together_answer_and_count_as_one_process(
     assert join_slices(found.statuses) == join_slices(expected.statuses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_are_those_of_an_engine_without_observation(
     layout: str, site: Path, four_models: Path, tmp_path: Path
@@ -209,6 +214,7 @@ def shadowed_alone(site: Path, pruned: Path, tmp_path_factory: pytest.TempPathFa
     return shadowed(site, pruned, {}, tmp_path_factory.mktemp("alone") / "shadow.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_shadow_router_sees_what_one_process_sees(
     layout: str, site: Path, pruned: Path, shadowed_alone: Mapping[str, float], tmp_path: Path
@@ -218,6 +224,7 @@ def test_the_shadow_router_sees_what_one_process_sees(
     assert all(0 < found[name] < 1 for name in SLICES)
 
 
+@pytest.mark.slow
 def test_ranks_under_a_budget_sample_the_same_tokens(site: Path, four_models: Path, tmp_path: Path) -> None:
     """Each has a clock of its own; the first one's counts."""
     # Of tokens rarely sampled, two are a reason to look at the clock again.
