@@ -13,7 +13,7 @@ from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
 from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate
 from reap_serve.cli.traffic_tables import note_receipt, note_skipped
-from reap_serve.errors import RequestError, TrafficError
+from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
     from reap_serve.traffic.malformed import Malformed
@@ -89,6 +89,8 @@ def observe(
     )
     from reap_serve.traffic.read import parse_slices, read_traffic
     from reap_serve.traffic.refusal import Refusals
+    from reap_serve.traffic.strict import RENDERING_ARGUMENTS, longest_request, refuse_differing, require_stated_counts
+    from reap_serve.traffic.tokens import token_counter
 
     refuse_existing(output, overwrite)
     source = open_model(model)
@@ -106,15 +108,20 @@ def observe(
             on_bytes=None if bar is None else bar.advance,
         )
 
+    if max_model_len is not None:
+        arguments.setdefault("max_model_len", max_model_len)
     total = None
     bar = ReadingBar(traffic, slices)
     if bar.sized:
         # Read to its end before an engine starts: a line that is wrong ends the run here, and what remains is known.
         with bar.counted(read(keep_own_template if trust_template else refuse_own_template, Malformed(), bar)) as found:
-            total = sum(1 for _ in found)
+            if strict_traffic and RENDERING_ARGUMENTS.isdisjoint(arguments):
+                total = require_stated_counts(
+                    found, token_counter(str(source.path)), longest_request(arguments, source)
+                )
+            else:
+                total = sum(1 for _ in found)
     requests = read(sandbox.settle if trust_template else refuse_own_template, malformed)
-    if max_model_len is not None:
-        arguments.setdefault("max_model_len", max_model_len)
     settings = ObserveSettings(
         recorder=recorder,
         outputs_served=False,
@@ -132,19 +139,15 @@ def observe(
             lambda count: progress.update(task, completed=count),
             Refusals(skip_malformed, malformed),
         )
-    warnings = done.receipt.warnings()
-    if strict_traffic and warnings:
-        raise TrafficError(
-            f"{warnings[0]} ({len(warnings)} such)",
-            "look at the records that `traffic show --tokenizer MODEL` names, or leave out --strict-traffic",
-        )
+    if strict_traffic:
+        refuse_differing(done.receipt)
     write_statistics(done.statistics, str(output), overwrite=overwrite)
     if done.too_long:
         note(f"{done.too_long} requests were left out: longer than the engine's --max-model-len")
     if done.unanswered:
         note(f"{done.unanswered} requests have no recorded answer: only their prompts were run")
     note_skipped(malformed)
-    for warning in warnings:
+    for warning in done.receipt.warnings():
         note(f"warning: {warning}")
     rate = done.tokens / done.seconds
     if as_json:

@@ -15,10 +15,27 @@ from traffic_records import ASSISTANT, USER, batch
 import reap_serve.adapter.offline
 import reap_serve.demo
 import reap_serve.statistics.file
+import reap_serve.traffic.tokens
+from reap_serve.errors import TrafficError
 from reap_serve.traffic.receipt import ReceiptTally
 from reap_serve.traffic.refusal import RefusedRecordError
+from reap_serve.traffic.request import Origin, Request
+from reap_serve.traffic.strict import require_stated_counts
+from reap_serve.traffic.tokens import Length
 
 MODEL = Path(reap_serve.demo.__file__).parent / "tiny_moe" / "model"
+
+
+class Agreeing:
+    """A tokenizer that agrees with the log."""
+
+    estimated = False
+
+    def __init__(self, model: str) -> None:
+        self.unit = f"tokens of {model}"
+
+    def __call__(self, request: Request) -> Length:
+        return Length(100, 4)
 
 
 class Done:
@@ -67,6 +84,8 @@ def test_strict(
         "observe_traffic",
         lambda source, requests, settings, arguments, on_progress, refusals: Done(requests, rendered, refusals),
     )
+    # The tokenizer alone agrees with the log: the engine's own counts decide.
+    monkeypatch.setattr(reap_serve.traffic.tokens, "token_counter", Agreeing)
     output = traffic.with_name("stats")
     options = ["--skip-malformed", "--json", *(["--strict-traffic"] if strict else [])]
     found, out, err = run(monkeypatch, capsys, "observe", str(MODEL), str(traffic), "--output", str(output), *options)
@@ -95,3 +114,52 @@ def test_without_skipping_a_refused_record_stops(
     code, _, err = run(monkeypatch, capsys, "observe", str(MODEL), str(traffic), "--output", str(output))
     assert (code, output.exists()) == (2, False)
     assert f"error: {traffic}:2: refused by the engine: no images; " in err
+
+
+@pytest.mark.parametrize(
+    ("options", "started"),
+    [([], False), (["--max-model-len", "8"], True), (["--engine-args", '{"tokenizer": "x"}'], True)],
+)
+def test_strict_refuses_before_an_engine_where_the_tokenizer_tells(
+    options: list[str],
+    started: bool,
+    traffic: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The log states 100 tokens of prompts of less than 30; longer ones and other tokenizers are the engine's."""
+    engines = []
+
+    def observe(
+        source: object, requests: object, settings: object, arguments: object, on_progress: object, refusals: object
+    ) -> Done:
+        engines.append(source)
+        return Done(requests, 100, refusals)
+
+    monkeypatch.setattr(reap_serve.adapter.offline, "observe_traffic", observe)
+    output = str(traffic.with_name("stats"))
+    command = ("observe", str(MODEL), str(traffic), "--output", output, "--skip-malformed", "--strict-traffic")
+    code, _, err = run(monkeypatch, capsys, *command, *options)
+    assert (code, bool(engines)) == ((0, True) if started else (2, False))
+    assert ("the log states 300 prompt tokens" in err) != started
+
+
+def test_what_only_an_engine_can_count_is_left_to_it() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    contents = ("Which?", [{"type": "text", "text": "Which?"}], [image, {"type": "text", "text": "Which?"}])
+    counted = [
+        Request(
+            {"messages": [{"role": "user", "content": content}]},
+            "chat",
+            "s",
+            Origin("f", "requests", 1),
+            prompt_tokens=999,
+        )
+        for content in contents
+    ]
+    counter = Agreeing("m")
+    assert require_stated_counts(counted[2:], counter, None) == 1
+    assert require_stated_counts(counted[:2], counter, 50) == 2
+    for request in counted[:2]:
+        with pytest.raises(TrafficError, match="states 999 prompt tokens and 100 were rendered"):
+            require_stated_counts([request], counter, None)
