@@ -1,7 +1,8 @@
 """`tune`'s choice against REAP at equal size: mixtures with trials, single domains by criteria; in vLLM, measured here.
 
-Run: ``python -m bench.paper.tuned [--artefacts DIR] [--name NAME]``. Figures go to ``build/paper/tuned-NAME.jsonl`` as
-they are made; a run that was stopped goes on from there. ``python -m bench.paper.tuned_report`` writes TUNED.md.
+Run: ``python -m bench.paper.tuned [--artefacts DIR] [--name NAME] [--samples N]``. Figures go to
+``build/paper/tuned-NAME.jsonl`` as they are made; a run that was stopped goes on from there. ``python -m
+bench.paper.tuned_report`` writes TUNED.md.
 
 A calibration sample is parted as `tune` parts what is not held out: of seven requests five are observed and tried under
 masks, two choose, by `tune`'s own search and guard. REAP is calibrated on the whole sample. Both are measured on
@@ -87,13 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artefacts", type=Path, default=Path("reap_serve/demo/tiny_moe"))
     parser.add_argument("--name", default="top-2-of-32")
+    parser.add_argument("--samples", type=int, default=MIXTURE_SAMPLES, help="Of each source, at most.")
     parser.add_argument("--work", type=Path, default=Path("build/paper"))
     parser.add_argument("--seconds", type=float, default=7200.0, help="Stop after; run again to go on.")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = arguments.work / f"tuned-{arguments.name}.jsonl"
     done = {tuple(line["setting"].values()) for line in _lines(results)}
-    missing = [each for each in settings() if tuple(asdict(each).values()) not in done]
+    asked = (each for each in settings() if each.sample < arguments.samples)
+    missing = [each for each in asked if tuple(asdict(each).values()) not in done]
     deadline = time.time() + arguments.seconds
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
