@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ import torch
 from routing_cases import CASES, KEPT_IN_GROUPS, E, H, K, RoutingCase, dense, layer_with
 
 from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
+from reap_serve.demo.run import demo_files
 from reap_serve.record.requests import Requests
+from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.step import BatchRows, NewRequest
+from reap_serve.serve import live_build
 from reap_serve.serve.graph_mask import NO_PLAN, GraphMasks
 from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
 
@@ -128,3 +133,46 @@ def test_plans_that_come_later_are_refused_with_what_helps() -> None:
         masks.unload_all()
     masks.release("some")
     assert masks.plan_of(NewRequest("a", 1, {PLAN_ARGUMENT: "some"})) == "some"
+
+
+def engine_with(settings: ObserveSettings, *, graphs: bool) -> Any:
+    """A loaded engine of the embedded model, without layers."""
+    return SimpleNamespace(
+        settings=settings,
+        captures_graphs=graphs,
+        routes_in_model=False,
+        routed_layers=[],
+        device=CPU,
+        max_rows=SIZE,
+        model_reference=str(demo_files().model),
+    )
+
+
+def test_an_engine_with_graphs_masks_by_the_plans_of_its_start(tmp_path: Path) -> None:
+    config = json.loads((demo_files().model / "config.json").read_text())
+    kept, dropped = list(range(0, config["num_experts"], 2)), list(range(1, config["num_experts"], 2))
+    layers = [
+        {"layer": f"model.layers.{index}.mlp.experts", "index": index, "kept": kept, "dropped": dropped}
+        for index in range(config["num_hidden_layers"])
+    ]
+    plan = {"schema_version": 1, "model": {}, "criterion": "by hand", "layers": layers}
+    file = tmp_path / "half.json"
+    file.write_text(json.dumps(plan))
+    started = ObserveSettings(plans={"half": str(file)}, mask_phase="decode")
+    requests = Requests(max_slices=4)
+    masks = live_build._build_masks(engine_with(started, graphs=True), requests)
+    assert isinstance(masks, GraphMasks)
+    (plan_id,) = masks.gate_mass
+    assert masks.answer_only == {plan_id}
+    assert not isinstance(live_build._build_masks(engine_with(started, graphs=False), requests), GraphMasks)
+
+
+def test_what_graphs_refuse_works_once_its_remedy_is_followed(tmp_path: Path) -> None:
+    plain = ObserveSettings()
+    refusal = live_build._late_plans(engine_with(plain, graphs=True))
+    assert refusal is not None
+    assert "--plan NAME=PLAN at the start" in refusal
+    assert "--enforce-eager" in refusal
+    assert live_build._late_plans(engine_with(plain, graphs=False)) is None
+    assert "--enforce-eager" in str(live_build._graph_refusal(engine_with(plain, graphs=True)))
+    assert live_build._graph_refusal(engine_with(plain, graphs=False)) is None
