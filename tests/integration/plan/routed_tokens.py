@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from statistics_factory import header, window
 from transformers import AutoTokenizer, Qwen3MoeForCausalLM
 
 from reap_serve.model import Fingerprint, fingerprint, open_model
-from reap_serve.records import provenance
-from reap_serve.statistics.record import PHASES, ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import PHASES, ExpertSums, Statistics
 
 DIRECTORY = Path(str(resources.files("reap_serve.demo"))) / "tiny_moe"
 DOMAINS = ("code", "prose", "german", "tools", "arithmetic")
@@ -122,25 +122,6 @@ def statistics_of(model: Qwen3MoeForCausalLM, slices: Mapping[str, Sequence[Laye
                 if len(row):
                     sums["norm_max_SPLE"][where] = norm.max()
                     sums["activation_max_SPLE"][where] = f.abs().max()
-    header = Header(
-        schema_version=1,
-        model=found,
-        layers=tuple(Layer(index=at, name=f"model.layers.{at}.mlp.experts") for at in range(found.num_layers)),
-        slices=tuple(slices),
-        windows=(
-            Window(
-                id="transformers",
-                started="2026-01-01T00:00:00+00:00",
-                ended="2026-01-01T00:00:00+00:00",
-                recorder="transformers",
-                requests=1,
-                prompt_tokens_total=int(tokens.max()),
-                prompt_tokens_computed=int(tokens.max()),
-                sample_fraction=1.0,
-                complete=True,
-            ),
-        ),
-        engine={},
-        provenance=provenance(),
-    )
-    return Statistics(header, ExpertSums(token_count_SPLE=counts, **sums), tokens)
+    total = int(tokens.max())
+    of = window("transformers", recorder="transformers", prompt_tokens=(total, total))
+    return Statistics(header(found, tuple(slices), of), ExpertSums(token_count_SPLE=counts, **sums), tokens)

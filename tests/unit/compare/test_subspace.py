@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_report import small_report
+from statistics_factory import fingerprint, header
 
 from reap_serve.compare.subspace import (
     ORIGINAL,
@@ -22,10 +23,8 @@ from reap_serve.compare.subspace import (
 )
 from reap_serve.compare.subspace_figures import drawn_layers, subspace_section
 from reap_serve.errors import InputFileError, MismatchError, RequestError
-from reap_serve.model import Fingerprint
-from reap_serve.records import provenance
 from reap_serve.statistics.file import write_statistics
-from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import ExpertSums, Statistics
 
 # A cross: two experts far apart on one axis, two nearer on another.
 CROSS = [[3.0, 0.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]
@@ -39,38 +38,9 @@ def observed(means: list[list[float]], counts: list[int] | None = None, layers: 
     sums.token_count_SPLE[0, 0] = counts
     output = np.zeros((1, 2, layers, num_experts, len(means[0])))
     output[0, 0] = np.array(means) * np.array(counts)[:, None]
-    header = Header(
-        schema_version=SCHEMA_VERSION,
-        model=Fingerprint(
-            architecture="qwen3_moe",
-            num_layers=layers,
-            num_experts=num_experts,
-            top_k=1,
-            dtype="float32",
-            quantization=None,
-            config_sha256="c" * 64,
-            weights_sha256="d" * 64,
-        ),
-        layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(layers)),
-        slices=("default",),
-        windows=(
-            Window(
-                id="w",
-                started="2030-01-01T00:00:00+00:00",
-                ended="2030-01-01T00:01:00+00:00",
-                recorder="inline",
-                requests=1,
-                prompt_tokens_total=1,
-                prompt_tokens_computed=1,
-                sample_fraction=1.0,
-                complete=True,
-            ),
-        ),
-        engine={},
-        provenance=provenance(),
-    )
+    model = fingerprint(layers, num_experts, 1, dtype="float32")
     tokens = np.full((1, 2, layers), sum(counts))
-    return Statistics(header, dataclasses.replace(sums, output_sum_SPLEH=output), tokens)
+    return Statistics(header(model), dataclasses.replace(sums, output_sum_SPLEH=output), tokens)
 
 
 def test_spread_and_directions_of_a_cross() -> None:

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import small_checkpoint
 import small_report
+from statistics_factory import header, window
 
 from reap_serve.compare.record import CandidateReport, Report
 from reap_serve.compare.run import Comparison
 from reap_serve.cycle import steps
 from reap_serve.model import fingerprint, open_model
 from reap_serve.plan.record import Plan
-from reap_serve.records import provenance
 from reap_serve.statistics.file import write_statistics
-from reap_serve.statistics.record import ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import ExpertSums, Statistics
 
 HEAVY = 400
 LIGHT = 100
@@ -80,29 +80,17 @@ trial = ["{gate}"]
         layer_tokens = np.zeros((1, 2, 2), np.int64)
         layer_tokens[0, 1] = counts_E.sum() // 2
         ended = datetime.now(UTC) - timedelta(days=days_ago)
-        header = Header(
-            schema_version=1,
-            model=marks,
-            layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(2)),
-            slices=("default",),
-            windows=(
-                Window(
-                    id=name,
-                    started=(ended - timedelta(minutes=5)).isoformat(),
-                    ended=ended.isoformat(),
-                    recorder="deferred",
-                    requests=9,
-                    prompt_tokens_total=100,
-                    prompt_tokens_computed=100,
-                    sample_fraction=1.0,
-                    complete=True,
-                ),
-            ),
-            engine={"vllm": "0.32.0"},
-            provenance=provenance(),
+        started = (ended - timedelta(minutes=5)).isoformat()
+        of = window(
+            name,
+            started=started,
+            ended=ended.isoformat(),
+            recorder="deferred",
+            requests=9,
+            prompt_tokens=(100, 100),
         )
         path = self.root / "stats" / f"{name}.safetensors"
-        write_statistics(Statistics(header, sums, layer_tokens), str(path), overwrite=False)
+        write_statistics(Statistics(header(marks, of=of), sums, layer_tokens), str(path), overwrite=False)
         return path
 
     def switch(self, candidate: str) -> None:

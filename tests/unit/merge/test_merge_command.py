@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from statistics_factory import header
 
 from reap_serve.errors import ArchitectureError, OutputExistsError, RequestError
 from reap_serve.merge.grouping import group_layers
@@ -17,8 +18,7 @@ from reap_serve.merge.run import MergeRequest, merge
 from reap_serve.merge.signature import layer_signatures
 from reap_serve.model import fingerprint, open_model
 from reap_serve.prune.verify import verify
-from reap_serve.records import provenance
-from reap_serve.statistics.record import SCHEMA_VERSION, ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import ExpertSums, Statistics
 
 NUM_EXPERTS, NUM_LAYERS, HIDDEN, UNITS, TOP_K = 6, 2, 8, 4, 2
 
@@ -57,27 +57,7 @@ def statistics_of(model: Path) -> Statistics:
     logits = random.normal(size=(*shape[:3], 9, NUM_EXPERTS))
     positive = [random.random(shape) for _ in range(7)]
     return Statistics(
-        Header(
-            schema_version=SCHEMA_VERSION,
-            model=fingerprint(open_model(str(model))),
-            layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(NUM_LAYERS)),
-            slices=("a", "b"),
-            windows=(
-                Window(
-                    id="w",
-                    started="2030-01-01T00:00:00+00:00",
-                    ended="2030-01-01T00:01:00+00:00",
-                    recorder="inline",
-                    requests=1,
-                    prompt_tokens_total=1,
-                    prompt_tokens_computed=1,
-                    sample_fraction=1.0,
-                    complete=True,
-                ),
-            ),
-            engine={},
-            provenance=provenance(),
-        ),
+        header(fingerprint(open_model(str(model))), ("a", "b")),
         ExpertSums(
             counts,
             *positive,

@@ -6,47 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+from statistics_factory import fingerprint, header
 
-from reap_serve.model import Fingerprint
-from reap_serve.records import Provenance
-from reap_serve.statistics.record import ExpertSums, Header, Layer, Statistics, Window
-
-
-def fingerprint(num_layers: int, num_experts: int, top_k: int, architecture: str = "qwen3_moe") -> Fingerprint:
-    return Fingerprint(
-        architecture=architecture,
-        num_layers=num_layers,
-        num_experts=num_experts,
-        top_k=top_k,
-        dtype="bfloat16",
-        quantization=None,
-        config_sha256="c" * 64,
-        weights_sha256="d" * 64,
-    )
-
-
-def header(model: Fingerprint, slices: tuple[str, ...], window: str = "w0") -> Header:
-    return Header(
-        schema_version=1,
-        model=model,
-        layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(model.num_layers)),
-        slices=slices,
-        windows=(
-            Window(
-                id=window,
-                started="2026-01-01T00:00:00+00:00",
-                ended="2026-01-01T00:01:00+00:00",
-                recorder="inline",
-                requests=1,
-                prompt_tokens_total=1,
-                prompt_tokens_computed=1,
-                sample_fraction=1.0,
-                complete=True,
-            ),
-        ),
-        engine={},
-        provenance=Provenance(created="2026-01-01T00:00:00+00:00", tool="t", python="p", packages={}),
-    )
+from reap_serve.statistics.record import ExpertSums, Statistics
 
 
 def statistics(
@@ -76,7 +38,7 @@ def statistics(
         activation_max_SPLE=phases(reap),
     )
     layer_tokens = phases(counts)[..., :].sum(axis=-1).astype(np.int64) // top_k
-    model = fingerprint(num_layers, num_experts, top_k, architecture)
+    model = fingerprint(num_layers, num_experts, top_k, architecture=architecture)
     return Statistics(header(model, names), sums, layer_tokens)
 
 

@@ -6,51 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import statistics_factory as made_up
 
 from reap_serve.model import Fingerprint
-from reap_serve.records import Provenance
-from reap_serve.statistics.record import PHASES, ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import PHASES, ExpertSums, Header, Statistics, Window
 from reap_serve.statistics.saliency import MixedSums
 
 
 def fingerprint(num_layers: int, num_experts: int, top_k: int, weights: str = "w") -> Fingerprint:
-    return Fingerprint(
-        architecture="qwen3_moe",
-        num_layers=num_layers,
-        num_experts=num_experts,
-        top_k=top_k,
-        dtype="bfloat16",
-        quantization=None,
-        config_sha256="c" * 64,
-        weights_sha256=weights * 64,
-    )
+    return made_up.fingerprint(num_layers, num_experts, top_k, weights=weights)
 
 
 def window(id_: str, minute: int = 0) -> Window:
-    return Window(
-        id=id_,
-        started=f"2026-01-01T00:{minute:02d}:00+00:00",
-        ended=f"2026-01-01T00:{minute + 1:02d}:00+00:00",
-        recorder="inline",
-        requests=3,
-        prompt_tokens_total=30,
-        prompt_tokens_computed=20,
-        sample_fraction=1.0,
-        complete=True,
-    )
+    started, ended = (f"2026-01-01T00:{each:02d}:00+00:00" for each in (minute, minute + 1))
+    return made_up.window(id_, started=started, ended=ended, requests=3, prompt_tokens=(30, 20))
 
 
 def header(model: Fingerprint, slices: tuple[str, ...], id_: str, layers: tuple[int, ...] | None = None) -> Header:
-    indices = tuple(range(model.num_layers)) if layers is None else layers
-    return Header(
-        schema_version=1,
-        model=model,
-        layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in indices),
-        slices=slices,
-        windows=(window(id_),),
-        engine={"vllm": "0.32.0"},
-        provenance=Provenance(created="2026-01-01T00:00:00+00:00", tool="t", python="p", packages={}),
-    )
+    return made_up.header(model, slices, window(id_), layers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from statistics_factory import header, window
 
 from reap_serve.compare.answers import Answer
 from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores
 from reap_serve.model import ModelSource, fingerprint
-from reap_serve.records import provenance
 from reap_serve.serve.gate_watch import WatchedGates
-from reap_serve.statistics.record import ExpertSums, Header, Layer, Statistics, Window
+from reap_serve.statistics.record import ExpertSums, Statistics
 from reap_serve.traffic.request import Origin, Request
 from reap_serve.traffic.teacher_forcing import ForcedTokens
 from reap_serve.tune.engine import Case, Mask
@@ -72,29 +72,7 @@ class FakeEngine:
         sums = ExpertSums(
             count, count * 0.5, count * each, count * each**2, count * each / 2, count * each**2 / 4, each, each
         )
-        now = "2026-01-01T00:00:00+00:00"
-        header = Header(
-            schema_version=1,
-            model=fingerprint(_source()),
-            layers=tuple(Layer(index=i, name=f"model.layers.{i}.mlp.experts") for i in range(NUM_LAYERS)),
-            slices=names,
-            windows=(
-                Window(
-                    id="w",
-                    started=now,
-                    ended=now,
-                    recorder="inline",
-                    requests=len(cases),
-                    prompt_tokens_total=1,
-                    prompt_tokens_computed=1,
-                    sample_fraction=1.0,
-                    complete=True,
-                ),
-            ),
-            engine={},
-            provenance=provenance(),
-        )
-        return Statistics(header, sums, tokens)
+        return Statistics(header(fingerprint(_source()), names, window(requests=len(cases))), sums, tokens)
 
     def load(self, masks: Sequence[Mask]) -> None:
         self.masks = {mask.id: mask for mask in masks}
