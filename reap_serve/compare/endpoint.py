@@ -14,6 +14,7 @@ from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores, token_scores
 from reap_serve.compare.validity import ToolCall, calls_in_message
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.plan.record import Plan
+from reap_serve.record.requests import PROMPT_ARGUMENT
 from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanPhase
 from reap_serve.traffic.refusal import RefusedRecordError
@@ -65,7 +66,7 @@ class ScoringEndpoint:
         self.model = str(models[0].get("id"))
         longest = models[0].get("max_model_len")
         self.max_model_len = longest if isinstance(longest, int) else None
-        self._arguments: dict[str, JsonValue] = {}
+        self._arguments: dict[str, dict[str, JsonValue]] = {}
 
     def __enter__(self) -> ScoringEndpoint:
         return self
@@ -126,8 +127,18 @@ class ScoringEndpoint:
         """The text of tokens, special ones included."""
         return str(self._request("POST", "/detokenize", {"model": self.model, "tokens": list(token_ids)}).get("prompt"))
 
-    def score(self, token_ids: Sequence[int], first: int) -> TokenScores:
-        """Scores the tokens from position `first` on, each given all before it."""
+    def score(self, token_ids: Sequence[int], first: int, prompt_tokens: int | None = None) -> TokenScores:
+        """Scores the tokens from position `first` on, each given all before it.
+
+        Args:
+            token_ids: What is scored, in one pass as if all of it were a prompt.
+            first: Position of the first token to score, 1 at least.
+            prompt_tokens: Where the recorded answer begins: a plan that only writes answers routes the tokens from
+                there on. None where all is a prompt.
+        """
+        arguments = self._arguments
+        if prompt_tokens is not None and arguments:
+            arguments = {"vllm_xargs": {**arguments["vllm_xargs"], PROMPT_ARGUMENT: prompt_tokens}}
         answer = self._request(
             "POST",
             "/v1/completions",
@@ -137,7 +148,7 @@ class ScoringEndpoint:
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "prompt_logprobs": TOP_LOGPROBS,
-                **self._arguments,
+                **arguments,
             },
         )
         rows = self._first_choice(answer).get("prompt_logprobs")

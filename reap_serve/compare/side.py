@@ -50,7 +50,8 @@ class Side:
 
         def score(case: ForcedTokens) -> TokenScores:
             tokens = [*case.token_ids, *([case.end_token] if case.answered and case.end_token is not None else [])]
-            scores = self.endpoint.score(tokens, case.prompt_tokens if case.answered else 1)
+            begin = case.prompt_tokens if case.answered else None
+            scores = self.endpoint.score(tokens, begin or 1, begin)
             on_done()
             return scores
 

@@ -64,6 +64,19 @@ def test_a_default_plan_of_the_server_does_not_stand_in_for_the_base() -> None:
     assert asked == ["base"] * 20 + ["compare-two"] * 10
 
 
+def test_the_engine_is_told_where_a_recorded_answer_begins() -> None:
+    with masked() as endpoint:
+        sweep(endpoint.url, {"two": plan((0, 1))}, REQUESTS, QUIET, answer_only=("two",))
+        loaded = [body["phase"] for path, body in endpoint.seen if path == "/v1/reap/mask"]
+        scored = [body for _, body in endpoint.seen if "prompt_logprobs" in body]
+    assert loaded == ["decode"]
+    assert len(scored) == 8 * 3
+    for body in scored:
+        begin = body["vllm_xargs"]["reap_prompt_tokens"]
+        text = "".join(map(chr, body["prompt"][begin:]))
+        assert text.startswith("an answer of some length")
+
+
 def test_an_endpoint_that_takes_no_plans_or_refuses_one() -> None:
     with (
         StubEndpoint(bigram_model(1)) as endpoint,
