@@ -14,7 +14,6 @@ from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores, token_scores
 from reap_serve.compare.validity import ToolCall, calls_in_message
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.plan.record import Plan
-from reap_serve.record.requests import PROMPT_ARGUMENT
 from reap_serve.records import JsonValue
 from reap_serve.serve.live_status import PlanPhase
 from reap_serve.traffic.refusal import RefusedRecordError
@@ -138,7 +137,7 @@ class ScoringEndpoint:
         """
         arguments = self._arguments
         if prompt_tokens is not None and arguments:
-            arguments = {"vllm_xargs": {**arguments["vllm_xargs"], PROMPT_ARGUMENT: prompt_tokens}}
+            arguments = {"vllm_xargs": {**arguments["vllm_xargs"], "reap_prompt_tokens": prompt_tokens}}
         answer = self._request(
             "POST",
             "/v1/completions",
