@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from reap_serve.traffic.own_template import SettleTemplate
     from reap_serve.traffic.request import Request
 
+_RECORDED, _ENGINE, _TRAFFIC, _OUTPUT = "What is recorded", "Engine", "Traffic", "Output"
+
 
 @app.command("observe")
 def observe(
@@ -27,41 +29,65 @@ def observe(
     traffic: Annotated[
         list[str] | None, typer.Argument(help="Traffic files; - is stdin.", metavar="TRAFFIC...")
     ] = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Statistics file to write.")] = ...,  # type: ignore[assignment]
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="NAME=FILE", help="Slice of a file.", rich_help_panel=_TRAFFIC),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Statistics file to write.", rich_help_panel=_OUTPUT)
+    ] = ...,  # type: ignore[assignment]
     recorder: Annotated[
         Literal["auto", "inline", "deferred", "moe_sum"],
-        typer.Option(help="How to record; auto takes for each layer what is exact and costs least."),
+        typer.Option(
+            help="How to record; auto takes for each layer what is exact and costs least.", rich_help_panel=_RECORDED
+        ),
     ] = "auto",
-    sample_fraction: Annotated[float, typer.Option(help="Probability of recording a token.")] = 1.0,
+    sample_fraction: Annotated[
+        float, typer.Option(help="Probability of recording a token, above 0 to 1.", rich_help_panel=_RECORDED)
+    ] = 1.0,
     extra_sums: Annotated[
         list[str] | None,
         typer.Option(
             "--extra-sum",
             metavar="output_sum|coselection_count|logit_gram",
             help="Also collect this optional sum, which merging needs; may be repeated.",
+            rich_help_panel=_RECORDED,
         ),
     ] = None,
     keep_kernel: Annotated[
         bool,
         typer.Option(
-            "--keep-kernel", help="Leave the experts' kernel to vLLM, and refuse where it cannot be observed."
+            "--keep-kernel",
+            help="Leave the experts' kernel to vLLM, and refuse where it cannot be observed.",
+            rich_help_panel=_RECORDED,
         ),
     ] = False,
-    max_model_len: Annotated[int | None, typer.Option(help="Longest sequence of the engine, tokens.")] = None,
-    engine_args: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.")] = "{}",
-    format: Annotated[str | None, typer.Option("--format", help="Format of the traffic; found out by default.")] = None,
-    skip_malformed: Annotated[bool, typer.Option(help="Count malformed lines instead of stopping.")] = False,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest sequence of the engine, tokens.", rich_help_panel=_ENGINE)
+    ] = None,
+    engine_args: Annotated[
+        str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.", rich_help_panel=_ENGINE)
+    ] = "{}",
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Format of the traffic; found out by default.", rich_help_panel=_TRAFFIC),
+    ] = None,
+    skip_malformed: Annotated[
+        bool, typer.Option(help="Count malformed lines instead of stopping.", rich_help_panel=_TRAFFIC)
+    ] = False,
     trust_template: TrustTemplate = False,
     strict_traffic: Annotated[
         bool,
         typer.Option(
             "--strict-traffic",
-            help="Write nothing when the log's own token counts and the rendered ones are some percent apart.",
+            help="Write nothing when the log's own token counts and the rendered ones are more than 3 % apart.",
+            rich_help_panel=_TRAFFIC,
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=_OUTPUT)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=_OUTPUT)] = False,
 ) -> None:
     """Run traffic through vLLM and write the statistics of its experts."""
     if not traffic and not slices:
