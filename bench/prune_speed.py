@@ -13,10 +13,12 @@ llm-compressor pins other releases than vLLM and lives in a virtual environment 
 
 Needs about 2.2 times `--gigabytes` of free disk; everything it makes is removed. Before each run the files are
 written back and leave the page cache; pruning and copying both end with their bytes on the disk (fsync).
-The copy and the pruning alternate, twice, and the faster of each counts.
+The copy and the pruning alternate, twice, and the faster of each counts. Processor time says the same on a machine with
+other work; the digest of each tensor is in it. `verify` reads what was written once more, from the page cache.
 
 Output: one line a layout,
-    <layout> <size> GB: prune <s> s, cp <s> s, ratio <prune/cp>; peak memory <MiB> MiB above the interpreter
+    <layout> <size> GB: prune <s> s, cp <s> s, ratio <prune/cp>; processor <s> and <s> s, ratio <prune/cp>;
+    verify <s> s; peak memory <MiB> MiB above the interpreter
 and one at `--small-gigabytes` for transformers, and one for llm-compressor where it is given:
     <tool> at <size> GB: load-and-save <s> s, prune <s> s, ratio <load-and-save/prune>; peak memory <MiB> against <MiB>
     MiB; tensors that differ <n>
@@ -34,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 NUM_EXPERTS = 64
@@ -154,8 +157,17 @@ def forget_cache(files: Sequence[Path]) -> None:
         os.close(descriptor)
 
 
-def run_measured(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak resident MiB of a command."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a command took: seconds by the clock and of the processor, and peak resident MiB."""
+
+    seconds: float
+    processor: float
+    peak: float
+
+
+def run_measured(command: Sequence[str]) -> Cost:
+    """Runs a command to its end."""
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -164,7 +176,7 @@ def run_measured(command: Sequence[str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {complaint.decode()}")
-    return time.monotonic() - begun, usage.ru_maxrss / 1024
+    return Cost(time.monotonic() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def copy_command(sources: Sequence[Path], target: Path) -> list[str]:
@@ -182,25 +194,26 @@ def compare_with_copy(folder: Path, gigabytes: float, layout: str) -> str:
     """One line: pruning against `cp` of the files that pruning wrote."""
     source, target, copied, plan = (folder / name for name in ("source", "pruned", "copied", "plan.json"))
     write_plan(plan, make_checkpoint(source, gigabytes, layout))
-    prune_seconds, copy_seconds, peaks = [], [], []
+    pruned, copies = [], []
     for _ in range(2):
         forget_cache(sorted(source.glob("*.safetensors")))
         shutil.rmtree(target, ignore_errors=True)
-        seconds, peak = run_measured(prune_command(source, plan, target))
-        prune_seconds.append(seconds)
-        peaks.append(peak)
+        pruned.append(run_measured(prune_command(source, plan, target)))
         files = sorted(target.glob("*.safetensors"))
         forget_cache(files)
-        copy_seconds.append(run_measured(copy_command(files, copied))[0])
+        copies.append(run_measured(copy_command(files, copied)))
         shutil.rmtree(copied)
-    _, bare = run_measured([sys.executable, "-c", "pass"])
+    checked = run_measured([sys.executable, "-m", "reap_serve", "verify", str(target), "--json"])
+    bare = run_measured([sys.executable, "-c", "pass"])
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     shutil.rmtree(source)
     shutil.rmtree(target)
-    best, floor = min(prune_seconds), min(copy_seconds)
+    best, floor = (min(cost.seconds for cost in costs) for costs in (pruned, copies))
+    work, floor_work = (min(cost.processor for cost in costs) for costs in (pruned, copies))
     return (
         f"{layout} {size / 1e9:.1f} GB: prune {best:.1f} s, cp {floor:.1f} s, ratio {best / floor:.2f}; "
-        f"peak memory {max(peaks) - bare:.0f} MiB above the interpreter"
+        f"processor {work:.1f} and {floor_work:.1f} s, ratio {work / floor_work:.2f}; verify {checked.seconds:.1f} s; "
+        f"peak memory {max(cost.peak for cost in pruned) - bare.peak:.0f} MiB above the interpreter"
     )
 
 
@@ -241,18 +254,19 @@ def compare_with_loading(folder: Path, gigabytes: float, llmcompressor: Path | N
     source, target, saved, plan = (folder / name for name in ("source", "pruned", "saved", "plan.json"))
     write_plan(plan, make_checkpoint(source, gigabytes, "per-expert"))
     forget_cache(sorted(source.glob("*.safetensors")))
-    pruning, pruning_peak = run_measured(prune_command(source, plan, target))
+    pruning = run_measured(prune_command(source, plan, target))
     tools = {"transformers": [sys.executable, "-c", LOAD_AND_SAVE]}
     if llmcompressor is not None:
         tools["llm-compressor"] = [str(llmcompressor), "-c", LLM_COMPRESSOR]
     for tool, command in tools.items():
         forget_cache(sorted(source.glob("*.safetensors")))
-        loading, loading_peak = run_measured([*command, str(source), str(saved), "2"])
+        loading = run_measured([*command, str(source), str(saved), "2"])
         different = num_different(target, saved)
         shutil.rmtree(saved)
         yield (
-            f"{tool} at {gigabytes:.1f} GB: load-and-save {loading:.1f} s, prune {pruning:.1f} s, "
-            f"ratio {loading / pruning:.1f}; peak memory {loading_peak:.0f} against {pruning_peak:.0f} MiB; "
+            f"{tool} at {gigabytes:.1f} GB: load-and-save {loading.seconds:.1f} s, prune "
+            f"{pruning.seconds:.1f} s, ratio {loading.seconds / pruning.seconds:.1f}; "
+            f"peak memory {loading.peak:.0f} against {pruning.peak:.0f} MiB; "
             f"tensors that differ {different}"
         )
     shutil.rmtree(source)

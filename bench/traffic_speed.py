@@ -1,8 +1,8 @@
 """How fast `traffic show` reads, and in how much memory.
 
 A file of synthetic OpenAI Batch lines (1 GB by default; chats of 1 to 12 messages with lengths from a log-normal
-distribution, some with tools and a recorded answer, fixed seed) is made once and read by four commands, each in a
-process of its own:
+distribution, some with tools, all with an answer and its usage as vLLM writes them, fixed seed) is made once and read
+by four commands, each in a process of its own:
 
     wc -l                       reading alone
     json.loads of every line    the parser of the standard library, nothing kept
@@ -63,7 +63,14 @@ def batch_line(number: int, generator: random.Random) -> bytes:
     body: dict[str, object] = {"model": "m", "messages": messages, "metadata": {"reap_slice": f"s{number % 3}"}}
     if number % 5 == 0:
         body["tools"] = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text()}}]}
+    message = {"role": "assistant", "content": text(), "refusal": None, "tool_calls": [], "reasoning": None}
+    prompt_tokens, answer_tokens = (len(str(part)) // 4 for part in (messages, message["content"]))
+    answer = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": answer_tokens},
+    }
     line = {
         "custom_id": str(number),
         "method": "POST",

@@ -21,6 +21,8 @@ from reap_serve.records import JsonValue
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 Test = Callable[[str], object]
 
+_BETWEEN_NAMES = re.compile(r"[,;\s]+")
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleCut:
@@ -139,6 +141,7 @@ class _Cleaner:
             if self._experts_only and "expert" not in text:
                 kept[text] = text
                 continue
+            self._refuse_several(text)
             renamed = self._modules.renamed(text)
             if renamed is not None:
                 kept[text] = renamed
@@ -150,6 +153,15 @@ class _Cleaner:
         for text in self._require_invariant(patterns):
             kept.pop(text, None)
         return kept
+
+    def _refuse_several(self, text: str) -> None:
+        """Refuses a text of several names, of which no tool says how they are to be parted."""
+        parts = _BETWEEN_NAMES.split(text)
+        if len(parts) > 1 and any(plain_name(part) == part and self._modules.renamed(part) != part for part in parts):
+            raise ArchitectureError(
+                f"the quantisation configuration names several experts in one text, '{text[:120]}'",
+                "write the names as a list",
+            )
 
     def _could_select(self, text: str) -> bool:
         """Whether a text can select an expert module at all; lists of other modules are long, and need no closer look.

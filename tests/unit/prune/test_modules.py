@@ -137,6 +137,17 @@ def test_patterns_that_would_select_others_are_refused_by_name(case: str) -> Non
         assert f"'{REFUSED[case][0]}'" in str(caught.value)
 
 
+@pytest.mark.parametrize("between", [",", ", ", ";", "\n"])
+def test_several_names_in_one_text_are_refused(between: str) -> None:
+    with pytest.raises(ArchitectureError, match=r"several experts in one text.*write the names as a list"):
+        module_cut().clean({"modules_to_not_convert": between.join(BOTH)})
+    others = {
+        "modules_to_not_convert": f"lm_head{between}model.layers.0.mlp.gate",
+        "ignore": [r"re:.*experts\.\d{1,3}\.up"],
+    }
+    assert module_cut().clean(others) == others
+
+
 def test_the_same_pattern_is_sound_where_nothing_is_renumbered() -> None:
     everything = {0: range(8), 1: range(8)}
     for texts in REFUSED.values():
