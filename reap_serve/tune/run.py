@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from reap_serve.architectures.resolve import resolve
 from reap_serve.compare.thresholds import Threshold
 from reap_serve.errors import RequestError
-from reap_serve.model import ModelSource, fingerprint, open_model
+from reap_serve.model import ModelSource, fingerprint, open_model, require_whole_weights
 from reap_serve.plan.budget import uniform_count
 from reap_serve.plan.limits import CountLimits, count_limits
 from reap_serve.plan.model_limits import limits_of_model, limits_of_source
@@ -61,6 +61,7 @@ def tune(request: TuneRequest, say: Say = lambda line: None) -> TuneReport:
     """
     refuse_existing_directory(request.output, request.overwrite)
     source = open_model(request.model)
+    require_whole_weights(source)
     sizes = count_limits(limits_of_source(source), request.target)
     fixed = None if request.size is None else uniform_count(request.size, sizes, None)
     answered = [entry for entry in request.requests if entry.body is not None and entry.answer is not None]

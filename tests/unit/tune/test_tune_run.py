@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_of_known_costs import FakeEngine, requests, use
+from engine_of_known_costs import MODEL, FakeEngine, requests, use
 
-from reap_serve.errors import RequestError
+from reap_serve.errors import InputFileError, RequestError
 from reap_serve.plan.limits import ServingTarget
 from reap_serve.plan.record import read_plan
 from reap_serve.plan.request import Size
@@ -163,6 +164,14 @@ def test_traffic_without_answers_is_refused(tmp_path: Path, monkeypatch: pytest.
     use(monkeypatch, FakeEngine(COST))
     with pytest.raises(RequestError, match="none of 10 requests has a recorded answer"):
         tune(asked(tmp_path / "out", requests=requests(5, answered=False)))
+
+
+def test_a_model_that_no_engine_opens_leaves_nothing_behind(tmp_path: Path) -> None:
+    link = tmp_path / os.fsdecode(b"m\xff")
+    link.symlink_to(MODEL)
+    with pytest.raises(InputFileError, match="open no path that is not UTF-8"):
+        tune(asked(tmp_path / "out", model=str(link)))
+    assert list(tmp_path.iterdir()) == [link]
 
 
 def test_a_limit_on_what_the_traffic_never_asks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
