@@ -119,6 +119,9 @@ def open_regular(path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InputFileError(f"{path} cannot be read: {error.strerror}", "give a complete checkpoint") from None
+    except ValueError:
+        # An index may name anything: a NUL, half a surrogate pair.
+        raise InputFileError(f"{path} cannot be the name of a file", "download its index again") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputFileError(f"{path} is not a regular file", "give a complete checkpoint")

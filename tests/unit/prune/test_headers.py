@@ -91,6 +91,12 @@ def test_lies_are_refused_in_one_line(lie: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 400 + len(str(path))
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "n" * 300])
+def test_a_name_that_no_file_has_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"cannot be (the name of a file|read: File name too long)"):
+        read_shard(tmp_path / name)
+
+
 def test_a_pipe_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(InputFileError, match="not a regular file"):
