@@ -111,7 +111,8 @@ def _times(count: int) -> str:
 def _geometric(ratio_S: np.ndarray) -> str:
     logs = np.log(ratio_S)
     mean = math.exp(float(logs.mean()))
-    if len(logs) < 2:
+    # Of two samples Student's t says nothing.
+    if len(logs) < 3:
         return f"{mean:.2f}"
     half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
     return f"{mean:.2f} ({mean * math.exp(-half):.2f} to {mean * math.exp(half):.2f})"
