@@ -99,12 +99,8 @@ def _reason(request: TuneRequest, outcome: Outcome, num_experts: int, *, exhaust
             f"nothing can go within the limits: with {size} held-out requests break {broken or 'none, but others do'}"
         )
     kept = best.candidate.keep_experts
-    rivals = {
-        tried.candidate.rule.name
-        for tried in outcome.tried
-        if tried.part == "selection" and tried.candidate.keep_experts == kept
-    }
-    text = f"of {len(rivals)} rules at {kept} of {num_experts} experts {_why(outcome, best)}"
+    some = [tried for tried in outcome.tried if tried.part == "selection" and tried.candidate.keep_experts == kept]
+    text = f"of {len(some)} rules at {kept} of {num_experts} experts {_why(some, best)}"
     if request.size is None:
         text += "; the limits hold on the held-out ones"
         if outcome.below is not None and outcome.below.candidate.keep_experts < kept:
@@ -115,14 +111,9 @@ def _reason(request: TuneRequest, outcome: Outcome, num_experts: int, *, exhaust
     return text
 
 
-def _why(outcome: Outcome, best: Tried) -> str:
-    """Why a rule was taken at its size, by the selection requests."""
+def _why(some: Sequence[Tried], best: Tried) -> str:
+    """Why a rule was taken at its size, by what the selection requests said of all that were tried there."""
     name = best.candidate.rule.name
-    some = [
-        tried
-        for tried in outcome.tried
-        if tried.part == "selection" and tried.candidate.keep_experts == best.candidate.keep_experts
-    ]
     own = next((tried for tried in some if tried.candidate.rule.name == name), None)
     if best.candidate.rule.is_reap and len(some) > 1:
         return f"none that holds diverges less than {name} by more than the noise of the selection requests"
