@@ -23,8 +23,9 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-ORACLE_TESTS = Path(__file__).resolve().parent.parent / "tests" / "integration" / "plan"
-sys.path.insert(0, str(ORACLE_TESTS))
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+ORACLE_TESTS = TESTS / "integration" / "plan"
+sys.path[:0] = [str(ORACLE_TESTS), str(TESTS)]
 
 from datasets import Dataset  # noqa: E402
 from llmcompressor import oneshot  # noqa: E402

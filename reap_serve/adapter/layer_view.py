@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from reap_serve.adapter.kernel_class import adds_rows_apart, columns_of, finalized
-from reap_serve.adapter.operators import StandIn
 from reap_serve.adapter.replicas import first_replicas, moves_experts
 from reap_serve.record.recorder import LayerFacts, RowShape
 
@@ -136,16 +135,6 @@ def cpu_kernel(layer: MoERunner) -> Any:
     if isinstance(experts, CPUUnquantizedExperts) and not experts._use_zentorch:
         return experts
     return None
-
-
-def cpu_kernel_stand_in(call: Callable[..., None]) -> StandIn:
-    """What may stand in for the operator of that kernel.
-
-    Args:
-        call: Takes output, input, w13, w2, their biases, weights, ids, whether the weights were applied on the input,
-            activation and instruction set.
-    """
-    return StandIn(torch.ops._C, "cpu_fused_moe", call)
 
 
 def opaque_forward(layer: MoERunner) -> Callable[..., Any]:

@@ -12,7 +12,8 @@ from reap_serve.adapter import engine_view, layer_view, modular_only
 from reap_serve.adapter.data_parallel import DataParallelPeers
 from reap_serve.adapter.refusals import refuse_unsound, refuse_untold_drafts
 from reap_serve.adapter.releases.check import attribute_or_none
-from reap_serve.adapter.routing import RoutedLayer, SkippedRouting
+from reap_serve.adapter.routing import RoutedLayer
+from reap_serve.adapter.stand_in import SkippedRouting
 from reap_serve.adapter.unreached import refuse_unreached
 from reap_serve.adapter.wiring import facts_of, wire
 from reap_serve.record.captured_rows import Graphs

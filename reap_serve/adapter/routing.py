@@ -6,7 +6,7 @@ In eager mode, and inside vLLM's opaque `moe_forward` operator, Python runs at e
 is. In vLLM's compiled mode on the CPU, Dynamo traces through the router, so the call becomes an operator that declares
 what it writes. In both cases the router has computed its plain choice first: where the hook does nothing, the result is
 bit-identical. A router without a hook costs nothing in eager mode, and in compiled mode a call of a function that does
-nothing (`SkippedRouting`).
+nothing (`stand_in.SkippedRouting`).
 
 Axes: T tokens, H hidden, E experts, K experts per token.
 """
@@ -14,14 +14,14 @@ Axes: T tokens, H hidden, E experts, K experts per token.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from reap_serve.adapter import layer_view
-from reap_serve.adapter.operators import StandIn, define
+from reap_serve.adapter.operators import define
 from reap_serve.adapter.releases.check import attribute_or_none
+from reap_serve.adapter.stand_in import routing_stand_in
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -68,29 +68,6 @@ define(
 )
 
 
-# One for all engines of a process, as the name is.
-_SKIPPED = StandIn(torch.ops.reap_serve, "mask_routing")
-
-
-class SkippedRouting:
-    """Spares the steps of a compiled engine without hooks the operator of its routers.
-
-    Args:
-        layers: The fused MoE layers of one engine; hooks are set in all of them or in none.
-    """
-
-    def __init__(self, layers: Sequence[MoERunner]) -> None:
-        self._router = layers[0].router
-
-    def step_begins(self) -> None:
-        """Puts what does nothing in the operator's place, or the operator back, until another engine's step."""
-        if self._router.reap_routing is None:
-            if not _SKIPPED.entered:
-                _SKIPPED.enter()
-        elif _SKIPPED.entered:
-            _SKIPPED.leave()
-
-
 def add_routing_hook(layer: MoERunner, traced: bool) -> None:
     """Makes room for a hook in a layer's router.
 
@@ -102,7 +79,7 @@ def add_routing_hook(layer: MoERunner, traced: bool) -> None:
     layer.router.reap_layer_name = layer.layer_name
     if traced:
         # The graph that is traced next has to find the operator itself.
-        _SKIPPED.leave()
+        routing_stand_in().leave()
         _show_choices(layer.router)
 
 

@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reap_serve.adapter import layer_view
+from reap_serve.adapter.stand_in import StandIn
 from reap_serve.errors import EngineError
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-
-    from reap_serve.adapter.operators import StandIn
 
 
 class KernelTaps:
@@ -53,7 +51,7 @@ class KernelTaps:
                 f"{layer.layer_name} shares its experts with another layer",
                 "set read_kernel_rows to false in the additional configuration",
             )
-        self._stand_in = self._stand_in or layer_view.cpu_kernel_stand_in(self._call)
+        self._stand_in = self._stand_in or StandIn(torch.ops._C, "cpu_fused_moe", self._call)
 
     def enter(self) -> None:
         """A recorded step begins."""

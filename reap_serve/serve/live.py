@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reap_serve.adapter.routing import SkippedRouting
+from reap_serve.adapter.stand_in import SkippedRouting
 from reap_serve.record.requests import Requests
 from reap_serve.record.step_recorder import StepRecorder
 from reap_serve.records import JsonValue

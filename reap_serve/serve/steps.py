@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from reap_serve.adapter.routing import SkippedRouting
+from reap_serve.adapter.stand_in import SkippedRouting
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest, Step
 from reap_serve.record.step_recorder import StepRecorder

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNIT = Path(__file__).parents[2] / "unit"
-sys.path[:0] = [str(UNIT / name) for name in ("cycle", "prune", "compare")]
+sys.path[:0] = [str(UNIT.parent), *(str(UNIT / name) for name in ("cycle", "prune", "compare"))]
 
 from cycle_world import report_of  # noqa: E402
 
