@@ -13,7 +13,8 @@ from unittest import mock
 
 import torch
 
-from reap_serve.adapter.engine_view import max_rows, moe_layers
+from reap_serve.adapter.engine_view import max_rows
+from reap_serve.adapter.layer_view import moe_layers
 from reap_serve.adapter.wiring import facts_of, wire_layer
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.record.deferred import DeferredRecorder
