@@ -5,9 +5,11 @@ Axes: S slices, L layers, E experts.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence, measure_of, shares
@@ -124,7 +126,7 @@ class Summary(Record):
     guards: GuardSummary
     bytes: BytesSummary | None
     max_min: MaxMinSummary | None
-    slice_overlap: tuple[tuple[float, ...], ...]
+    slice_overlap: tuple[tuple[Annotated[float, Field(ge=0, le=1)], ...], ...]
     notes: tuple[str, ...]
 
     @model_validator(mode="after")

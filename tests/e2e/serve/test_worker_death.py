@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Death:
     exit_code: int
 
 
-async def fail_under_load(server: LiveServer) -> tuple[Counter[str], str]:
-    """Kills the workers while answers stream; the errors that clients see then and later."""
+async def fail_under_load(server: LiveServer, ready: Callable[[], bool]) -> tuple[Counter[str], str]:
+    """Kills the workers while answers stream, once it is time; the errors that clients see then and later."""
     workers = server.workers()
     assert workers
     streaming: set[int] = set()
@@ -51,7 +52,7 @@ async def fail_under_load(server: LiveServer) -> tuple[Counter[str], str]:
             return "answered"
 
         asked = [asyncio.create_task(ask(number)) for number in range(STREAMS)]
-        while len(streaming) < STREAMS:
+        while len(streaming) < STREAMS or not ready():
             assert not any(task.done() for task in asked)
             await asyncio.sleep(0.01)
         for worker in workers:
@@ -61,11 +62,11 @@ async def fail_under_load(server: LiveServer) -> tuple[Counter[str], str]:
         return failures, await ask(0)
 
 
-def death(server: LiveServer) -> Death:
-    """Starts a server, lets its worker die, and notes how it ends."""
+def death(server: LiveServer, ready: Callable[[], bool] = lambda: True) -> Death:
+    """Starts a server, lets its worker die once it is time, and notes how it ends."""
     try:
         server.wait()
-        failures, later = asyncio.run(fail_under_load(server))
+        failures, later = asyncio.run(fail_under_load(server, ready))
         return Death(dict(failures), later, server.process.wait(120))
     finally:
         server.stop()
@@ -77,7 +78,11 @@ def test_serving_fails_as_plain_vllm_does(tmp_path: Path) -> None:
     options = ["--enforce-eager", "--max-model-len", "2048"]
     plain = death(LiveServer(model, tmp_path / "plain.log", options, None))
     observing = [*options, "--observe", str(directory), "--flush-seconds", "0.2"]
-    observed = death(LiveServer(model, tmp_path / "observed.log", observing, {"minimum_tokens": 1}))
+    # On a busy machine the streams have begun long before the first file is written.
+    observed = death(
+        LiveServer(model, tmp_path / "observed.log", observing, {"minimum_tokens": 1}),
+        lambda: any(directory.glob("*.safetensors")),
+    )
     assert (observed.failures, observed.later) == (plain.failures, plain.later)
     # Plain vLLM calls this end a success.
     assert observed.exit_code == 1

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from statistics_of import random_statistics, statistics
 
 from reap_serve.plan.decision import decide, gather
 from reap_serve.plan.limits import ModelLimits
 from reap_serve.plan.objective import MaxMin, _onto_simplex, retained_fractions
 from reap_serve.plan.request import PlanRequest, Size
-from reap_serve.plan.summary import summarise
+from reap_serve.plan.summary import Summary, summarise
 
 
 def test_the_rare_slice_gets_its_expert() -> None:
@@ -102,6 +103,15 @@ def test_summary_by_hand() -> None:
     assert summary.slice_overlap == ((1.0, 0.0), (0.0, 1.0))
     assert summary.keep_experts_per_layer == (2,)
     assert summary.bytes is None
+
+
+def test_a_summary_with_an_overlap_that_is_none_is_refused() -> None:
+    source = statistics({"a": ([[2] * 4], [[1, 2, 3, 4]])}, top_k=1)
+    evidence = gather(source, PlanRequest(Size(keep_experts=2)), ModelLimits("qwen3_moe", 4, 1))
+    fields = summarise(evidence, decide(evidence, Size(keep_experts=2)), None).model_dump()
+    for overlap in (-1e300, 1.5, float("nan")):
+        with pytest.raises(ValidationError, match="slice_overlap"):
+            Summary.model_validate({**fields, "slice_overlap": ((overlap,),)})
 
 
 def test_random_is_measured_by_reap() -> None:
