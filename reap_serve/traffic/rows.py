@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping
 
 from pydantic_core import from_json
 
-from reap_serve.records import JsonValue
+from reap_serve.records import MAX_DEPTH, JsonValue, depth_of
 from reap_serve.traffic.json_objects import NOT_JSON, ObjectScanner
 from reap_serve.traffic.malformed import MalformedRecordError
 
@@ -82,7 +82,8 @@ def _mended(text: bytes | bytearray) -> Row | MalformedRecordError:
         value = json.loads(decoded, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return MalformedRecordError(NOT_JSON)
-    if not isinstance(value, dict) or not is_finite(value):
+    # Deeper than any log is written, and than what walks the record by recursion can go.
+    if not isinstance(value, dict) or depth_of(value) > MAX_DEPTH or not is_finite(value):
         return MalformedRecordError(NOT_JSON)
     mended = MendedRow()
     for key, item in value.items():

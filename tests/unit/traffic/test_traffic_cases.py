@@ -588,6 +588,16 @@ def test_halves_of_surrogates_are_replaced_and_counted(tmp_path: Path) -> None:
     assert malformed.replaced == 2
 
 
+@pytest.mark.parametrize("depth", [300, 480, 900])
+def test_a_half_surrogate_lets_no_record_be_deeper_than_others(depth: int, tmp_path: Path) -> None:
+    line = (
+        json.dumps({"messages": [{"role": "user", "content": "a \ud83d"}]})[:-1]
+        + f', "x": {"[" * depth}{"]" * depth}}}'
+    )
+    found, malformed = read_records(tmp_path, {"messages": [USER]}, line)
+    assert (len(found), malformed.counts) == (1, {"not JSON": 1})
+
+
 def test_echo_is_not_counted_twice(tmp_path: Path) -> None:
     line = {
         "url": "/v1/completions",
