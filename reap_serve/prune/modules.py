@@ -109,6 +109,8 @@ class _Cleaner:
         return value
 
     def _clean_map(self, value: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        for key, setting in value.items():
+            self._refuse_numbered(key, setting)
         # Keys with one setting are alternatives of one another, as the entries of a list are.
         groups: dict[str, list[str]] = {}
         for key, setting in value.items():
@@ -117,6 +119,22 @@ class _Cleaner:
         for keys in groups.values():
             kept.update(self._keep(keys))
         return {kept[key]: self._inside(key).clean(setting) for key, setting in value.items() if key in kept}
+
+    def _refuse_numbered(self, key: str, setting: JsonValue) -> None:
+        """Refuses what is set by numbers under a name of experts: no known tool writes that, so layers may be meant."""
+        count = self._modules.cut.limits.num_experts
+        if isinstance(setting, Mapping):
+            numbered = bool(setting) and all(map(str.isdigit, setting))
+        elif isinstance(setting, Sequence) and not isinstance(setting, str):
+            numbered = len(setting) == count and not any(isinstance(each, str) for each in setting)
+        else:
+            numbered = False
+        moved = any(len(kept) < count for kept in self._modules.cut.kept.values())
+        if numbered and moved and "expert" in key and not self._experts_only:
+            raise ArchitectureError(
+                f"the quantisation configuration sets '{key}' by numbers, which the cut changes if they are of experts",
+                "set it by the names of the modules",
+            )
 
     def _inside(self, key: str) -> _Cleaner:
         return _Cleaner(self._modules, experts_only=False) if key in QUANTIZATION_KEYS else self

@@ -148,6 +148,32 @@ def test_several_names_in_one_text_are_refused(between: str) -> None:
     assert module_cut().clean(others) == others
 
 
+@pytest.mark.parametrize("setting", [[4, 4, 8, 4, 4, 8, 4, 4], [{"bits": 8}] * 8, {"3": 8, "5": 4}])
+def test_settings_by_the_number_of_an_expert_are_refused(setting: JsonValue) -> None:
+    value: JsonValue = {"config_groups": {"expert_bits": setting}}
+    with pytest.raises(ArchitectureError, match="sets 'expert_bits' by numbers"):
+        module_cut().clean(value)
+    everything = module_cut({0: range(8), 1: range(8)})
+    assert everything.clean(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"experts_bits": [4, 8]},
+        {"block_shape": [1] * 8},
+        {"layer_bits": {"3": 8}},
+        {"experts_config": {}},
+        {"experts_ignore": [f"model.layers.{layer}.self_attn" for layer in range(8)]},
+    ],
+)
+def test_other_lists_and_numbers_are_sound(value: JsonValue) -> None:
+    assert module_cut().clean(value) == value
+    # Outside of the quantisation, lists with a number for each layer are usual.
+    counts: JsonValue = {"experts_per_layer": [8] * 8}
+    assert module_cut().clean(counts, experts_only=True) == counts
+
+
 def test_the_same_pattern_is_sound_where_nothing_is_renumbered() -> None:
     everything = {0: range(8), 1: range(8)}
     for texts in REFUSED.values():
