@@ -78,8 +78,8 @@ def serve(
     from reap_serve.adapter.fit import require_fit
     from reap_serve.serve.become import become, shell_line
     from reap_serve.serve.command import server_command
-    from reap_serve.serve.plan_files import named_plan_files
-    from reap_serve.statistics.storage import is_url
+    from reap_serve.serve.plan_files import named_plan_files, require_fitting
+    from reap_serve.statistics.storage import is_url, require_folder
 
     if model.startswith(("/", "./", "../")) and not Path(model).exists():
         raise InputFileError(f"model {model} does not exist", "give a local directory or a hub id org/name")
@@ -92,6 +92,9 @@ def serve(
 
             refuse_misrouted_family(open_model(model).config)
     files, active = named_plan_files(plans or [], mask)
+    require_fitting(model, files)
+    if observe is not None:
+        require_folder(observe)
     settings: dict[str, JsonValue] = {
         "recording": observe is not None,
         "recorder": recorder,

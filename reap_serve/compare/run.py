@@ -10,7 +10,7 @@ from reap_serve.compare.assemble import Candidate, report
 from reap_serve.compare.latency import Replayed
 from reap_serve.compare.measure import Cases, CompareSettings, measure, prepare
 from reap_serve.compare.record import Report
-from reap_serve.compare.side import Side, experts_of, open_side
+from reap_serve.compare.side import Side, experts_of, open_side, require_endpoints
 from reap_serve.errors import MismatchError, RequestError
 from reap_serve.traffic.refusal import REFUSALS
 from reap_serve.traffic.request import Request
@@ -60,6 +60,7 @@ def compare(
     """
     if not requests:
         raise RequestError("there is no request in the traffic", "give traffic with text")
+    require_endpoints((base, candidate, *others), settings.api_key, settings.budget)
     with open_side(base, settings.server_arguments, settings.api_key, settings.budget) as side:
         cases = prepare(side, requests, settings)
         total = len(cases.forced) * (2 if settings.noise_floor else 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -108,7 +108,7 @@ def is_url(reference: str) -> bool:
 
 
 def check_reference(reference: str) -> None:
-    """Refuses a model that cannot be served, before anything is started; URLs are asked later.
+    """Refuses a model that cannot be served, before anything is started; URLs are asked by `require_endpoints`.
 
     Raises:
         InputFileError: It does not exist, has no configuration, or its weights are truncated.
@@ -140,9 +140,7 @@ def open_side(
         RequestError: The budget is too small, or for a URL.
     """
     if is_url(reference):
-        if budget is not None:
-            raise RequestError(f"{reference} has its memory already", "give model directories, or no memory budget")
-        with ScoringEndpoint(reference, api_key) as endpoint:
+        with _endpoint(reference, api_key, budget) as endpoint:
             kv_cache = endpoint.kv_cache()
             memory = Memory(
                 weights_bytes=None,
@@ -172,6 +170,24 @@ def open_side(
             resident_bytes=resident.first_bytes,
         )
         yield Side(endpoint, memory, None, resident)
+
+
+def require_endpoints(references: Iterable[str], api_key: str | None, budget: MemoryBudget | None) -> None:
+    """Asks every URL of a comparison for its models, before the first model is served.
+
+    Raises:
+        EngineError: One does not answer.
+        RequestError: The budget is for a URL, too, or one is no URL.
+    """
+    for reference in filter(is_url, references):
+        with _endpoint(reference, api_key, budget):
+            pass
+
+
+def _endpoint(url: str, api_key: str | None, budget: MemoryBudget | None) -> ScoringEndpoint:
+    if budget is not None:
+        raise RequestError(f"{url} has its memory already", "give model directories, or no memory budget")
+    return ScoringEndpoint(url, api_key)
 
 
 def experts_of(reference: str) -> int | None:

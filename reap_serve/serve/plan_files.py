@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reap_serve.errors import RequestError
 from reap_serve.plan.record import read_plan
 from reap_serve.record.settings import BASE_PLAN
+from reap_serve.serve.plan_check import check_plan, served_model
 
 PLAN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -36,3 +37,21 @@ def named_plan_files(named: Sequence[str], mask: Path | None) -> tuple[dict[str,
         read_plan(path)
         files[name] = str(path.resolve())
     return files, chosen[-1][0] if mask is not None else None
+
+
+def require_fitting(model: str, files: Mapping[str, str]) -> None:
+    """Refuses plans that do not fit a local model, before vLLM starts; the engine holds those of a hub id to it.
+
+    Args:
+        model: Model directory or hub id.
+        files: Plan files by name, from `named_plan_files`.
+
+    Raises:
+        MismatchError: A plan is for another model.
+        PlanError: The router could not choose from what a plan keeps.
+    """
+    if not files or not Path(model).is_dir():
+        return
+    served = served_model(model)
+    for path in files.values():
+        check_plan(read_plan(Path(path)), served, path)

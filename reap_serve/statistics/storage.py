@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from reap_serve import publish
-from reap_serve.errors import InputFileError, OutputExistsError, StorageError
+from reap_serve.errors import InputFileError, OutputExistsError, RequestError, StorageError
 
 SUFFIX = ".safetensors"
 # What fsspec raises where a path cannot be used: the store refuses, its driver is not installed, there is no such
@@ -64,6 +64,20 @@ def _list_directory(path: str) -> list[str] | None:
         return [name.rstrip("/").rpartition("/")[2] for name in system.ls(place, detail=False)]
     except REFUSALS as error:
         raise InputFileError(f"{path} cannot be listed: {_reason(error)}", "check the path and its driver") from None
+
+
+def require_folder(path: str) -> None:
+    """Refuses a place that cannot become a folder, since it or what it lies in is none; a URL is not looked at.
+
+    Raises:
+        RequestError: Names what is there.
+    """
+    if is_url(path):
+        return
+    place = Path(path).absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if not there.is_dir():
+        raise RequestError(f"{there} is no folder, and statistics files go to one", "give another folder")
 
 
 @contextlib.contextmanager

@@ -113,6 +113,15 @@ def test_serve_says_what_recording_may_take(served: list[Any], run: Run) -> None
     assert "at most" not in run("serve", "org/model", "--observe", "stats", "--overhead-budget", "none").stderr
 
 
+def test_serve_refuses_what_cannot_be_before_vllm_starts(served: list[Any], run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "code.jsonl"
+    file.write_text("{}\n")
+    for place in (file, file / "stats"):
+        done = run("serve", "org/model", "--observe", str(place))
+        assert (done.exit_code, done.stdout, served) == (2, "", [])
+        assert done.stderr == f"error: {file} is no folder, and statistics files go to one; give another folder\n"
+
+
 REFUSED = [
     ((*("serve", "org/model"), "--overhead-budget", "0"), "--overhead-budget 0 is not in (0, 1); give a fraction"),
     ((*("serve", "org/model"), "--overhead-budget", "1"), "--overhead-budget 1 is not in (0, 1); give a fraction"),

@@ -111,6 +111,16 @@ def test_another_tokenizer_is_refused() -> None:
         run(StubEndpoint(bigram_model(1)), Shifted(bigram_model(1)))
 
 
+def test_urls_are_asked_before_the_base_is_measured() -> None:
+    with StubEndpoint(bigram_model(1)) as gone:
+        silent = gone.url
+    with StubEndpoint(bigram_model(1)) as base:
+        for candidates in ((silent,), (base.url, silent)):
+            with pytest.raises(EngineError, match=f"{silent}/v1/models does not answer: ConnectError"):
+                compare(base.url, candidates[0], [chat("q", "a", "prose")], QUIET, others=candidates[1:])
+        assert {path for path, _ in base.seen} == {"/v1/models"}
+
+
 def test_an_engine_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="HTTP 500"):
         run(StubEndpoint(bigram_model(1)), StubEndpoint(bigram_model(1), fail_paths=("/v1/completions",)))

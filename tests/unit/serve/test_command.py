@@ -8,12 +8,16 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import reap_serve.cli.serve  # noqa: F401 - defines the command
 from reap_serve.adapter.worker import WORKER_EXTENSION, ReapWorkerExtension
-from reap_serve.errors import EngineError, RequestError
+from reap_serve.cli.app import app
+from reap_serve.errors import EngineError, MismatchError, PlanError, RequestError
 from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
+from reap_serve.serve import become
 from reap_serve.serve.command import PLUGIN_NAMES, ServerCommand, plugin_variable, server_command
-from reap_serve.serve.plan_files import named_plan_files
+from reap_serve.serve.plan_files import named_plan_files, require_fitting
 
 SETTINGS = {"recording": True, "directory": "/stats"}
 
@@ -178,9 +182,9 @@ def test_settings_of_the_command_are_settings_of_the_engine() -> None:
     assert ObserveSettings.model_validate(SETTINGS).directory == "/stats"
 
 
-def plan_file(path: Path) -> Path:
+def plan_file(path: Path, name: str = "l") -> Path:
     """A plan of one layer."""
-    layer = {"layer": "l", "index": 0, "kept": [0, 2], "dropped": [1, 3]}
+    layer = {"layer": name, "index": 0, "kept": [0, 2], "dropped": [1, 3]}
     path.write_text(json.dumps({"schema_version": 1, "model": {}, "criterion": "by hand", "layers": [layer]}))
     return path
 
@@ -203,6 +207,37 @@ def test_two_plans_of_one_name_are_refused(tmp_path: Path) -> None:
     path = plan_file(tmp_path / "p.json")
     with pytest.raises(RequestError, match="two plans"):
         named_plan_files([f"p={path}"], path)
+
+
+def model_folder(path: Path, num_experts: int) -> Path:
+    """A model of one layer, as far as plans are held against it."""
+    path.mkdir()
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": 1, "num_experts": num_experts, "num_experts_per_tok": 3}
+    (path / "config.json").write_text(json.dumps(config))
+    # An empty file in the safetensors format.
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "error", "message"),
+    [
+        (4, PlanError, "keeps 2 experts a layer, the router chooses 3 per token"),
+        (8, MismatchError, "layer 0 counts 4 experts, the model 8"),
+    ],
+)
+def test_a_plan_that_does_not_fit_a_local_model_is_refused_before_vllm_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_experts: int, error: type[RequestError], message: str
+) -> None:
+    files = {"p": str(plan_file(tmp_path / "p.json", "model.layers.0.mlp"))}
+    model = model_folder(tmp_path / "model", num_experts)
+    with pytest.raises(error, match=message):
+        require_fitting(str(model), files)
+    monkeypatch.setattr(become, "become", lambda command: pytest.fail("vLLM would start"))
+    result = CliRunner().invoke(app, ["serve", str(model), "--mask", files["p"]])
+    assert isinstance(result.exception, error)
+    require_fitting(str(model), {})
+    require_fitting("org/model", files)
 
 
 @pytest.mark.parametrize("options", [[], ["--additional-config", '{"reap_serve": {"flush_seconds": -1}}']])
