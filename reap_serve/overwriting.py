@@ -1,7 +1,7 @@
-"""What `--overwrite` may remove: a file, or a directory that this program made.
+"""What `--overwrite` may remove: a file of the kind that the command writes, or a directory that this program made.
 
-A directory is removed with all that is in it. So one is ours only when it is empty or holds a file that says so, and a
-directory in which somebody lives or works is never touched.
+What the command reads is never removed. A directory is removed with all that is in it. So one is ours only when it is
+empty or holds a file that says so, and a directory in which somebody lives or works is never touched.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from reap_serve.errors import OutputExistsError, RequestError
+from reap_serve.file_kinds import FileKind
 
 # Written into each directory that holds nothing else by which it could be told.
 MARKER = ".reap-serve"
 MANIFEST = "reap_manifest.json"
 REPORTS = ("report.json", "demo.json")
 MAX_REPORT_BYTES = 64 << 20
+# As an input and as an output.
+STANDARD_STREAM = "-"
 
 
 def is_stream(path: Path) -> bool:
@@ -36,9 +40,9 @@ def is_stream(path: Path) -> bool:
 
 
 def descriptor_of(path: Path) -> int | None:
-    """The open descriptor that a path names, such as 1 for /dev/stdout and /dev/fd/1; None for other paths."""
+    """The open descriptor that an output names: 1 for -, /dev/stdout and /dev/fd/1; None for other paths."""
     text = os.path.normpath(path)
-    names = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+    names = {STANDARD_STREAM: 1, "/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
     if text in names:
         return names[text]
     folder, _, name = text.rpartition("/")
@@ -47,14 +51,67 @@ def descriptor_of(path: Path) -> int | None:
     return None
 
 
-def require_replaceable_file(path: Path) -> None:
-    """Refuses to put a file where a directory is.
+def is_stdout(path: Path) -> bool:
+    """Whether an output is what standard output is, by its name or as the same file."""
+    try:
+        return descriptor_of(path) == 1 or os.path.samestat(path.stat(), os.fstat(1))
+    except (OSError, ValueError):
+        return False
+
+
+def require_no_input(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuses an output that the command reads, or a directory with such a file in it.
+
+    Args:
+        path: The output.
+        inputs: Paths; what is none, such as a hub id, is passed over. `-` is standard input.
 
     Raises:
-        OutputExistsError: `path` is a directory.
+        OutputExistsError: With the input that it is.
+    """
+    if not os.path.lexists(path):
+        return
+    for given in inputs:
+        source = Path("/dev/stdin" if str(given) == STANDARD_STREAM else given)
+        try:
+            same = os.path.samefile(path, source)
+            inside = path.is_dir() and source.resolve().is_relative_to(path.resolve())
+        except (OSError, ValueError):
+            continue
+        if same or inside:
+            what = "is read by" if str(path) == str(given) else f"{'is' if same else 'holds'} {given}, an input of"
+            raise OutputExistsError(f"the output {path} {what} this command", "give another path")
+
+
+def require_replaceable_file(path: Path, kind: FileKind | None = None) -> None:
+    """Refuses to put a file where a directory or a file of another kind is.
+
+    Args:
+        path: The output.
+        kind: What is written; None for files of the program's own state.
+
+    Raises:
+        OutputExistsError: `path` is a directory, or holds something and is not of the kind.
     """
     if path.is_dir() and not path.is_symlink():
         raise OutputExistsError(f"{path} is a directory, and the output is a file", "give another path")
+    if kind is None or not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            replaceable = not os.fstat(file.fileno()).st_size or kind.matches(file)
+    except OSError:
+        replaceable = False
+    if not replaceable:
+        raise not_of_kind(path, kind)
+
+
+def not_of_kind(path: Path | str, kind: FileKind) -> OutputExistsError:
+    """The error of an output that `--overwrite` does not replace."""
+    return OutputExistsError(
+        f"{path} is not {kind.name}, and --overwrite replaces only what this command writes",
+        "give another path, or remove it yourself",
+    )
 
 
 def require_replaceable_directory(path: Path) -> None:
@@ -63,6 +120,8 @@ def require_replaceable_directory(path: Path) -> None:
     Raises:
         OutputExistsError: `path` is a file, a directory of others, or one that is in use.
     """
+    if descriptor_of(path) is not None:
+        raise OutputExistsError(f"{path} is a stream, and the output is a directory", "give the path of a directory")
     if not path.is_dir():
         if os.path.lexists(path) and not path.is_symlink():
             raise OutputExistsError(f"{path} is a file, and the output is a directory", "give another path")

@@ -7,44 +7,63 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from reap_serve import __version__
 from reap_serve.errors import OutputExistsError, StorageError
+from reap_serve.file_kinds import FileKind
 from reap_serve.leftovers import PARTIAL, RETIRED, hold, remove_leftovers, temporary_prefix
 from reap_serve.overwriting import (
     MARKER,
     descriptor_of,
     is_ours,
     is_stream,
+    require_no_input,
     require_replaceable_directory,
     require_replaceable_file,
 )
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(
+    path: Path, overwrite: bool, kind: FileKind | None = None, inputs: Iterable[str | Path] = ()
+) -> None:
     """Refuses an output file that is already there, before any work is done.
 
+    Args:
+        path: The output.
+        overwrite: Whether it may be replaced.
+        kind: What the command writes; a file of another kind is not replaced. None replaces any file.
+        inputs: What the command reads.
+
     Raises:
-        OutputExistsError: `path` exists and `overwrite` is false, or it is a directory.
+        OutputExistsError: `path` exists and `overwrite` is false, it is one of the inputs, a directory, or of another
+            kind.
         RequestError: It is a disk or a socket.
         StorageError: The folder of `path` cannot be made or written to.
     """
     if is_stream(path):
         return
+    require_no_input(path, inputs)
     _refuse(path, overwrite)
-    require_replaceable_file(path)
+    require_replaceable_file(path, kind)
 
 
-def refuse_existing_directory(path: Path, overwrite: bool) -> None:
+def refuse_existing_directory(path: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
     """Refuses an output directory that is already there, before any work is done.
 
+    Args:
+        path: The output.
+        overwrite: Whether it may be replaced.
+        inputs: What the command reads.
+
     Raises:
-        OutputExistsError: `path` exists and `overwrite` is false, or it is not ours to remove.
+        OutputExistsError: `path` exists and `overwrite` is false, it is or holds one of the inputs, or it is not ours
+            to remove.
         StorageError: The folder of `path` cannot be made or written to.
     """
+    require_no_input(path, inputs)
     _refuse(path, overwrite)
     require_replaceable_directory(path)
 

@@ -42,7 +42,7 @@ from reap_serve.cli.compare_options import (
     memory_budget,
 )
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import TrustTemplate
+from reap_serve.cli.traffic_options import TrustTemplate, named_files
 from reap_serve.cli.traffic_tables import note_skipped
 from reap_serve.errors import RequestError
 
@@ -116,8 +116,10 @@ def compare(
     from reap_serve.traffic.read import parse_slices, read_traffic
     from reap_serve.traffic.refusal import Refusals
 
-    refuse_existing_directory(output, overwrite)
-    for reference in (base, *([candidate] if candidate else []), *(also or [])):
+    models = [base, *([candidate] if candidate else []), *(also or [])]
+    records = [path for path in (plan, subspace, *(sweep or [])) if path is not None]
+    refuse_existing_directory(output, overwrite, [*models, *records, *named_files(files, slices)])
+    for reference in models:
         check_reference(reference)
     if load == "vllm-bench":
         require_vllm_bench()

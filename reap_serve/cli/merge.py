@@ -34,9 +34,11 @@ def merge_command(
     """Merge experts, as a baseline to compare pruning with: a checkpoint of the pruned one's size."""
     from reap_serve.merge.grouping import method_named
     from reap_serve.merge.run import MergeRequest, merge
+    from reap_serve.publish import refuse_existing_directory
     from reap_serve.statistics.merge import merge_files
 
     method_named(method)
+    refuse_existing_directory(output, overwrite, [model, *stats])
     request = MergeRequest(method, keep_experts, {} if mix is None else parse_mix(mix), align)
     statistics = merge_files(stats)
     with progress_bar() as bar:

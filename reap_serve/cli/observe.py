@@ -11,7 +11,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate
+from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate, named_files
 from reap_serve.cli.traffic_tables import note_receipt, note_skipped
 from reap_serve.errors import RequestError
 
@@ -102,6 +102,7 @@ def observe(
         raise RequestError("--engine-args is not a JSON object", 'write it as \'{"dtype": "float32"}\'')
 
     from reap_serve.adapter.offline import observe_traffic
+    from reap_serve.file_kinds import STATISTICS
     from reap_serve.model import open_model
     from reap_serve.publish import refuse_existing
     from reap_serve.record.settings import ObserveSettings, extra_sums_named
@@ -118,7 +119,7 @@ def observe(
     from reap_serve.traffic.strict import RENDERING_ARGUMENTS, longest_request, refuse_differing, require_stated_counts
     from reap_serve.traffic.tokens import token_counter
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, STATISTICS, [model, *named_files(traffic, slices)])
     source = open_model(model)
     malformed = Malformed()
     sandbox = TemplateSandbox(special_tokens_of(source.path))

@@ -120,12 +120,13 @@ def _make(
 ) -> None:
     from reap_serve.cli.output import note, print_json
     from reap_serve.cli.plan_tables import print_plan
+    from reap_serve.file_kinds import PLAN
     from reap_serve.plan.decision import decide
     from reap_serve.plan.instability import refuse_instability
     from reap_serve.plan.planner import format_plan, make_plan
     from reap_serve.publish import refuse_existing, write_file
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, PLAN, [*stats, *([] if model is None else [model])])
     header, evidence, checkpoint = gather_evidence(stats, model, request, drop_unsound)
     decision = decide(evidence, request.size, checkpoint)
     for layer, expert in evidence.unsound_kept(decision):

@@ -54,11 +54,12 @@ def plot(
 ) -> None:
     """Draw a plan: saliency by layer and expert with the cut, retained saliency, overlap between slices."""
     from reap_serve.cli.output import note
+    from reap_serve.file_kinds import PICTURE
     from reap_serve.plan.figure import plan_figure
     from reap_serve.plan.record import read_plan
     from reap_serve.publish import refuse_existing, write_file
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, PICTURE, [plan_path])
     write_file(output, plan_figure(read_plan(plan_path)).encode(), overwrite=overwrite)
     note(f"wrote {output}")
 
@@ -79,13 +80,14 @@ def restore(
     from reap_serve.cli.output import note, print_json
     from reap_serve.cli.plan import gather_evidence
     from reap_serve.cli.plan_tables import print_plan
+    from reap_serve.file_kinds import PLAN
     from reap_serve.plan.planner import format_plan, make_plan
     from reap_serve.plan.record import read_plan, require_plan_for
     from reap_serve.plan.request import PlanRequest, Size
     from reap_serve.plan.restore import MISSED_BY, restored
     from reap_serve.publish import refuse_existing, write_file
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, PLAN, [plan_path, *stats])
     plan = read_plan(plan_path)
     kept = max(len(layer.kept) for layer in plan.layers)
     request = PlanRequest(Size(keep_experts=kept + max(experts, 1)), MISSED_BY)

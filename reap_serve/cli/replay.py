@@ -19,6 +19,7 @@ from reap_serve.cli.traffic_options import (
     SkipMalformed,
     SliceFiles,
     TrafficFiles,
+    named_files,
     open_traffic,
 )
 from reap_serve.cli.traffic_tables import note_skipped
@@ -68,13 +69,14 @@ def replay_command(
     """Send recorded requests to an endpoint and measure the answers."""
     from itertools import islice
 
+    from reap_serve.file_kinds import REPLAY_REPORT
     from reap_serve.publish import refuse_existing
     from reap_serve.traffic.benchmark_report import write_report
     from reap_serve.traffic.endpoint import ClientSettings
 
     schedule = _schedule(rate, burstiness, timed, speedup, concurrency, seed)
     if report is not None:
-        refuse_existing(report, overwrite)
+        refuse_existing(report, overwrite, REPLAY_REPORT, named_files(files, slices))
     requests, malformed = open_traffic(files, slices, format, skip_malformed, require_text=False, keep_templates=True)
     settings = ClientSettings(
         url=url,

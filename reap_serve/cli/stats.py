@@ -73,13 +73,14 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Add statistics files of one model into one; a window that is there twice is refused."""
+    from reap_serve.file_kinds import STATISTICS
     from reap_serve.statistics.file import write_statistics
     from reap_serve.statistics.merge import merge_files
     from reap_serve.statistics.storage import expand_directories, refuse_existing
     from reap_serve.statistics.windows import parse_duration, require_any, select_since
 
-    refuse_existing(output, overwrite)
     paths = expand_directories(files)
+    refuse_existing(output, overwrite, STATISTICS, paths)
     older = 0
     if since is not None:
         chosen = require_any(select_since(paths, since), since)
@@ -143,11 +144,12 @@ def export(
 ) -> None:
     """Write statistics in the form of another tool."""
     from reap_serve.errors import RequestError
+    from reap_serve.file_kinds import EXPERT_LISTS, OBSERVER_STATE
     from reap_serve.statistics.foreign import report_bytes, report_of
     from reap_serve.statistics.observer_state import write_observer_state
     from reap_serve.statistics.storage import refuse_existing, write_whole
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, EXPERT_LISTS if form == "llm-compressor" else OBSERVER_STATE, files)
     if form == "llm-compressor" and keep_experts is None:
         raise RequestError("a report holds the experts that stay", "give --keep-experts N")
     statistics = _read(files, slices)
@@ -172,13 +174,14 @@ def import_(
 ) -> None:
     """Read another tool's file into a statistics file."""
     from reap_serve.architectures.resolve import resolve
+    from reap_serve.file_kinds import STATISTICS
     from reap_serve.model import fingerprint, open_model
     from reap_serve.statistics.file import write_statistics
     from reap_serve.statistics.foreign import statistics_of_report
     from reap_serve.statistics.observer_state import statistics_of_observer
     from reap_serve.statistics.storage import refuse_existing
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, STATISTICS, [file])
     source = open_model(model)
     moe_layers = resolve(source.config).limits(source.config).moe_layers
     if form == "llm-compressor":

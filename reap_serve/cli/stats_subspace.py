@@ -29,6 +29,7 @@ def subspace(
     from rich.table import Table
 
     from reap_serve.compare.subspace import ORIGINAL, analyse_subspace
+    from reap_serve.file_kinds import SUBSPACE
     from reap_serve.publish import refuse_existing, write_file
     from reap_serve.statistics.merge import merge_files
 
@@ -41,7 +42,7 @@ def subspace(
             )
         named[name] = file
     if output is not None:
-        refuse_existing(output, overwrite)
+        refuse_existing(output, overwrite, SUBSPACE, [original, *named.values()])
     found = analyse_subspace(merge_files([original]), {name: merge_files([file]) for name, file in named.items()})
     if output is not None:
         write_file(output, (found.model_dump_json() + "\n").encode(), overwrite=overwrite)

@@ -20,6 +20,7 @@ from reap_serve.cli.traffic_options import (
     Tokenizer,
     TrafficFiles,
     TrustTemplate,
+    named_files,
     open_traffic,
 )
 from reap_serve.cli.traffic_tables import note_skipped, print_summary
@@ -82,6 +83,7 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Choose requests at random, stratified by slice, until their tokens suffice."""
+    from reap_serve.file_kinds import BATCH
     from reap_serve.publish import new_file, refuse_existing
     from reap_serve.traffic.convert import write_batch
     from reap_serve.traffic.refusal import Refusals
@@ -89,7 +91,7 @@ def sample(
     from reap_serve.traffic.summary import SummaryTally
     from reap_serve.traffic.tokens import measurable, token_counter
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, BATCH, named_files(files, slices))
     bar = ReadingBar(files, slices)
     requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template, bar=bar)
     counter = token_counter(tokenizer)
@@ -127,10 +129,11 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Write any format as OpenAI Batch JSONL, with the recorded answers."""
+    from reap_serve.file_kinds import BATCH
     from reap_serve.publish import new_file, refuse_existing
     from reap_serve.traffic.convert import write_batch
 
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, BATCH, named_files(files, slices))
     bar = ReadingBar(files, slices)
     requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template, bar=bar)
     with bar.counted(requests) as counted_requests, new_file(output, overwrite=overwrite) as stream:

@@ -50,6 +50,11 @@ class AllocationName(StrEnum):
     EQUAL = "equal"
 
 
+def named_files(files: list[str] | None, slices: list[str] | None) -> list[str]:
+    """The files that TRAFFIC and the values of `--slice` name."""
+    return [*(files or ()), *(option.partition("=")[2] for option in slices or ())]
+
+
 class ReadingBar:
     """A progress bar of the bytes of traffic files, with the number of their requests.
 
@@ -62,7 +67,7 @@ class ReadingBar:
     """
 
     def __init__(self, files: list[str] | None, slices: list[str] | None) -> None:
-        paths = {*(files or ()), *(option.partition("=")[2] for option in slices or ())}
+        paths = set(named_files(files, slices))
         self.sized = all(os.path.isfile(path) for path in paths)
         self._bar = progress_bar(of_bytes=True)
         self._task = self._bar.add_task("requests", total=sum(map(os.path.getsize, paths)) if self.sized else None)

@@ -11,6 +11,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, stdout
+from reap_serve.cli.traffic_options import named_files
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def tune(
     from reap_serve.tune.request import TuneRequest, parse_budget
     from reap_serve.tune.run import tune as run
 
-    refuse_existing_directory(output, overwrite)
+    refuse_existing_directory(output, overwrite, [model, *(stats or []), *named_files(traffic, slices)])
     sized = keep_fraction is not None or keep_experts is not None
     request = TuneRequest(
         model=model,

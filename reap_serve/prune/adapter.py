@@ -32,7 +32,7 @@ from reap_serve.prune.layout import lay_out
 from reap_serve.prune.modules import ModuleCut
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.prune.write import carry, write_tensors, write_text
-from reap_serve.publish import new_directory, refuse_existing
+from reap_serve.publish import new_directory, refuse_existing_directory
 from reap_serve.records import read_json_object, strict_json
 from reap_serve.weight_headers import Tensor, read_shard
 
@@ -82,7 +82,7 @@ def prune_adapter(adapter: Path, model: str, plan_path: Path, output: Path, *, o
         RequestError: Model or plan are wrong.
     """
     begun = time.monotonic()
-    refuse_existing(output, overwrite)
+    refuse_existing_directory(output, overwrite, [adapter, model, plan_path])
     config = read_json_object(adapter / ADAPTER_CONFIG)
     checkpoint = _read(adapter)
     source = open_model(model)

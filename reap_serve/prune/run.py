@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reap_serve.errors import InputFileError, OutputExistsError, StorageError
 from reap_serve.model import open_model
-from reap_serve.overwriting import require_replaceable_directory
+from reap_serve.overwriting import require_no_input, require_replaceable_directory
 from reap_serve.prune.card import model_card
 from reap_serve.prune.checkpoint import SIDECAR_NAME
 from reap_serve.prune.hub import RemoteFiles
@@ -99,6 +99,7 @@ def prune(
         raise OutputExistsError(f"{output} exists already", "give another path or --overwrite")
     source = open_model(model) if remote is None else open_remote(model, remote)
     _require_apart(source.path, output)
+    require_no_input(output, [plan])
     require_replaceable_directory(output)
     job = make_job(source, plan, options, None if remote is None else RemoteWeights(remote))
     model_card(job.manifest, source)

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from reap_serve.errors import InputFileError, StorageError
+from reap_serve.file_kinds import STATISTICS_FORMAT
 from reap_serve.records import JsonValue, version_problem
 from reap_serve.statistics.record import (
     BATCH_FIELDS,
@@ -31,7 +32,7 @@ from reap_serve.statistics.record import (
     is_count,
 )
 
-FORMAT = "reap_serve.statistics"
+FORMAT = STATISTICS_FORMAT
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 COUNT_DTYPES: dict[str, np.dtype[np.generic]] = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}

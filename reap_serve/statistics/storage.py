@@ -7,14 +7,19 @@ import io
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from reap_serve import publish
 from reap_serve.errors import InputFileError, OutputExistsError, RequestError, StorageError
+from reap_serve.file_kinds import FileKind
+from reap_serve.overwriting import not_of_kind
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 SUFFIX = ".safetensors"
 # What fsspec raises where a path cannot be used: the store refuses, its driver is not installed, there is no such
@@ -167,25 +172,45 @@ def _read_into(buffer: _Buffer, path: str) -> _Buffer:
     return buffer
 
 
-def refuse_existing(path: str, overwrite: bool) -> None:
+def refuse_existing(
+    path: str, overwrite: bool, kind: FileKind | None = None, inputs: Iterable[str | Path] = ()
+) -> None:
     """Refuses an output that is already there, before any work is done.
 
+    Args:
+        path: The output.
+        overwrite: Whether it may be replaced.
+        kind: What the command writes; a file of another kind is not replaced. None replaces any file.
+        inputs: What the command reads.
+
     Raises:
-        OutputExistsError: It exists and `overwrite` is false.
+        OutputExistsError: It exists and `overwrite` is false, it is one of the inputs, or of another kind.
         StorageError: Its place cannot be looked at, or its folder cannot be made.
     """
     if not is_url(path):
-        publish.refuse_existing(Path(path), overwrite)
-    elif not overwrite and _exists(path):
+        publish.refuse_existing(Path(path), overwrite, kind, inputs)
+        return
+    if path in map(str, inputs):
+        raise OutputExistsError(f"the output {path} is read by this command", "give another path")
+    if not overwrite and _at(path, lambda system, place: system.exists(place)):
         raise OutputExistsError(f"{path} exists already", "give another path or --overwrite")
+    if kind is not None and _at(path, lambda system, place: _is_of_another_kind(system, place, kind)):
+        raise not_of_kind(path, kind)
 
 
-def _exists(url: str) -> bool:
+def _is_of_another_kind(system: AbstractFileSystem, place: str, kind: FileKind) -> bool:
+    if not system.exists(place) or not system.size(place):
+        return False
+    with system.open(place, "rb") as file:
+        return not kind.matches(file)
+
+
+def _at(url: str, look: Callable[[AbstractFileSystem, str], bool]) -> bool:
     try:
         import fsspec
 
         system, place = fsspec.core.url_to_fs(url)
-        return bool(system.exists(place))
+        return bool(look(system, place))
     except REFUSALS as error:
         raise StorageError(
             f"{url} cannot be written: {_reason(error)}", "check the path, its permissions and its driver"

@@ -41,6 +41,7 @@ BASE = {
     "architectures",
     "engine_environment",
     "errors",
+    "file_kinds",
     "leftovers",
     "model",
     "overwriting",

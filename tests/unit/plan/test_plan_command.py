@@ -225,3 +225,31 @@ def test_names_from_requests_are_printed_as_text(run: Run, tmp_path: Path) -> No
     code, out, err = run("plan", hostile, "--keep-fraction", 0.5, "--output", plan)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "\\x1b[32mplan.json exists already" in err
+
+
+def test_overwrite_spares_the_statistics_that_are_read_and_files_of_others(
+    run: Run, stats: Path, tmp_path: Path
+) -> None:
+    read = stats.read_bytes()
+    traffic = tmp_path / "code.jsonl"
+    traffic.write_text('{"prompt": "p"}\n')
+    link = tmp_path / "link.json"
+    link.symlink_to(stats)
+    for output, why in (
+        (stats, "is read by this command"),
+        (link, f"is {stats}, an input of this command"),
+        (traffic, "is not a plan, and --overwrite replaces only what this command writes"),
+    ):
+        code, out, err = run("plan", stats, "--keep-fraction", 0.5, "--output", output, "--overwrite")
+        assert (code, out) == (2, "")
+        assert why in err
+        assert err.count("\n") == 1
+    assert stats.read_bytes() == read
+    assert traffic.read_text() == '{"prompt": "p"}\n'
+    for _ in range(2):
+        code, _, _ = run("plan", stats, "--keep-fraction", 0.5, "--output", tmp_path / "plan.json", "--overwrite")
+        assert code == 0
+    code, _, err = run(
+        *("plan", "restore", tmp_path / "plan.json", stats, "--experts", 1, "-o", tmp_path / "plan.json", "--overwrite")
+    )
+    assert (code, "is read by this command" in err) == (2, True)

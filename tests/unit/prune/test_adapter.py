@@ -11,7 +11,7 @@ import pytest
 from odd_checkpoint import CONFIG, KEPT, Tensors, dense, plan, rows, tensor, trunk, write
 from small_checkpoint import read_back, safetensors_bytes
 
-from reap_serve.errors import ArchitectureError, InputFileError
+from reap_serve.errors import ArchitectureError, InputFileError, OutputExistsError
 from reap_serve.prune.adapter import prune_adapter
 
 ROOT = "base_model.model.model.layers"
@@ -141,3 +141,20 @@ def test_incomplete_adapters(tmp_path: Path) -> None:
         prune_adapter(adapter, str(model), plan(tmp_path / "p.json"), tmp_path / "out", overwrite=False)
     with pytest.raises(InputFileError, match=r"adapter_config\.json does not exist"):
         prune_adapter(tmp_path / "nowhere", str(model), tmp_path / "p.json", tmp_path / "out", overwrite=False)
+
+
+def test_overwrite_replaces_an_earlier_output_and_never_the_adapter(tmp_path: Path) -> None:
+    model = str(write(tmp_path / "model", CONFIG, {**dense(), **trunk()}))
+    adapter = write_adapter(tmp_path / "adapter", of_experts(0))
+    output, cut_by = tmp_path / "out", plan(tmp_path / "plan.json")
+    prune_adapter(adapter, model, cut_by, output, overwrite=False)
+    (output / "stale").write_text("")
+    assert prune_adapter(adapter, model, cut_by, output, overwrite=True).output == output
+    assert not (output / "stale").exists()
+    held = (output / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(OutputExistsError, match="out is read by this command"):
+        prune_adapter(output, model, cut_by, output, overwrite=True)
+    inside = plan(output / "plan.json")
+    with pytest.raises(OutputExistsError, match=r"out holds .*plan\.json, an input of this command"):
+        prune_adapter(adapter, model, inside, output, overwrite=True)
+    assert (output / "adapter_model.safetensors").read_bytes() == held

@@ -178,3 +178,17 @@ def test_help_loads_neither_numpy_nor_torch() -> None:
     program = "import sys, reap_serve.cli.stats; print(sorted({'numpy', 'torch', 'safetensors'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_merge_spares_what_it_reads_and_files_of_others(run: Run, folder: Path, tmp_path: Path) -> None:
+    held = sorted(folder.glob("*.safetensors"))[0]
+    content = held.read_bytes()
+    code, _, err = run("merge", folder, "-o", held, "--overwrite")
+    assert (code, f"the output {held} is read by this command" in err) == (2, True)
+    assert held.read_bytes() == content
+    plan = tmp_path / "plan.json"
+    plan.write_text("{}")
+    code, _, err = run("merge", folder, "-o", plan, "--overwrite")
+    assert (code, "plan.json is not a statistics file" in err) == (2, True)
+    for _ in range(2):
+        assert run("merge", folder, "-o", tmp_path / "sum.safetensors", "--overwrite")[0] == 0

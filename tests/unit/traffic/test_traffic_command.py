@@ -71,3 +71,23 @@ def test_refusals_leave_nothing_behind(
     assert (code, json.loads(out)["malformed"]) == (0, {"not JSON": 1})
     code, _, err = run(monkeypatch, capsys, "traffic", "convert", str(bad), "-o", str(target), "--skip-malformed")
     assert (code, "exists already" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["convert", "sample"])
+def test_overwrite_spares_the_traffic_that_is_read_and_files_of_others(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    traffic, notes, batch = tmp_path / "sg.json", tmp_path / "notes.txt", tmp_path / "batch.jsonl"
+    traffic.write_bytes((FIXTURES / "sharegpt.json").read_bytes())
+    notes.write_text("keep me\n")
+    arguments = ["--overwrite", *(["--tokens", "1"] if name == "sample" else [])]
+    for given in ([str(traffic)], ["--slice", f"chat={traffic}"]):
+        code, _, err = run(monkeypatch, capsys, "traffic", name, *given, "-o", str(traffic), *arguments)
+        assert (code, err) == (2, f"error: the output {traffic} is read by this command; give another path\n")
+    code, _, err = run(monkeypatch, capsys, "traffic", name, str(traffic), "-o", str(notes), *arguments)
+    assert code == 2
+    assert "notes.txt is not a file of OpenAI Batch lines" in err
+    assert traffic.read_bytes() == (FIXTURES / "sharegpt.json").read_bytes()
+    assert notes.read_text() == "keep me\n"
+    for _ in range(2):
+        assert run(monkeypatch, capsys, "traffic", name, str(traffic), "-o", str(batch), *arguments)[0] == 0
