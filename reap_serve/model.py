@@ -63,6 +63,16 @@ class ModelSource:
     config: Mapping[str, JsonValue]
 
 
+def require_path(reference: str) -> None:
+    """Refuses a reference that can only be a path, of a place where nothing is.
+
+    Raises:
+        InputFileError: It is such a one.
+    """
+    if not HUB_ID.fullmatch(reference) and not Path(reference).exists():
+        raise InputFileError(f"model {reference} does not exist", "give a local directory or a hub id org/name")
+
+
 def open_model(reference: str) -> ModelSource:
     """Opens a local directory or a hub id (`org/name[@revision]`).
 
@@ -72,9 +82,8 @@ def open_model(reference: str) -> ModelSource:
     """
     path = Path(reference)
     revision = None
+    require_path(reference)
     if not path.exists():
-        if not HUB_ID.fullmatch(reference):
-            raise InputFileError(f"model {reference} does not exist", "give a local directory or a hub id org/name")
         path, revision = _download(reference)
     if not path.is_dir():
         raise InputFileError(f"model {reference} is not a directory", "give the folder that holds config.json")

@@ -9,7 +9,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note
-from reap_serve.errors import InputFileError, RequestError
+from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
     from reap_serve.records import JsonValue
@@ -75,22 +75,21 @@ def serve(
     budget = _budget(overhead_budget)
     if minimum_tokens < 0:
         raise RequestError(f"--minimum-tokens {minimum_tokens} is negative", "give 0 or more")
+    from reap_serve import model as files_of_model
     from reap_serve.adapter.fit import require_fit
     from reap_serve.serve.become import become, shell_line
     from reap_serve.serve.command import server_command
     from reap_serve.serve.plan_files import named_plan_files, require_fitting
     from reap_serve.statistics.storage import is_url, require_folder
 
-    if model.startswith(("/", "./", "../")) and not Path(model).exists():
-        raise InputFileError(f"model {model} does not exist", "give a local directory or a hub id org/name")
+    if model.startswith(("/", "./", "../")):
+        files_of_model.require_path(model)
     if Path(model).is_dir():
-        from reap_serve.model import open_model, require_utf8_path
-
-        require_utf8_path(Path(model))
+        files_of_model.require_utf8_path(Path(model))
         if observe is not None:
             from reap_serve.adapter.defects import refuse_misrouted_family
 
-            refuse_misrouted_family(open_model(model).config)
+            refuse_misrouted_family(files_of_model.open_model(model).config)
     files, active = named_plan_files(plans or [], mask)
     require_fitting(model, files)
     if observe is not None:

@@ -44,6 +44,8 @@ def test_ctrl_c(name: str, tmp_path: Path) -> None:
             env={**os.environ, **ENVIRONMENT},
             stdout=subprocess.PIPE,
             stderr=stream,
+            # A shell lets what it starts in the background ignore Ctrl-C; this test may run there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         for _ in range(3000):

@@ -33,6 +33,11 @@ slowed("_digest_file", digests, digests._digest_file)
 """
 
 
+def heed_interrupts() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C; these tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def running(marker: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The program, slowed down, as a process of a terminal would be."""
@@ -40,6 +45,7 @@ def running(marker: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_interrupts,
     ) as process:  # fmt: skip
         try:
             yield process

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import reap_serve.cli.serve  # noqa: F401 - defines the command
+from reap_serve import model
 from reap_serve.cli.app import app
 from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
 from reap_serve.serve import become
@@ -38,6 +39,8 @@ def serve_line(arguments: Sequence[str], values: Mapping[str, str], monkeypatch:
     """Runs the command up to where it would become vLLM; `$(NAME)` and `${NAME...}` are taken from `values`."""
     commands: list[ServerCommand] = []
     monkeypatch.setattr(become, "become", commands.append)
+    # The volumes of the deployment are not here.
+    monkeypatch.setattr(model, "require_path", lambda reference: None)
     given = [
         next((values[name] for name in values if each.startswith((f"$({name})", f"${{{name}"))), each)
         for each in arguments

@@ -78,7 +78,11 @@ def engine_of(arguments: Sequence[str]) -> tuple[Any, bool, str]:
         tensor_parallel_size=found.tensor_parallel_size,
         prefill_context_parallel_size=1,
     )
-    config = SimpleNamespace(speculative_config=found.speculative_config, parallel_config=parallel)
+    config = SimpleNamespace(
+        speculative_config=found.speculative_config,
+        parallel_config=parallel,
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill="--kv-sharing-fast-prefill" in arguments),
+    )
     return config, not found.enforce_eager, found.moe_backend
 
 
