@@ -13,7 +13,7 @@ from reap_serve.model import Fingerprint
 from reap_serve.plan.record import Plan, read_plan
 from reap_serve.prune.manifest import read_manifest
 from reap_serve.records import provenance
-from reap_serve.statistics.storage import expand_directories
+from reap_serve.statistics.storage import expand_directories, is_url
 from reap_serve.statistics.windows import select_since
 
 
@@ -66,15 +66,19 @@ def plan_digest(plan: Plan) -> str:
 
 
 def _files(config: CycleConfig) -> list[str]:
-    """The statistics files; a directory that is empty or not there yet has none."""
+    """The statistics files; a directory that is empty has none yet."""
     found: list[str] = []
     for path in config.statistics.paths:
+        if not is_url(path) and not Path(path).exists():
+            raise InputFileError(
+                f"statistics {path} does not exist", "check statistics.paths, or make the folder that engines write to"
+            )
         try:
             found += expand_directories([path])
         except InputFileError:
-            if "://" in path or (Path(path).exists() and not Path(path).is_dir()):
+            if is_url(path) or not Path(path).is_dir():
                 raise
-    return [path for path in dict.fromkeys(found) if "://" in path or Path(path).exists()]
+    return [path for path in dict.fromkeys(found) if is_url(path) or Path(path).exists()]
 
 
 def _digest_of_files(paths: list[str]) -> str:

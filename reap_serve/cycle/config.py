@@ -6,13 +6,24 @@ import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from reap_serve.errors import InputFileError, RequestError
 from reap_serve.records import Record
+from reap_serve.statistics.saliency import CRITERIA
 from reap_serve.statistics.windows import parse_duration
 from reap_serve.tune.request import parse_budget
+
+
+def _known_criterion(name: str) -> str:
+    if name not in CRITERIA:
+        raise ValueError(f"there is no criterion {name!r}; use one of {', '.join(CRITERIA)}")
+    return name
+
+
+Criterion = Annotated[str, AfterValidator(_known_criterion)]
 
 
 class StatisticsSection(Record):
@@ -69,7 +80,7 @@ class DriftSection(Record):
             0.05 is five points.
     """
 
-    criterion: str = "reap"
+    criterion: Criterion = "reap"
     max_gate_mass_rise: float = Field(default=0.05, gt=0, le=1)
 
 
@@ -92,7 +103,7 @@ class ChooseSection(Record):
 
     keep_fraction: float | None = Field(default=None, gt=0, lt=1)
     keep_experts: int | None = Field(default=None, ge=1)
-    criterion: str = "reap"
+    criterion: Criterion = "reap"
     objective: str = Field(default="mean", pattern="^(mean|max-min)$")
     mix: dict[str, float] = {}
     tune: bool = False
@@ -218,7 +229,7 @@ def read_config(path: Path) -> CycleConfig:
     """The configuration in a TOML file, its paths made absolute.
 
     Raises:
-        InputFileError: It is missing, not TOML, or a key is unknown or wrong.
+        InputFileError: It is missing, not TOML, a key is unknown or wrong, or `state` is a model's folder.
     """
     try:
         value = tomllib.loads(path.read_text("utf-8"))
@@ -231,12 +242,27 @@ def read_config(path: Path) -> CycleConfig:
     try:
         config = CycleConfig.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "top level"
-        raise InputFileError(
-            f"{path}: {place}: {first['msg']} ({error.error_count()} problems)", "see reap_serve/cycle/README.md"
-        ) from None
-    return _absolute(config, path.absolute().parent)
+        raise _refusal(path, error) from None
+    config = _absolute(config, path.absolute().parent)
+    if (config.state / "config.json").exists():
+        raise InputFileError(f"{path}: state: {config.state} is the folder of a model", "give a folder of its own")
+    return config
+
+
+def _refusal(path: Path, error: ValidationError) -> InputFileError:
+    """What is wrong first, and how much there is; a key that is unknown is often why another is missing."""
+    problems = error.errors(include_url=False)
+    count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"]) or "top level"
+    if first["type"] != "extra_forbidden":
+        what = first["msg"].removeprefix("Value error, ")
+        return InputFileError(f"{path}: {place}: {what}{count}", "see reap_serve/cycle/README.md")
+    section: object = CycleConfig
+    for part in first["loc"][:-1]:
+        section = CycleConfig.model_fields[str(part)].annotation
+    keys = ", ".join(section.model_fields) if isinstance(section, type) and issubclass(section, Record) else ""
+    return InputFileError(f"{path}: unknown key {place}{count}", f"the keys there are {keys}")
 
 
 def _absolute(config: CycleConfig, root: Path) -> CycleConfig:
@@ -271,4 +297,4 @@ def _require(parse: Callable[[str], object], text: str) -> None:
     try:
         parse(text)
     except RequestError as error:
-        raise ValueError(error.what) from None
+        raise ValueError(error.what.removeprefix("--")) from None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from reap_serve.compare.record import Report
 from reap_serve.compare.thresholds import Threshold, failures, parse_thresholds
-from reap_serve.errors import RequestError
 from reap_serve.tune.limits import judge
 from reap_serve.tune.limits import parse_limits as parse_slice_limits
 
@@ -30,20 +29,28 @@ class Limits:
     of_slices: tuple[Threshold, ...]
     others: tuple[Threshold, ...]
 
+    def __add__(self, more: Limits) -> Limits:
+        """Both."""
+        return Limits((*self.of_slices, *more.of_slices), (*self.others, *more.others))
 
-def parse_limits(texts: Sequence[str], slices: Collection[str]) -> Limits:
+
+def parse_limits(texts: Sequence[str], slices: Collection[str], place: str) -> Limits:
     """Limits from their expressions.
 
     Args:
         texts: As the operator wrote them.
         slices: Names of the held-out traffic's slices.
+        place: Where they stand, for an error: the file and the key.
 
     Raises:
         RequestError: A limit is not of the form, or names what no report has.
     """
     mine = [text for text in texts if text.strip().startswith("slices.")]
-    rest = [_opposite(text) for text in texts if text not in mine]
-    return Limits(parse_slice_limits(mine, slices), tuple(parse_thresholds(rest, slices)))
+    rest = [text for text in texts if text not in mine]
+    # As they are written first: an error shows what stands in the file.
+    parse_thresholds(rest, slices, place)
+    opposites = parse_thresholds([_opposite(text) for text in rest], slices, place)
+    return Limits(parse_slice_limits(mine, slices, place), tuple(opposites))
 
 
 def broken(limits: Limits, report: Report) -> list[str]:
@@ -62,4 +69,4 @@ def _opposite(text: str) -> str:
         path, found, number = text.partition(sign)
         if found:
             return f"{path}{opposite}{number}"
-    raise RequestError(f"limit {text!r} is not PATH<NUMBER", "signs are > >= < <=")
+    raise ValueError(f"{text!r} has no sign")

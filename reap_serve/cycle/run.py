@@ -16,7 +16,7 @@ from reap_serve.cycle.limits import broken, parse_limits
 from reap_serve.cycle.metrics import tell_failure, tell_outcome
 from reap_serve.cycle.retention import clean
 from reap_serve.cycle.state import SCHEMA_VERSION, Decision, Inputs, State
-from reap_serve.errors import ReapServeError
+from reap_serve.errors import ReapServeError, TrafficError
 from reap_serve.plan.record import Plan, require_plan_for
 from reap_serve.records import provenance
 from reap_serve.serve.plan_check import check_plan, served_model
@@ -41,23 +41,27 @@ def run_cycle(path: Path, say: Say = lambda line: None) -> Decision:
     state = State(config.state)
     with state.locked():
         try:
-            decision = _decide(config, state, path.read_bytes(), say)
+            decision = _decide(config, state, path, say)
             clean(config, state, say)
-        except ReapServeError:
+        except ReapServeError as error:
             tell_failure(config.metrics, state)
+            if isinstance(error, TrafficError):
+                # The readers of traffic speak of the option that commands have.
+                remedy = error.remedy.replace("--skip-malformed", "skip_malformed = true under [traffic]")
+                raise TrafficError(error.what, remedy) from None
             raise
         tell_outcome(config.metrics, state, decision)
     return decision
 
 
-def _decide(config: CycleConfig, state: State, config_bytes: bytes, say: Say) -> Decision:
+def _decide(config: CycleConfig, state: State, path: Path, say: Say) -> Decision:
     model = served_model(config.model)
     requests = steps.heldout_requests(config)
     slices = {request.slice for request in requests}
-    trial_limits = parse_limits(config.gates.trial, slices)
-    all_limits = parse_limits([*config.gates.trial, *config.gates.checkpoint], slices)
+    trial_limits = parse_limits(config.gates.trial, slices, f"{path}: gates.trial")
+    all_limits = trial_limits + parse_limits(config.gates.checkpoint, slices, f"{path}: gates.checkpoint")
 
-    run, inputs = _open_run(state, collect_inputs(config, model.fingerprint, config_bytes), say)
+    run, inputs = _open_run(state, collect_inputs(config, model.fingerprint, path.read_bytes()), say)
     known = state.decision_of(run)
     if known is not None:
         say(f"nothing changed since {run.name}")

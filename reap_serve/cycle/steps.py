@@ -34,6 +34,7 @@ from reap_serve.statistics.merge import merge_files
 from reap_serve.statistics.record import Statistics
 from reap_serve.statistics.windows import parse_duration
 from reap_serve.traffic.read import read_traffic
+from reap_serve.traffic.refusal import Refusals
 from reap_serve.traffic.request import Request
 
 WINDOWS_NAME = "windows.safetensors"
@@ -143,6 +144,7 @@ def settings_of(config: CycleConfig, *, latency: bool) -> CompareSettings:
         max_answer_tokens=engine.max_answer_tokens,
         latency_requests=engine.latency_requests if latency else 0,
         concurrency=(engine.concurrency,),
+        refusals=Refusals(config.traffic.skip_malformed),
     )
 
 

@@ -15,21 +15,22 @@ from reap_serve.errors import RequestError
 from reap_serve.tune.record import LimitResult
 
 
-def parse_limits(texts: Sequence[str], slices: Collection[str]) -> tuple[Threshold, ...]:
+def parse_limits(texts: Sequence[str], slices: Collection[str], option: str = "--limit") -> tuple[Threshold, ...]:
     """Limits from their expressions.
 
     Args:
         texts: As the user wrote them.
         slices: Names of the traffic's slices.
+        option: How to call them in an error.
 
     Raises:
         RequestError: An expression is not of the form, or names no figure of a slice's quality.
     """
-    limits = tuple(parse_thresholds(texts, slices, "--limit"))
+    limits = tuple(parse_thresholds(texts, slices, option))
     for limit in limits:
         if limit.slice is None or limit.keys[0] != "quality":
             raise RequestError(
-                f"--limit {limit.text!r} names no quality of a slice: tune measures neither latency, memory nor tasks",
+                f"{option} {limit.text!r} names no quality of a slice: tune measures neither latency, memory nor tasks",
                 "name such as slices.*.quality.perplexity_ratio",
             )
     return limits

@@ -12,9 +12,10 @@ import small_checkpoint
 from cycle_world import World
 
 from reap_serve.cycle import choose, steps
+from reap_serve.cycle.config import read_config
 from reap_serve.cycle.run import run_cycle
 from reap_serve.cycle.state import State
-from reap_serve.errors import EngineError, InputFileError, RequestError, StorageError
+from reap_serve.errors import EngineError, InputFileError, RequestError, StorageError, TrafficError
 from reap_serve.plan.record import read_plan
 from reap_serve.prune.manifest import read_manifest
 from reap_serve.records import provenance
@@ -245,8 +246,30 @@ def test_a_plan_file_may_be_what_is_served(world: World) -> None:
         ('since = "7d"', 'since = "soon"', InputFileError, "no duration"),
         ("keep_experts = 2", 'limits = ["slices.*.quality.perplexity_ratio<2"]', InputFileError, r"traffic\.choose"),
         ("keep_experts = 2", 'keep_experts = 2\nbudget = "a while"', InputFileError, "no budget"),
-        ("[gates]", "[gate]", InputFileError, "Extra inputs|Field required"),
-        ("kl_divergence_mean<0.2", "kl_divergenze_mean<0.2", RequestError, "kl_divergenze_mean"),
+        ("[gates]", "[gate]", InputFileError, r"unknown key gate \(2 problems\); the keys there are model, .* gates,"),
+        (
+            "since =",
+            "sinse =",
+            InputFileError,
+            r"toml: unknown key statistics\.sinse; the keys there are paths,",
+        ),
+        ("kl_divergence_mean<0.2", "kl<0.2", RequestError, r"cycle\.toml: gates\.trial 'slices\.\*\.quality\.kl<0\.2'"),
+        (
+            "[gates]",
+            '[gates]\ncheckpoint = ["a<1"]',
+            RequestError,
+            r"cycle\.toml: gates\.checkpoint 'a<1': the rep",
+        ),
+        ("[gates]", '[gates]\ncheckpoint = ["a"]', RequestError, r"cycle\.toml: gates\.checkpoint 'a' is not PATH"),
+        (
+            "[gates]",
+            'criterion = "nix"\n[gates]',
+            InputFileError,
+            r"choose\.criterion: there is no .* one of reap,",
+        ),
+        ("[gates]", '[drift]\ncriterion = "nix"\n[gates]', InputFileError, r"drift\.criterion: there is no criterion"),
+        ('state = "state"', 'state = "base"', InputFileError, "state: .*base is the folder of a model"),
+        ('paths = ["stats"]', 'paths = ["stats", "stat"]', InputFileError, "statistics .*/stat does not exist"),
         ('heldout = ["heldout.jsonl"]', 'heldout = ["gone.jsonl"]', RequestError, "gone.jsonl"),
         ("model", "model = = ", InputFileError, "is not TOML"),
     ],
@@ -260,6 +283,16 @@ def test_a_wrong_configuration_is_named_before_anything_starts(
     with pytest.raises(error, match=message):
         run_cycle(world.config)
     assert world.engine_calls == []
+
+
+def test_a_malformed_line_names_the_key_that_passes_over_it(world: World) -> None:
+    with (world.root / "heldout.jsonl").open("a") as file:
+        file.write("{\n")
+    with pytest.raises(TrafficError, match=r"or skip such lines with skip_malformed = true under \[traffic\]$"):
+        run_cycle(world.config)
+    world.config.write_text(world.config.read_text().replace("[traffic]", "[traffic]\nskip_malformed = true"))
+    assert "no statistics" in run_cycle(world.config).reason
+    assert steps.settings_of(read_config(world.config), latency=False).refusals.skip
 
 
 def test_tune_chooses_where_limits_are_given_and_says_when_nothing_can_go(
