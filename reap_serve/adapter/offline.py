@@ -7,6 +7,9 @@ answered; they count as decode. The token that ends the answer is left out: when
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
+import inspect
 import itertools
 import os
 import sys
@@ -21,7 +24,7 @@ from reap_serve.adapter.fit import require_fit
 from reap_serve.adapter.renderer import EngineRenderer, refusing_errors
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
-from reap_serve.errors import EngineError, RequestError
+from reap_serve.errors import EngineError, ReapServeError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
 from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
@@ -84,8 +87,8 @@ def observe_traffic(
         refusals: What happens to a request that the template or vLLM refuses; None stops at the first.
 
     Raises:
-        EngineError: vLLM does not fit this release, or did not start.
-        RequestError: No request could be run.
+        EngineError: vLLM does not fit this release, did not start, or failed.
+        RequestError: No request could be run, or the engine has no such argument.
         TrafficError: A request is refused.
     """
     model = fingerprint(source)
@@ -147,7 +150,7 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     """An engine with observation on; prefix caching is off, since cached tokens never reach the experts.
 
     Raises:
-        RequestError: The arguments ask for several engines.
+        RequestError: The arguments ask for several engines, or one is unknown.
         EngineError: It did not start.
     """
     engines = arguments.get("data_parallel_size", 1)
@@ -162,6 +165,7 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    _refuse_unknown(arguments)
     chosen: dict[str, object] = {
         "model": str(source.path),
         "enable_prefix_caching": False,
@@ -184,6 +188,18 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
     except Exception as error:  # whatever stops vLLM stops us, and says why
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise EngineError(f"vLLM did not start: {lines[-1]}", "see the log above, or add --debug") from error
+
+
+def _refuse_unknown(arguments: Mapping[str, JsonValue]) -> None:
+    """Refuses arguments that neither `vllm.LLM` nor `vllm.EngineArgs` has."""
+    from vllm import LLM, EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)} | set(inspect.signature(LLM).parameters)
+    for name in arguments:
+        if name not in known:
+            like = difflib.get_close_matches(name, known, 1)
+            remedy = f"it has {like[0]}" if like else "names are those of the fields of vllm.EngineArgs"
+            raise RequestError(f"vLLM's engine has no argument {name!r}", remedy)
 
 
 def collect(llm: LLM, model: Fingerprint) -> Statistics:
@@ -217,10 +233,17 @@ def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:
     """Runs prompts and their recorded answers through the engine, each in one prefill.
 
     Raises:
-        Exception: One of `refusals()`, where vLLM refuses one; nothing was computed then.
+        Exception: One of `refusing_errors()`, where vLLM refuses one; nothing was computed then.
+        EngineError: vLLM failed while it computed.
     """
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
-    llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
+    try:
+        llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
+    except Exception as error:  # whatever fails in a step of vLLM is vLLM's, and it says why
+        if isinstance(error, (ReapServeError, *refusing_errors())):
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise EngineError(f"vLLM failed: {lines[0]}", "see the log above, or add --debug") from error
 
 
 def _run(llm: LLM, batch: list[tuple[Request, ForcedTokens]], refusals: Refusals) -> list[tuple[Request, ForcedTokens]]:

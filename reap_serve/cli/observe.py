@@ -63,7 +63,7 @@ def observe(
         ),
     ] = False,
     max_model_len: Annotated[
-        int | None, typer.Option(help="Longest sequence of the engine, tokens.", rich_help_panel=_ENGINE)
+        int | None, typer.Option(min=1, help="Longest sequence of the engine, tokens.", rich_help_panel=_ENGINE)
     ] = None,
     engine_args: Annotated[
         str, typer.Option(metavar="JSON", help="Further arguments of vLLM's engine.", rich_help_panel=_ENGINE)

@@ -72,8 +72,9 @@ def replay_command(
     from reap_serve.file_kinds import REPLAY_REPORT
     from reap_serve.publish import refuse_existing
     from reap_serve.traffic.benchmark_report import write_report
-    from reap_serve.traffic.endpoint import ClientSettings
+    from reap_serve.traffic.endpoint import ClientSettings, require_url
 
+    require_url(url)
     schedule = _schedule(rate, burstiness, timed, speedup, concurrency, seed)
     if report is not None:
         refuse_existing(report, overwrite, REPLAY_REPORT, named_files(files, slices))

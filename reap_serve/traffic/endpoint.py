@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 
@@ -45,6 +46,21 @@ class ClientSettings:
     max_retries: int = 0
     tag_slices: bool = False
     max_output_tokens: int | None = None
+
+
+def require_url(url: str) -> None:
+    """Refuses what is no URL of an endpoint.
+
+    Raises:
+        RequestError: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise RequestError(f"{url} is no URL of an endpoint", "give http://host:port")
 
 
 class Endpoint:

@@ -129,6 +129,11 @@ REFUSED = [
     ((*("serve", "org/model"), "--overhead-budget", "nan"), "--overhead-budget nan is not in (0, 1)"),
     ((*("serve", "org/model"), "--minimum-tokens", "-1"), "--minimum-tokens -1 is negative; give 0 or more"),
     ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--sample-fraction", "0"), "--sample-fraction 0.0 is not in"),
+    ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--max-model-len", "0"), "Invalid value for '--max-model-len'"),
+    ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--max-model-len", "-3"), "Invalid value for '--max-model-len'"),
+    (("replay", "x.jsonl", "--url", "nonsense"), "nonsense is no URL of an endpoint; give http://host:port"),
+    (("replay", "x.jsonl", "--url", "http://:80"), "http://:80 is no URL of an endpoint"),
+    (("replay", "x.jsonl", "--url", "http://a:99999"), "http://a:99999 is no URL of an endpoint"),
 ]
 
 
