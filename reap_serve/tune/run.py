@@ -68,7 +68,7 @@ def tune(request: TuneRequest, say: Say = lambda line: None) -> TuneReport:
     if not answered:
         raise RequestError(
             f"none of {len(request.requests)} requests has a recorded answer, which is what plans are measured on",
-            "give traffic with answers: record it by `reap-serve replay`, or keep them in your gateway's log",
+            "give traffic with answers, such as your gateway's log of requests and responses",
         )
     limits = parse_limits(request.limits, {entry.slice for entry in answered})
     given = merge_files(request.statistics) if request.statistics else None
