@@ -122,7 +122,7 @@ def _make(
     from reap_serve.cli.plan_tables import print_plan
     from reap_serve.file_kinds import PLAN
     from reap_serve.plan.decision import decide
-    from reap_serve.plan.instability import refuse_instability
+    from reap_serve.plan.instability import refuse_instability, refuse_unjudged
     from reap_serve.plan.planner import format_plan, make_plan
     from reap_serve.publish import refuse_existing, write_file
 
@@ -131,6 +131,7 @@ def _make(
     decision = decide(evidence, request.size, checkpoint)
     for layer, expert in evidence.unsound_kept(decision):
         note(f"warning: layer {layer} keeps expert {expert}: {evidence.unsound[layer, expert]}; keep fewer experts")
+    refuse_unjudged(evidence, decision)
     refuse_instability(evidence, decision)
     plan = make_plan(header, evidence, decision, checkpoint)
     write_file(output, format_plan(plan), overwrite=overwrite)

@@ -94,8 +94,10 @@ def prune_command(
     if as_json:
         print_json(document)
         return
+    fewest, most = result.fewest_after, result.experts_after
+    kept = str(most) if fewest == most else f"{fewest} to {most}"
     stdout.print(
-        f"{result.output}: {result.experts_after} of {result.experts_before} experts a layer, "
+        f"{result.output}: {kept} of {result.experts_before} experts a layer, "
         f"{result.tensors} tensors, {result.bytes_written / 1e9:.2f} GB in {result.seconds:.1f} s"
     )
 

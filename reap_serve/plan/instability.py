@@ -27,10 +27,12 @@ def instability(evidence: Evidence, decision: Decision) -> Floats | None:
     not modelled, and takes that of the mixture as its estimate.
 
     Returns:
-        None for criteria of which no standard error is known.
+        None for criteria of which no standard error is known, and where no expert of a layer that is cut was judged.
     """
     saliency_LE, error_LE = _with_guards(evidence)
     if not np.isfinite(error_LE).any() or evidence.request.criterion == "random":
+        return None
+    if unjudged_layers(evidence, decision):
         return None
     num_layers, num_experts = saliency_LE.shape
     num_groups = evidence.model.num_groups
@@ -41,6 +43,32 @@ def instability(evidence: Evidence, decision: Decision) -> Floats | None:
     )
     by_layer: Floats = of_group.reshape(num_layers, num_groups).mean(axis=1)
     return by_layer
+
+
+def unjudged_layers(evidence: Evidence, decision: Decision) -> tuple[int, ...]:
+    """Positions on axis L of layers that are cut and of which no expert was judged, for too few tokens."""
+    guards = evidence.guards
+    is_cut_L = ~decision.kept_LE.all(axis=1)
+    is_unjudged_L = guards.unjudged_LE.any(axis=1) & ~(guards.precedence_LE == 0).any(axis=1)
+    return tuple(np.flatnonzero(is_cut_L & is_unjudged_L).tolist())
+
+
+def refuse_unjudged(evidence: Evidence, decision: Decision) -> None:
+    """Refuses a cut of layers of which no expert was judged: which of them stay would be a matter of their numbers.
+
+    Raises:
+        PlanError: With the layers, `min_tokens`, and the most tokens that an expert of them had.
+    """
+    rows = list(unjudged_layers(evidence, decision))
+    if not rows or evidence.request.force:
+        return
+    most = int(np.sum([term.sums.token_count_LE for term in evidence.terms], axis=0)[rows].max())
+    raise PlanError(
+        f"in {len(rows)} of {len(decision.kept_LE)} layers every expert has fewer than --min-tokens "
+        f"{evidence.request.min_tokens} tokens (layer {evidence.layer_indices[rows[0]]} is the first, {most} tokens "
+        "the most of an expert in them), so that nothing says which to drop",
+        f"give --min-tokens {most} or less, observe more traffic, or give --force",
+    )
 
 
 def refuse_instability(evidence: Evidence, decision: Decision) -> None:

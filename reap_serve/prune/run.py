@@ -38,6 +38,7 @@ class PruneResult:
         seconds: Wall time from the first check to the publication.
         experts_before: Experts per layer of the source.
         experts_after: Experts per layer of the output; the largest count where layers differ.
+        fewest_after: The smallest count of a layer of the output.
         left_out: Files beside the weights that were not carried, as paths below the source.
     """
 
@@ -48,6 +49,7 @@ class PruneResult:
     seconds: float
     experts_before: int
     experts_after: int
+    fewest_after: int
     left_out: tuple[str, ...] = ()
 
 
@@ -130,6 +132,7 @@ def prune(
         seconds=time.monotonic() - begun,
         experts_before=job.manifest.experts_before,
         experts_after=job.manifest.experts_after,
+        fewest_after=min(len(layer.kept) for layer in job.manifest.plan.layers),
         left_out=job.companions.left_out,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import uuid
 from collections import deque
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from reap_serve import publish
 from reap_serve.errors import InputFileError, OutputExistsError, RequestError, StorageError
-from reap_serve.file_kinds import FileKind
+from reap_serve.file_kinds import FileKind, is_statistics
 from reap_serve.overwriting import not_of_kind
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 SUFFIX = ".safetensors"
+# Endings of files that are read in a directory whatever is in them, so that a broken one is no silent gap.
+SUFFIXES = (SUFFIX, ".stats")
+log = logging.getLogger(__name__)
 # What fsspec raises where a path cannot be used: the store refuses, its driver is not installed, there is no such
 # protocol, the driver does not have the operation (a web server is read but not written).
 REFUSALS = (OSError, ImportError, ValueError, NotImplementedError)
@@ -40,6 +44,9 @@ def is_url(path: str) -> bool:
 def expand_directories(paths: Iterable[str]) -> list[str]:
     """The paths, with each directory replaced by the statistics files in it, by name.
 
+    These are the files with one of `SUFFIXES`, and those that begin as statistics do. A file with such a name in its
+    own, as `week.stats.gz`, is passed over with a warning.
+
     Raises:
         InputFileError: A directory holds none, or cannot be listed.
     """
@@ -50,11 +57,36 @@ def expand_directories(paths: Iterable[str]) -> list[str]:
             expanded.append(path)
             continue
         # Partial files of writers at work start with a dot.
-        files = sorted(name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+        places = {name: f"{path.rstrip('/')}/{name}" for name in sorted(names) if not name.startswith(".")}
+        files = [name for name, place in places.items() if name.endswith(SUFFIXES) or _begins_as_statistics(place)]
+        passed = [name for name in places if name not in files and any(f"{ending}." in name for ending in SUFFIXES)]
         if not files:
-            raise InputFileError(f"directory {path} holds no {SUFFIX} file", "check the path")
-        expanded.extend(f"{path.rstrip('/')}/{name}" for name in files)
+            found = f"; passed over: {', '.join(passed)}" if passed else ""
+            raise InputFileError(
+                f"directory {path} holds no statistics file ({' or '.join(SUFFIXES)}{found})", "check the path"
+            )
+        if passed:
+            log.warning("%s: passed over, as they are no statistics files: %s", path, ", ".join(passed))
+        expanded.extend(places[name] for name in files)
     return expanded
+
+
+def _begins_as_statistics(path: str) -> bool:
+    try:
+        if not is_url(path):
+            if not os.path.isfile(path):
+                return False
+            with open(path, "rb") as file:
+                return is_statistics(file)
+        import fsspec
+
+        system, place = fsspec.core.url_to_fs(path)
+        if not system.isfile(place):
+            return False
+        with system.open(place, "rb") as file:
+            return is_statistics(file)
+    except REFUSALS:
+        return False
 
 
 def _list_directory(path: str) -> list[str] | None:

@@ -56,7 +56,7 @@ def batch_line(request: Request, *, model: str | None = None) -> dict[str, JsonV
 
 
 def write_batch(requests: Iterable[Request], stream: BinaryIO, *, model: str | None = None) -> int:
-    """Writes Batch lines.
+    """Writes Batch lines, each under an id of its own: the one it has where that is new, else a number.
 
     Returns:
         Number of lines.
@@ -64,11 +64,22 @@ def write_batch(requests: Iterable[Request], stream: BinaryIO, *, model: str | N
     Raises:
         TrafficError: A request has no text.
     """
-    written = 0
+    written, taken = 0, set[str]()
     for request in requests:
-        stream.write(json.dumps(batch_line(request, model=model), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        line = batch_line(request, model=model)
         written += 1
+        line["custom_id"] = _new_id(str(line["custom_id"]), written, taken)
+        stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     return written
+
+
+def _new_id(wanted: str, number: int, taken: set[str]) -> str:
+    """The id wanted, or a number from the line's own on, that no line has; it is taken then."""
+    found = wanted
+    while found in taken:
+        found, number = str(number), number + 1
+    taken.add(found)
+    return found
 
 
 def _response_body(request: Request) -> dict[str, JsonValue]:

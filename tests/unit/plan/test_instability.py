@@ -10,7 +10,8 @@ from statistics_of import random_statistics, statistics
 
 from reap_serve.errors import PlanError
 from reap_serve.plan.decision import Decision, Evidence, decide, gather
-from reap_serve.plan.instability import instability, refuse_instability
+from reap_serve.plan.guards import drop_first
+from reap_serve.plan.instability import instability, refuse_instability, refuse_unjudged
 from reap_serve.plan.limits import ModelLimits
 from reap_serve.plan.request import PlanRequest, Size
 from reap_serve.statistics.record import Statistics
@@ -70,10 +71,28 @@ def test_clear_differences_are_not_refused() -> None:
 
 def test_guarded_experts_never_change() -> None:
     source = noisy(20, 0.02)
-    request = PlanRequest(Size(0.5), min_tokens=21, unseen="drop")
-    found = instability(*cut(source, request))
+    evidence, _ = cut(source, PlanRequest(Size(0.5)))
+    # Half of the experts go whatever is seen of them, which leaves the judged half no choice.
+    unsound_LE = np.zeros((4, NUM_EXPERTS), np.bool_)
+    unsound_LE[:, ::2] = True
+    evidence = replace(evidence, guards=drop_first(evidence.guards, unsound_LE))
+    found = instability(evidence, decide(evidence, evidence.request.size))
     assert found is not None
     assert found.tolist() == [0.0] * 4
+
+
+def test_a_cut_of_layers_without_a_judged_expert_is_refused_and_has_no_instability() -> None:
+    request = PlanRequest(Size(0.5), min_tokens=21)
+    evidence, decision = cut(noisy(20, 0.3), request)
+    with pytest.raises(
+        PlanError, match=r"in 4 of 4 layers every expert has fewer than --min-tokens 21 tokens"
+    ) as found:
+        refuse_unjudged(evidence, decision)
+    assert found.value.remedy == "give --min-tokens 20 or less, observe more traffic, or give --force"
+    assert instability(evidence, decision) is None
+    refuse_unjudged(*cut(noisy(20, 0.3), replace(request, force=True)))
+    refuse_unjudged(*cut(noisy(20, 0.3), replace(request, size=Size(1.0))))
+    refuse_unjudged(*cut(noisy(20, 0.3), replace(request, min_tokens=20)))
 
 
 def test_groups_are_cut_each_for_itself() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from small_checkpoint import CONFIG, expert_bytes, read_all, write_checkpoint, write_plan
 
+from reap_serve.cli.app import main
 from reap_serve.errors import ArchitectureError, PlanError
 from reap_serve.prune.decide import MtpChoice
 from reap_serve.prune.job import PruneOptions
@@ -76,3 +77,15 @@ def test_it_is_refused_for_a_family_that_no_patch_serves(tmp_path: Path) -> None
     with pytest.raises(ArchitectureError, match=r"no patch lets vLLM serve .* layers of qwen2_moe"):
         prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_line_says_how_many_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, plan = write_checkpoint(tmp_path / "source"), write_plan(tmp_path / "plan.json", KEPT)
+    output = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["reap-serve", "prune", str(source), str(plan), str(output), "--unequal-layers"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert f"{output}: 2 to 3 of 4 experts a layer" in capsys.readouterr().out

@@ -192,3 +192,20 @@ def test_merge_spares_what_it_reads_and_files_of_others(run: Run, folder: Path, 
     assert (code, "plan.json is not a statistics file" in err) == (2, True)
     for _ in range(2):
         assert run("merge", folder, "-o", tmp_path / "sum.safetensors", "--overwrite")[0] == 0
+
+
+def test_a_directory_is_read_by_both_endings_and_by_content(run: Run, folder: Path) -> None:
+    (folder / "0.safetensors").rename(folder / "monday.stats")
+    (folder / "1.safetensors").rename(folder / "tuesday")
+    (folder / "notes.txt").write_text("not read")
+    code, out, err = run("show", folder, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["layers"][0]["token_count"] == 100
+    (folder / "tuesday").rename(folder / "1.safetensors")
+    code, out, _ = run("show", folder, "--json")
+    assert (code, json.loads(out)["layers"][0]["token_count"]) == (0, 100)
+    for name in ("monday.stats", "1.safetensors"):
+        (folder / name).unlink()
+    (folder / "week.stats.gz").write_bytes(b"\x1f\x8b")
+    code, _, err = run("show", folder)
+    assert (code, "holds no statistics file" in err, "passed over: week.stats.gz" in err) == (2, True, True)

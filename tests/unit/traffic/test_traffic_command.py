@@ -91,3 +91,18 @@ def test_overwrite_spares_the_traffic_that_is_read_and_files_of_others(
     assert notes.read_text() == "keep me\n"
     for _ in range(2):
         assert run(monkeypatch, capsys, "traffic", name, str(traffic), "-o", str(batch), *arguments)[0] == 0
+
+
+def test_every_converted_line_has_an_id_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    files = []
+    for index, record_id in enumerate((None, None, "a", "a", None)):
+        record = {"body": {"messages": [{"role": "user", "content": str(index)}]}, "url": "/v1/chat/completions"}
+        files.append(tmp_path / f"{index}.jsonl")
+        files[-1].write_text(json.dumps(record | ({} if record_id is None else {"custom_id": record_id})) + "\n")
+    output = tmp_path / "out.jsonl"
+    code, _, err = run(monkeypatch, capsys, "traffic", "convert", *map(str, files), "-o", str(output))
+    assert (code, err) == (0, "")
+    ids = [json.loads(line)["custom_id"] for line in output.read_text().splitlines()]
+    assert ids == ["1", "2", "a", "4", "5"]
