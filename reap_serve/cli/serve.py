@@ -82,7 +82,8 @@ def serve(
     from reap_serve.serve.plan_files import named_plan_files, require_fitting
     from reap_serve.statistics.storage import is_url, require_folder
 
-    if model.startswith(("/", "./", "../")):
+    # Of hub ids vLLM judges itself; a name without a slash is none of a model with experts.
+    if model.startswith(("/", "./", "../")) or "/" not in model:
         files_of_model.require_path(model)
     if Path(model).is_dir():
         files_of_model.require_utf8_path(Path(model))

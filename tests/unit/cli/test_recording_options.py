@@ -113,6 +113,18 @@ def test_serve_says_what_recording_may_take(served: list[Any], run: Run) -> None
     assert "at most" not in run("serve", "org/model", "--observe", "stats", "--overhead-budget", "none").stderr
 
 
+def test_a_name_without_a_slash_is_a_directory_or_nothing(
+    served: list[Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("serve", "nobase")
+    assert (done.exit_code, done.stdout, served) == (2, "", [])
+    assert done.stderr == "error: model nobase does not exist; give a local directory or a hub id org/name\n"
+    (tmp_path / "nobase").mkdir()
+    assert run("serve", "nobase").exit_code == run("serve", "org/nobase").exit_code == 0
+    assert len(served) == 2
+
+
 def test_serve_refuses_what_cannot_be_before_vllm_starts(served: list[Any], run: Run, tmp_path: Path) -> None:
     file = tmp_path / "code.jsonl"
     file.write_text("{}\n")
