@@ -34,13 +34,13 @@ class Limits:
         return Limits((*self.of_slices, *more.of_slices), (*self.others, *more.others))
 
 
-def parse_limits(texts: Sequence[str], slices: Collection[str], place: str) -> Limits:
+def parse_limits(texts: Sequence[str], slices: Collection[str], place: str = "limit") -> Limits:
     """Limits from their expressions.
 
     Args:
         texts: As the operator wrote them.
         slices: Names of the held-out traffic's slices.
-        place: Where they stand, for an error: the file and the key.
+        place: Where they stand, for an error, such as the file and the key.
 
     Raises:
         RequestError: A limit is not of the form, or names what no report has.
