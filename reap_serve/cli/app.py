@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from reap_serve import __version__
 from reap_serve.cli.boundary import run_command
+from reap_serve.cli.output import stdout
 
 # In the order of use: the loop, then the loop as a job, then what stands beside it.
 ORDER = (
@@ -92,6 +93,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
 
     def command() -> object:
+        stdout.stderr = False
         _register()
         code = app(args=arguments, prog_name="reap-serve", standalone_mode=False)
         if code == INTERRUPTED:

@@ -42,7 +42,7 @@ from reap_serve.cli.compare_options import (
     memory_budget,
 )
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import TrustTemplate, named_files
+from reap_serve.cli.traffic_options import TrustTemplate, named_files, note_repeated
 from reap_serve.cli.traffic_tables import note_skipped
 from reap_serve.errors import RequestError
 
@@ -123,6 +123,7 @@ def compare(
         check_reference(reference)
     if load == "vllm-bench":
         require_vllm_bench()
+    note_repeated(files, slices)
     malformed = Malformed()
     settings = CompareSettings(
         server_arguments=tuple(shlex.split(server_args)),

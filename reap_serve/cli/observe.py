@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate, named_files
+from reap_serve.cli.output import keep_stdout_for, note, print_json, progress_bar
+from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate, named_files, note_repeated
 from reap_serve.cli.traffic_tables import note_receipt, note_skipped
 from reap_serve.errors import RequestError
 
@@ -119,7 +119,9 @@ def observe(
     from reap_serve.traffic.strict import RENDERING_ARGUMENTS, longest_request, refuse_differing, require_stated_counts
     from reap_serve.traffic.tokens import token_counter
 
+    keep_stdout_for(output)
     refuse_existing(output, overwrite, STATISTICS, [model, *named_files(traffic, slices)])
+    note_repeated(traffic, slices)
     source = open_model(model)
     malformed = Malformed()
     sandbox = TemplateSandbox(special_tokens_of(source.path))

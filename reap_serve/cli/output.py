@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
@@ -26,6 +27,7 @@ from rich.progress import (
 from rich.style import Style
 from rich.text import Text
 
+from reap_serve.overwriting import is_stdout
 from reap_serve.shown_text import shown
 
 if TYPE_CHECKING:
@@ -60,10 +62,15 @@ def lines(*texts: str) -> Text:
     return Text("\n".join(map(shown, texts)))
 
 
+def keep_stdout_for(output: Path | str) -> None:
+    """Sends what the command prints to stderr where its output is stdout, so that nothing stands behind the data."""
+    stdout.stderr = is_stdout(Path(output))
+
+
 def print_json(document: Mapping[str, object] | BaseModel) -> None:
-    """Writes one JSON document to stdout, in ASCII."""
+    """Writes one JSON document to stdout, in ASCII; to stderr where stdout is the output."""
     value = document if isinstance(document, Mapping) else document.model_dump(mode="json")
-    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    (sys.stderr if stdout.stderr else sys.stdout).write(json.dumps(value, allow_nan=False) + "\n")
 
 
 def note(message: str) -> None:

@@ -118,7 +118,7 @@ def _make(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    from reap_serve.cli.output import note, print_json
+    from reap_serve.cli.output import keep_stdout_for, note, print_json
     from reap_serve.cli.plan_tables import print_plan
     from reap_serve.file_kinds import PLAN
     from reap_serve.plan.decision import decide
@@ -126,6 +126,7 @@ def _make(
     from reap_serve.plan.planner import format_plan, make_plan
     from reap_serve.publish import refuse_existing, write_file
 
+    keep_stdout_for(output)
     refuse_existing(output, overwrite, PLAN, [*stats, *([] if model is None else [model])])
     header, evidence, checkpoint = gather_evidence(stats, model, request, drop_unsound)
     decision = decide(evidence, request.size, checkpoint)

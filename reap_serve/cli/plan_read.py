@@ -77,7 +77,7 @@ def restore(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Take back the experts that today's traffic misses most; `prune` makes the checkpoint from the base."""
-    from reap_serve.cli.output import note, print_json
+    from reap_serve.cli.output import keep_stdout_for, note, print_json
     from reap_serve.cli.plan import gather_evidence
     from reap_serve.cli.plan_tables import print_plan
     from reap_serve.file_kinds import PLAN
@@ -87,6 +87,7 @@ def restore(
     from reap_serve.plan.restore import MISSED_BY, restored
     from reap_serve.publish import refuse_existing, write_file
 
+    keep_stdout_for(output)
     refuse_existing(output, overwrite, PLAN, [plan_path, *stats])
     plan = read_plan(plan_path)
     kept = max(len(layer.kept) for layer in plan.layers)

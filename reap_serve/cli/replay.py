@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import print_json, progress_bar, stdout
+from reap_serve.cli.output import keep_stdout_for, print_json, progress_bar, stdout
 from reap_serve.cli.traffic_options import (
     FormatName,
     Json,
@@ -77,6 +77,7 @@ def replay_command(
     require_url(url)
     schedule = _schedule(rate, burstiness, timed, speedup, concurrency, seed)
     if report is not None:
+        keep_stdout_for(report)
         refuse_existing(report, overwrite, REPLAY_REPORT, named_files(files, slices))
     requests, malformed = open_traffic(files, slices, format, skip_malformed, require_text=False, keep_templates=True)
     settings = ClientSettings(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import note, print_json, stdout
+from reap_serve.cli.output import keep_stdout_for, note, print_json, stdout
 
 if TYPE_CHECKING:
     from reap_serve.statistics.difference import LayerDifference
@@ -80,6 +80,7 @@ def merge(
     from reap_serve.statistics.windows import parse_duration, require_any, select_since
 
     paths = expand_directories(files)
+    keep_stdout_for(output)
     refuse_existing(output, overwrite, STATISTICS, paths)
     older = 0
     if since is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reap_serve.cli.output import note, print_json, stdout
+from reap_serve.cli.output import keep_stdout_for, note, print_json, stdout
 from reap_serve.cli.stats import stats
 from reap_serve.errors import RequestError
 
@@ -42,6 +42,7 @@ def subspace(
             )
         named[name] = file
     if output is not None:
+        keep_stdout_for(output)
         refuse_existing(output, overwrite, SUBSPACE, [original, *named.values()])
     found = analyse_subspace(merge_files([original]), {name: merge_files([file]) for name, file in named.items()})
     if output is not None:

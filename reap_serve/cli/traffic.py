@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from reap_serve.cli.app import app
-from reap_serve.cli.output import note, print_json, stdout
+from reap_serve.cli.output import keep_stdout_for, note, print_json, stdout
 from reap_serve.cli.traffic_options import (
     AllocationName,
     FormatName,
@@ -91,6 +91,7 @@ def sample(
     from reap_serve.traffic.summary import SummaryTally
     from reap_serve.traffic.tokens import measurable, token_counter
 
+    keep_stdout_for(output)
     refuse_existing(output, overwrite, BATCH, named_files(files, slices))
     bar = ReadingBar(files, slices)
     requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template, bar=bar)
@@ -133,6 +134,7 @@ def convert(
     from reap_serve.publish import new_file, refuse_existing
     from reap_serve.traffic.convert import write_batch
 
+    keep_stdout_for(output)
     refuse_existing(output, overwrite, BATCH, named_files(files, slices))
     bar = ReadingBar(files, slices)
     requests, malformed = open_traffic(files, slices, format, skip_malformed, keep_templates=trust_template, bar=bar)

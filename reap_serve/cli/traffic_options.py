@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reap_serve.cli.output import progress_bar
+from reap_serve.cli.output import note, progress_bar
 
 if TYPE_CHECKING:
     from reap_serve.traffic.malformed import Malformed
@@ -53,6 +54,14 @@ class AllocationName(StrEnum):
 def named_files(files: list[str] | None, slices: list[str] | None) -> list[str]:
     """The files that TRAFFIC and the values of `--slice` name."""
     return [*(files or ()), *(option.partition("=")[2] for option in slices or ())]
+
+
+def note_repeated(files: list[str] | None, slices: list[str] | None) -> None:
+    """Says on stderr which files are named twice, as each is read once."""
+    for named in (files or [], [option.partition("=")[2] for option in slices or []]):
+        for path, times in Counter(named).items():
+            if times > 1:
+                note(f"note: {path} is given {times} times and read once")
 
 
 class ReadingBar:
@@ -122,6 +131,7 @@ def open_traffic(
 
     if not files and not slices:
         raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")
+    note_repeated(files, slices)
     malformed = Malformed()
     requests = read_traffic(
         files or [],

@@ -11,7 +11,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import note, print_json, stdout
-from reap_serve.cli.traffic_options import named_files
+from reap_serve.cli.traffic_options import named_files, note_repeated
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def tune(
     from reap_serve.tune.run import tune as run
 
     refuse_existing_directory(output, overwrite, [model, *(stats or []), *named_files(traffic, slices)])
+    note_repeated(traffic, slices)
     sized = keep_fraction is not None or keep_experts is not None
     request = TuneRequest(
         model=model,

@@ -8,6 +8,7 @@ needs to hear.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from reap_serve.traffic.malformed import MalformedRecordError
 
 NOT_JSON = "not JSON"
+NO_OBJECT = "not a JSON object"
 
 _MARKS = re.compile(rb'[\\"{}\[\]\n]')
 _BETWEEN_OBJECTS = b", \t\r\n\xef\xbb\xbf"
@@ -42,6 +44,7 @@ class ObjectScanner:
     _array_closed: bool = False
     _object: bytearray = field(default_factory=bytearray)
     _between: bytearray = field(default_factory=bytearray)
+    _between_line: int = 1
 
     @property
     def _outside(self) -> int:
@@ -79,7 +82,7 @@ class ObjectScanner:
                     self._between += chunk[start:at]
                     start, self._object_line = at, self._line
                 elif self._depth < self._outside:
-                    start = position
+                    start, self._between_line = position, self._line
                 self._depth += 1
             elif mark in b"}]" and self._depth > self._outside:
                 self._depth -= 1
@@ -100,9 +103,19 @@ class ObjectScanner:
         if self._depth > self._outside:
             yield self._object_line, MalformedRecordError("file ends inside a JSON value")
         elif self._between.strip(_BETWEEN_OBJECTS):
-            yield self._line, MalformedRecordError(NOT_JSON)
+            yield self._wrong_between()
         elif self.in_array and not self._array_closed:
             yield self._line, MalformedRecordError("file ends inside a JSON value")
+
+    def _wrong_between(self) -> tuple[int, MalformedRecordError]:
+        """The line on which something stands between two objects, and why it is no record."""
+        before = len(self._between) - len(self._between.lstrip(_BETWEEN_OBJECTS))
+        line = self._between_line + self._between.count(b"\n", 0, before)
+        try:
+            json.loads(b"[" + self._between.strip(_BETWEEN_OBJECTS) + b"]")
+        except (ValueError, RecursionError):
+            return line, MalformedRecordError(NOT_JSON)
+        return line, MalformedRecordError(NO_OBJECT)
 
     def _keep(self, part: bytes) -> None:
         if self._too_long or len(self._object) + len(part) > self.max_bytes:
@@ -113,12 +126,13 @@ class ObjectScanner:
 
     def _finish_object(self) -> Iterator[tuple[int, bytes | MalformedRecordError]]:
         if self._between.strip(_BETWEEN_OBJECTS):
-            yield self._object_line, MalformedRecordError(NOT_JSON)
+            yield self._wrong_between()
         if self._too_long:
             reason = f"record longer than {self.max_bytes >> 20} MiB"
             yield self._object_line, MalformedRecordError(reason)
         else:
             yield self._object_line, bytes(self._object)
         self._between.clear()
+        self._between_line = self._line
         self._object.clear()
         self._too_long = False

@@ -15,7 +15,7 @@ from collections.abc import Generator, Mapping
 from pydantic_core import from_json
 
 from reap_serve.records import MAX_DEPTH, JsonValue, depth_of
-from reap_serve.traffic.json_objects import NOT_JSON, ObjectScanner
+from reap_serve.traffic.json_objects import NO_OBJECT, NOT_JSON, ObjectScanner
 from reap_serve.traffic.malformed import MalformedRecordError
 
 Row = Mapping[str, JsonValue]
@@ -66,7 +66,7 @@ def _decode(text: bytes | bytearray) -> Row | MalformedRecordError:
         # The parser's message is left out: it may quote the text.
         return _mended(text)
     if not isinstance(value, dict):
-        return MalformedRecordError("not a JSON object")
+        return MalformedRecordError(NO_OBJECT)
     return value
 
 

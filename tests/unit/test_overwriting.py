@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from reap_serve import file_kinds as kinds
 from reap_serve.errors import OutputExistsError
+from reap_serve.overwriting import is_stdout
 from reap_serve.publish import refuse_existing, refuse_existing_directory
 
 PLAN = json.dumps({"schema_version": 1, "model": {}, "criterion": "by hand", "layers": []}).encode()
@@ -73,3 +74,11 @@ def test_a_directory_with_an_input_in_it_is_kept(tmp_path: Path) -> None:
     for given in (output, output / "traffic.jsonl"):
         with pytest.raises(OutputExistsError, match="this command"):
             refuse_existing_directory(output, True, [given])
+
+
+def test_a_dash_is_stdout_and_no_directory() -> None:
+    assert is_stdout(Path("-"))
+    refuse_existing(Path("-"), False, kinds.PLAN)
+    for name in ("-", "/dev/stdout"):
+        with pytest.raises(OutputExistsError, match="is a stream, and the output is a directory"):
+            refuse_existing_directory(Path(name), True)

@@ -50,7 +50,7 @@ def test_lines_and_errors() -> None:
     found = scan(document, 7, in_array=True)
     assert [(number, str(item)) for number, item in found] == [
         (2, "{'a': 1}"),
-        (4, "not JSON"),
+        (3, "not JSON"),
         (4, "{'b': '\\\\'}"),
     ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,38 @@ def test_every_converted_line_has_an_id_of_its_own(
     assert (code, err) == (0, "")
     ids = [json.loads(line)["custom_id"] for line in output.read_text().splitlines()]
     assert ids == ["1", "2", "a", "4", "5"]
+
+
+def test_what_stands_in_an_array_has_its_line_and_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "arr.json"
+    for text, place in (
+        ("[1,2,3]\n", "1: not a JSON object"),
+        ("\n[\n1\n]\n", "3: not a JSON object"),
+        ("[\nnope]\n", "2: not JSON"),
+    ):
+        path.write_text(text)
+        code, _, err = run(monkeypatch, capsys, "traffic", "show", str(path))
+        assert (code, f"arr.json:{place};" in err) == (2, True)
+
+
+def test_a_file_given_twice_is_read_once_and_said_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    azure, slice_of = str(FIXTURES / "azure.csv"), f"chat={FIXTURES / 'azure.csv'}"
+    code, out, err = run(monkeypatch, capsys, "traffic", "show", azure, azure, "--json")
+    assert (code, json.loads(out)["requests"]) == (0, 2)
+    assert f"note: {azure} is given 2 times and read once" in err
+    _, _, err = run(monkeypatch, capsys, "traffic", "show", azure, "--slice", slice_of, "--json")
+    assert "times" not in err
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "-"])
+def test_nothing_stands_behind_data_on_stdout(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "reap_serve", "traffic", "convert", str(FIXTURES / "sharegpt.json"), "-o", name]
+    for options, said in ((), "3 requests written to"), (("--json",), '"requests": 3'):
+        done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert [json.loads(line)["method"] for line in done.stdout.splitlines()] == ["POST"] * 3
+        assert said in done.stderr
+    assert not list(tmp_path.iterdir())
