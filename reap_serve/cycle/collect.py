@@ -33,7 +33,7 @@ def collect_inputs(config: CycleConfig, model: Fingerprint, config_bytes: bytes)
     served = served_plan(config)
     return Inputs(
         schema_version=SCHEMA_VERSION,
-        started=now.isoformat(timespec="seconds"),
+        started=now.isoformat(timespec="milliseconds"),
         config_sha256=hashlib.sha256(config_bytes).hexdigest(),
         traffic_sha256=_digest_of_files(
             [*config.traffic.heldout, *config.traffic.heldout_slices.values(), *config.traffic.choose]

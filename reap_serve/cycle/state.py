@@ -171,8 +171,9 @@ class State:
 
     def begin(self, inputs: Inputs) -> Path:
         """The directory of a new run."""
-        moment = datetime.fromisoformat(inputs.started).strftime("%Y%m%dT%H%M%SZ")
-        path = self._runs / f"{moment}-{inputs.digest()[:12]}"
+        # Names sort by time; two runs may begin in one second.
+        moment = datetime.fromisoformat(inputs.started).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+        path = self._runs / f"{moment}Z-{inputs.digest()[:12]}"
         write_record(path / INPUTS_NAME, inputs)
         return path
 

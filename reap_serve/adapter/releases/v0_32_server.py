@@ -65,6 +65,8 @@ OFFLINE = (
             "_preprocess_chat_one": ("self", "conversation", "chat_template"),
         },
     ),
+    # Its fields are the arguments that there are.
+    ClassNames("vllm", "EngineArgs"),
     ClassNames("vllm.v1.engine.llm_engine", "LLMEngine", attributes=("engine_core", "vllm_config")),
     ClassNames("vllm.v1.engine.core_client", "EngineCoreClient", methods={"shutdown": ("self",)}),
     ClassNames(
