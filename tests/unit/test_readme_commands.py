@@ -34,8 +34,9 @@ OF_VLLM = {"--host", "--port"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Paths from the top, and modules by the folder in which they are or by their name alone.
 _PATHS = re.compile(r"`((?:(?:reap_serve|tests|bench|deploy|patches)/[\w./-]+)|[\w/]+\.py)`")
+# One write each: the commands of a pipeline run at once.
 _RECORD = """
-command_not_found_handle() { printf '%s\\037' "$@" >&3; printf '\\036' >&3; }
+command_not_found_handle() { printf '%s\\037' "$@" $'\\036' >&3; }
 enable -n test
 """
 
@@ -62,7 +63,7 @@ def commands_of(script: str, folder: Path) -> list[list[str]]:
             check=False,
         )
     assert "syntax error" not in done.stderr, done.stderr
-    return [line.split("\x1f")[:-1] for line in record.read_text().split("\x1e")[:-1]]
+    return [line.split("\x1f")[:-1] for line in record.read_text().split("\x1e\x1f")[:-1]]
 
 
 def inline_commands(path: Path) -> list[list[str]]:
