@@ -68,6 +68,14 @@ def write_small(directory: Path) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def routers(directory: Path) -> torch.Tensor:
+    """The routers of the small model [L, E, H], float32."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(directory / "model.safetensors"))
+    return torch.stack([tensors[f"model.layers.{index}.mlp.gate.weight"].float() for index in range(SMALL.layers)])
+
+
 def write_config(directory: Path, shape: Shape) -> None:
     """Writes the configuration alone: the weights are vLLM's dummies."""
     chosen = config(shape)

@@ -8,6 +8,8 @@ Axes: T tokens, K experts per token, H hidden, E experts, L layers.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -83,9 +85,43 @@ class Oracle:
     def _add(self) -> None:
         if self.rows == 0:
             return
-        for layer, (spy, weights) in enumerate(zip(self.spies, self._weights, strict=True)):
+        for layer, spy in enumerate(self.spies):
             x_TH, gate_TK, ids_TK = (each[: self.rows].cpu() for each in (spy.x, spy.gate, spy.ids))
-            self.sums_LEC[layer] += sums_of(x_TH.float(), gate_TK, ids_TK.long(), weights)
+            self._add_rows(layer, x_TH.float(), gate_TK, ids_TK.long())
+
+    def _add_rows(self, layer: int, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> None:
+        self.sums_LEC[layer] += sums_of(x_TH, gate_TK, ids_TK, self._weights[layer])
+
+
+class DroppedMass(Oracle):
+    """The share of its gate mass that a full router would give to dropped experts.
+
+    Args:
+        routers_LEH: The routers before pruning, float32.
+        kept: Experts that pruning kept, in every layer.
+        top_k: Experts that a token has; their weights are made to add up to 1.
+    """
+
+    def __init__(self, routers_LEH: torch.Tensor, kept: list[int], top_k: int) -> None:
+        super().__init__([], 0)
+        self._routers_LEH = routers_LEH
+        self._dropped_E = torch.ones(routers_LEH.shape[1], dtype=torch.bool)
+        self._dropped_E[kept] = False
+        self._top_k = top_k
+        self.tokens = 0
+        self.dropped_L = np.zeros(routers_LEH.shape[0])
+
+    @property
+    def fraction(self) -> float:
+        """The mean over the layers."""
+        return float(self.dropped_L.mean() / self.tokens)
+
+    def _add_rows(self, layer: int, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> None:
+        probability_TE = torch.softmax(x_TH @ self._routers_LEH[layer].T, dim=-1)
+        top_TK, chosen_TK = torch.topk(probability_TE, self._top_k)
+        share_TK = top_TK / top_TK.sum(dim=-1, keepdim=True)
+        self.dropped_L[layer] += float(share_TK[self._dropped_E[chosen_TK]].sum())
+        self.tokens += x_TH.shape[0] * (layer == 0)
 
 
 def sums_of(
@@ -101,3 +137,30 @@ def sums_of(
         columns = (torch.ones_like(gate_N), gate_N, norm_N, norm_N * gate_N)
         sums_EC[expert] = torch.stack(columns).sum(dim=1).numpy()
     return sums_EC
+
+
+@contextlib.contextmanager
+def watched(oracle: Oracle) -> Iterator[None]:
+    """Lets an oracle watch the engine that is started in this context."""
+    from reap_serve.adapter.loaded import LoadedEngine
+
+    plain = LoadedEngine.connect
+
+    def connect(self: Any, recorder: Any) -> None:
+        plain(self, recorder)
+        oracle.watch(self.device, self._layers, self.max_rows)
+
+    LoadedEngine.connect = connect  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        LoadedEngine.connect = plain  # type: ignore[method-assign]
+
+
+def snapshot(llm: Any) -> tuple[np.ndarray, Any]:
+    """What an engine has recorded: the columns of all layers' experts [L, E, C], and the window."""
+    from reap_serve.record.snapshot import RankSums
+
+    taken = RankSums.from_bytes(llm.collective_rpc("reap_snapshot")[0])
+    # Columns of the file: token_count, gate_sum, norm_sum, norm_sq_sum, weighted_norm_sum, weighted_norm_sq_sum.
+    return taken.sums_SPLEC.sum(axis=(0, 1))[..., [0, 1, 2, 4]], taken.window

@@ -4,18 +4,19 @@
 `sampled_*`    the same of a sample: what is recorded is right, and the share of tokens near the fraction asked for
 `identical_*`  token ids and logprobs of an observed engine are those of a plain one, bit for bit
 `fp8_block`    FP8 block weights quantised on the spot, counts equal and saliency within 5 % of the unquantised oracle
-`masks_*`      rows under a plan get no dropped expert, the others do, and only the others are counted
+`masks_*`      rows under a plan get no dropped expert, the others do, and only the others are counted; under graphs
+               plans come after the capture, one after the other into one place
+`shadow_*`     the dropped gate mass of a pruned model is that of its full routers in PyTorch
 `throughput`   plain against observed in turn, real layer shapes, 1, 16 and 128 sequences
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from bench.gpu import engines, models
-from bench.gpu.oracle import COLUMNS, Oracle
+from bench.gpu.oracle import COLUMNS, Oracle, snapshot, watched
+from bench.gpu.plans import masks, shadow
 
 SALIENCY_TOLERANCE, FP8_TOLERANCE = 0.01, 0.05
 Result = dict[str, Any]
@@ -45,8 +47,8 @@ def exact(
 
     settings = {"recorder": recorder, "sample_fraction": fraction, "read_kernel_rows": False}
     with tempfile.TemporaryDirectory() as directory:
-        weights = models.write_small(Path(directory))
-        with _watched(weights) as oracle:
+        oracle = Oracle(models.write_small(Path(directory)), models.SMALL.experts)
+        with watched(oracle):
             llm = engines.start(Path(directory), graphs, settings, second_runner=second_runner, **arguments)
         try:
             oracle.follow(engines.runner_of(llm).reap_live)
@@ -55,38 +57,12 @@ def exact(
             parameters = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, detokenize=False)
             for count, length in ((3, 40), (16, 20), (1, 700)):
                 llm.generate(engines.prompts(count, length, seed=count), parameters, use_tqdm=False)
-            found, window = _snapshot(llm)
+            found, window = snapshot(llm)
             kernel = layer_view.kernel_name(layer_view.moe_layers(llm.llm_engine.vllm_config)[0])
         finally:
             engines.stop(llm)
     result = _judged(found, oracle.sums_LEC, window, kernel, fraction, tolerance)
     return {**result, "tokens_before_traffic": before, "passed": result["passed"] and before == 0}
-
-
-@contextlib.contextmanager
-def _watched(weights: list[dict[str, Any]]) -> Iterator[Oracle]:
-    """An oracle of the engine that is started in this context."""
-    from reap_serve.adapter.loaded import LoadedEngine
-
-    oracle, plain = Oracle(weights, models.SMALL.experts), LoadedEngine.connect
-
-    def watched(self: Any, recorder: Any) -> None:
-        plain(self, recorder)
-        oracle.watch(self.device, self._layers, self.max_rows)
-
-    LoadedEngine.connect = watched  # type: ignore[method-assign]
-    try:
-        yield oracle
-    finally:
-        LoadedEngine.connect = plain  # type: ignore[method-assign]
-
-
-def _snapshot(llm: Any) -> tuple[np.ndarray, Any]:
-    from reap_serve.record.snapshot import RankSums
-
-    taken = RankSums.from_bytes(llm.collective_rpc("reap_snapshot")[0])
-    # Columns of the file: token_count, gate_sum, norm_sum, norm_sq_sum, weighted_norm_sum, weighted_norm_sq_sum.
-    return taken.sums_SPLEC.sum(axis=(0, 1))[..., [0, 1, 2, 4]], taken.window
 
 
 def _judged(
@@ -149,64 +125,6 @@ def _answer(output: Any) -> tuple[tuple[int, ...], tuple[tuple[tuple[int, float]
     return tuple(output.token_ids), logprobs
 
 
-def masks(graphs: str) -> Result:
-    """Requests under a plan that keeps half of the experts, then others: who gets which expert, and what counts."""
-    from vllm import SamplingParams
-
-    from reap_serve.plan.record import read_plan
-    from reap_serve.serve.mask import PLAN_ARGUMENT
-    from reap_serve.serve.plan_check import check_plan, served_model
-
-    kept = list(range(0, models.SMALL.experts, 2))
-    with tempfile.TemporaryDirectory() as directory:
-        model, file = Path(directory) / "model", Path(directory) / "plan.json"
-        weights = models.write_small(model)
-        file.write_text(json.dumps(models.plan(kept)))
-        checked = check_plan(read_plan(file), served_model(str(model)), "plan")
-        with _watched(weights) as oracle:
-            settings = {"plans": {"half": str(file)}, "read_kernel_rows": False}
-            llm = engines.start(model, graphs, settings)
-            try:
-                oracle.follow(engines.runner_of(llm).reap_live)
-                arguments = (
-                    "half",
-                    checked.entry.model_dump(mode="json"),
-                    {str(n): ids for n, ids in checked.kept.items()},
-                )
-                problems = llm.collective_rpc("reap_load_plan", args=arguments)
-                counts = []
-                for plan in (checked.entry.id, None):
-                    parameters = SamplingParams(
-                        temperature=0.0,
-                        max_tokens=16,
-                        ignore_eos=True,
-                        detokenize=False,
-                        extra_args=None if plan is None else {PLAN_ARGUMENT: plan},
-                    )
-                    before = oracle.sums_LEC[..., 0].copy()
-                    llm.generate(engines.prompts(8, 30, seed=7), parameters, use_tqdm=False)
-                    counts.append(oracle.sums_LEC[..., 0] - before)
-                found, _ = _snapshot(llm)
-                status = llm.collective_rpc("reap_status")[0]
-            finally:
-                engines.stop(llm)
-    dropped = [expert for expert in range(models.SMALL.experts) if expert not in kept]
-    result = {
-        "refused": [each for each in problems if each is not None],
-        "masked_rows_of_dropped_experts": int(counts[0][:, dropped].sum()),
-        "other_rows_of_dropped_experts": int(counts[1][:, dropped].sum()),
-        "only_others_counted": bool(np.array_equal(found[..., 0], counts[1])),
-        "tokens_masked": status["tokens_masked"],
-        "gate_mass": status["gate_mass"]["plans"],
-    }
-    passed = (
-        not result["refused"]
-        and result["masked_rows_of_dropped_experts"] == 0 < result["other_rows_of_dropped_experts"]
-        and result["only_others_counted"]
-    )
-    return {**result, "passed": bool(passed)}
-
-
 def throughput(**arguments: Any) -> Result:
     """See `throughput.compare`."""
     from bench.gpu.throughput import compare
@@ -230,11 +148,14 @@ PARTS: Mapping[str, Callable[[], Result]] = {
     "fp8_block": partial(exact, "full", "deferred", tolerance=FP8_TOLERANCE, quantization="fp8_per_block"),
     "masks_eager": partial(masks, "eager"),
     "masks_default": partial(masks, "default"),
+    # Of a graph's 512 rows 64 land: an eighth of the tokens is measured.
+    "shadow_default": partial(shadow, "default", tolerance=0.03),
+    "shadow_eager": partial(shadow, "eager", tolerance=0.005),
     "identical_default": partial(identical, "default"),
 }
 # What runs on a CPU, too: a rehearsal.
 REHEARSAL: Mapping[str, Callable[[], Result]] = {
-    **{name: PARTS[name] for name in ("exact_deferred_eager", "identical_eager", "masks_eager")},
+    **{name: PARTS[name] for name in ("exact_deferred_eager", "identical_eager", "masks_eager", "shadow_eager")},
     "exact_inline_eager": partial(exact, "eager", "inline"),
     "sampled_deferred_eager": partial(exact, "eager", "deferred", fraction=0.25),
     # Two short turns of the small model, whose ratio says nothing.

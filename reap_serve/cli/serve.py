@@ -34,6 +34,14 @@ def serve(
         Literal["all", "decode"],
         typer.Option(help="decode: the full model reads prompts, and plans write the answers alone."),
     ] = "all",
+    mask_places: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Plans that CUDA graphs have room for at a time, at most 32; each may cost time in every step. By "
+            "default one more than the plans given here, and none where none is given.",
+        ),
+    ] = None,
     recorder: Annotated[
         Literal["auto", "inline", "deferred", "moe_sum"],
         typer.Option(help="How to record; auto takes for each layer what is exact and costs least."),
@@ -106,6 +114,7 @@ def serve(
         "plans": files,
         "mask": active,
         "mask_phase": mask_phase,
+        "mask_places": mask_places,
     }
     if slices:
         settings |= {"slices": _slice_names(slices), "max_slices": max(16, len(set(slices)) + 2)}

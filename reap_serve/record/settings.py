@@ -18,6 +18,8 @@ from reap_serve.statistics.record import EXPERT_SUMS
 CONFIG_KEY = "reap_serve"
 # The name by which a request asks for the full model where another plan is the default.
 BASE_PLAN = "base"
+# Plans that an engine has room for at a time.
+MAX_PLANS = 32
 
 RecorderName = Literal["auto", "inline", "deferred", "moe_sum"]
 OPTIONAL_SUMS = tuple(each.name for each in EXPERT_SUMS if each.is_optional)
@@ -67,6 +69,8 @@ class ObserveSettings(Record):
         plans: Plan files by name, loaded before the server answers; requests choose one by `vllm_xargs.reap_plan`.
         mask: Name of the plan for requests that choose none; None is the full model.
         mask_phase: Of `plans`: `decode` lets the full model read prompts, and the plans write answers.
+        mask_places: Plans that CUDA graphs have room for at a time; None takes one more than `plans` has, and 0 where
+            it has none, since places cost time in every step (`serve.graph_mask`). Eager engines need none.
         drift_fraction: Share of the steps that measure the gate mass of dropped experts.
         metrics_seconds: Seconds between two readings of the engine for the metrics.
     """
@@ -88,8 +92,22 @@ class ObserveSettings(Record):
     plans: dict[str, str] = {}
     mask: str | None = None
     mask_phase: Literal["all", "decode"] = "all"
+    mask_places: int | None = Field(default=None, ge=0, le=MAX_PLANS)
     drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     metrics_seconds: float = Field(default=10.0, gt=0.0)
+
+    @property
+    def places_in_graphs(self) -> int:
+        """Plans that CUDA graphs have room for."""
+        if self.mask_places is not None:
+            return self.mask_places
+        return min(len(self.plans) + 1, MAX_PLANS) if self.plans else 0
+
+    @model_validator(mode="after")
+    def _plans_have_places(self) -> ObserveSettings:
+        if self.mask_places is not None and self.mask_places < len(self.plans):
+            raise ValueError(f"mask_places is {self.mask_places}, and {len(self.plans)} plans are given")
+        return self
 
     @model_validator(mode="after")
     def _slices_have_slots(self) -> ObserveSettings:

@@ -4,7 +4,8 @@ For one layer, the dropped gate mass fraction is the sum of g over the chosen ex
 sum of g over all chosen experts, where g is the gate weight of the full router. The fraction of a slice is the mean
 over the layers. On the full model it is the dropped share of `gate_sum` in the statistics, so a plan can predict it.
 
-Axes: L layers, Z slots (slice, phase; the last one is trash), T tokens, K experts per token.
+Axes: L layers, Z slots (slice, phase; the last one is trash), T tokens, K experts per token; C columns, the dropped
+mass and all of it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,17 @@ class GateMass:
     """
 
     def __init__(self, num_layers: int, num_slots: int, device: torch.device) -> None:
-        self._num_slots = num_slots
         self._sums_LZC = torch.zeros(num_layers, num_slots + 1, 2, dtype=torch.float64, device=device)
         self.tokens = 0
         self._decayed_tokens = 0
+
+    @classmethod
+    def of(cls, sums_LZC: torch.Tensor) -> GateMass:
+        """Sums of nothing in memory that is there, where a graph adds to them."""
+        mass = cls(0, 0, sums_LZC.device)
+        mass._sums_LZC = sums_LZC
+        mass.reset()
+        return mass
 
     def add(self, layer: int, slot_T: torch.Tensor, weights_TK: torch.Tensor, dropped_TK: torch.Tensor) -> None:
         """Adds one layer's view of some tokens.
@@ -43,21 +51,15 @@ class GateMass:
             weights_TK: Gate weights of the full router.
             dropped_TK: Whether the chosen expert is a dropped one.
         """
-        self.sum(layer, slot_T, weights_TK, dropped_TK)
+        add_mass(self._sums_LZC[layer], slot_T, weights_TK, dropped_TK)
         if layer == 0:
             self.tokens += slot_T.shape[0]
-
-    def sum(self, layer: int, slot_T: torch.Tensor, weights_TK: torch.Tensor, dropped_TK: torch.Tensor) -> None:
-        """`add` without its count: the part that a graph can replay."""
-        mass_TK = weights_TK.double().abs()
-        dropped_T = torch.where(dropped_TK, mass_TK, 0.0).sum(dim=1)
-        self._sums_LZC[layer].index_add_(0, slot_T, torch.stack((dropped_T, mass_TK.sum(dim=1)), dim=1))
 
     def fractions(self, slices: Sequence[str]) -> dict[str, float]:
         """The fraction by slice, both phases together; slices without a measured token are absent."""
         phases = len(PHASES)
-        sums_LZC = self._sums_LZC[:, : self._num_slots].cpu()
-        sums_LSC = sums_LZC.view(sums_LZC.shape[0], -1, phases, 2).sum(dim=2)
+        sums_LZC = self._sums_LZC[:, :-1].cpu()
+        sums_LSC = sums_LZC.reshape(sums_LZC.shape[0], -1, phases, 2).sum(dim=2)
         found: dict[str, float] = {}
         for index, name in enumerate(slices):
             dropped_L, mass_L = sums_LSC[:, index].unbind(dim=1)
@@ -74,3 +76,10 @@ class GateMass:
     def reset(self) -> None:
         """Sums of nothing."""
         self._sums_LZC.zero_()
+
+
+def add_mass(sums_ZC: torch.Tensor, slot_T: torch.Tensor, weights_TK: torch.Tensor, dropped_TK: torch.Tensor) -> None:
+    """Adds some tokens to one layer's sums; see `GateMass.add`. A graph can replay it."""
+    mass_TK = weights_TK.double().abs()
+    dropped_T = torch.where(dropped_TK, mass_TK, 0.0).sum(dim=1)
+    sums_ZC.index_add_(0, slot_T, torch.stack((dropped_T, mass_TK.sum(dim=1)), dim=1))

@@ -94,7 +94,7 @@ class LiveEngine(EngineSteps):
         for gate_mass in self.masks.gate_mass.values():
             gate_mass.reset()
         if self.shadow is not None:
-            self.shadow.gate_mass.reset()
+            self.shadow.reset()
         self.requests.forget_slices()
 
     def close(self) -> None:
@@ -115,6 +115,7 @@ class LiveEngine(EngineSteps):
         for gate_mass in self.masks.gate_mass.values():
             gate_mass.decay()
         if self.shadow is not None:
+            self.shadow.settle()
             self.shadow.gate_mass.decay()
         self._release_plans()
 
@@ -131,7 +132,7 @@ class LiveEngine(EngineSteps):
             tokens_masked=self.masks.masked_tokens,
             sample_fraction=recorder.sample_fraction,
             overhead_budget=recorder.settings.overhead_budget,
-            held_bytes=recorder.held_bytes,
+            held_bytes=recorder.held_bytes + (0 if self.shadow is None else self.shadow.held_bytes),
             recorder_seconds=recorder.own.seconds,
             busy_seconds=recorder.busy.seconds,
             slices=self.tokens_by_slice(),
@@ -151,6 +152,8 @@ class LiveEngine(EngineSteps):
 
     def _gate_mass_report(self) -> GateMassReport:
         shadow = self.shadow
+        if shadow is not None:
+            shadow.settle()
         return GateMassReport(
             pruned=shadow is not None,
             refusal=self._facts.shadow_refusal if shadow is None else shadow.refusal,

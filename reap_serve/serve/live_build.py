@@ -7,13 +7,12 @@ from pathlib import Path
 from reap_serve.adapter.loaded import LoadedEngine
 from reap_serve.errors import ReapServeError
 from reap_serve.model import fingerprint, open_model
-from reap_serve.plan.record import read_plan
 from reap_serve.record.requests import Requests
 from reap_serve.record.step_recorder import StepRecorder
-from reap_serve.serve.graph_mask import REMEDY, GraphMasks
+from reap_serve.serve.graph_mask import GraphMasks
+from reap_serve.serve.graph_shadow import GraphShadow
 from reap_serve.serve.live import LiveEngine, RankFacts
 from reap_serve.serve.mask import EngineMasks
-from reap_serve.serve.plan_check import check_plan, served_model
 from reap_serve.serve.shadow import EngineShadow
 from reap_serve.serve.sidecar import read_sidecar
 from reap_serve.serve.windows import LiveSetup
@@ -25,12 +24,8 @@ def build_live(engine: LoadedEngine, requests: Requests, recorder: StepRecorder)
     Raises:
         ReapServeError: Statistics are to be written, and the model on disk has no fingerprint.
     """
-    graphs = _graph_refusal(engine)
-    drift_fraction = engine.settings.drift_fraction
     masks = _build_masks(engine, requests)
-    shadow, shadow_refusal = None, graphs
-    if graphs is None and drift_fraction > 0:
-        shadow, shadow_refusal = _build_shadow(engine, requests)
+    shadow, shadow_refusal = _build_shadow(engine, requests)
     return LiveEngine(
         requests,
         recorder,
@@ -38,7 +33,7 @@ def build_live(engine: LoadedEngine, requests: Requests, recorder: StepRecorder)
         shadow,
         _setup(engine),
         RankFacts(
-            mask_refusal=_model_refusal(engine) or (None if isinstance(masks, GraphMasks) else _late_plans(engine)),
+            mask_refusal=_mask_refusal(engine),
             shadow_refusal=shadow_refusal,
             weights_bytes=engine.weights_bytes(),
             engine=engine.number,
@@ -48,26 +43,23 @@ def build_live(engine: LoadedEngine, requests: Requests, recorder: StepRecorder)
 
 
 def _build_masks(engine: LoadedEngine, requests: Requests) -> EngineMasks:
-    """What routes by plans; under graphs those that the engine was started with.
-
-    Raises:
-        ReapServeError: A plan is none for this model.
-    """
-    settings = engine.settings
-    common = engine.routed_layers, engine.device, requests, settings.drift_fraction
-    if not engine.captures_graphs or not settings.plans or engine.routes_in_model:
+    """What routes by plans."""
+    common = engine.routed_layers, engine.device, requests, engine.settings.drift_fraction
+    places = engine.settings.places_in_graphs
+    if not engine.captures_graphs or places == 0 or engine.routes_in_model:
         return EngineMasks(*common)
-    model = served_model(engine.model_reference)
-    checked = [
-        check_plan(read_plan(Path(path)), model, name, settings.mask_phase) for name, path in settings.plans.items()
-    ]
-    plans = {each.entry.id: each.kept for each in checked}
-    return GraphMasks(*common, engine.max_rows, plans, answer_only=settings.mask_phase == "decode")
+    return GraphMasks(*common, engine.max_rows, places)
 
 
-def _late_plans(engine: LoadedEngine) -> str | None:
-    if engine.captures_graphs:
-        return f"CUDA graphs were captured without plans; {REMEDY}"
+def _mask_refusal(engine: LoadedEngine) -> str | None:
+    """Why this engine cannot mask, None when it can."""
+    if engine.routes_in_model:
+        return "the Transformers backend routes inside the model, before a mask could act"
+    if engine.captures_graphs and engine.settings.places_in_graphs == 0:
+        return (
+            "CUDA graphs were captured without places for plans; start with --mask-places N, or name plans with --plan "
+            "NAME=PLAN at the start"
+        )
     return None
 
 
@@ -89,23 +81,14 @@ def _setup(engine: LoadedEngine) -> LiveSetup | None:
 
 def _build_shadow(engine: LoadedEngine, requests: Requests) -> tuple[EngineShadow | None, str | None]:
     """The shadow routers, or None and why there are none; serving goes on without them."""
+    fraction, graphs = engine.settings.drift_fraction, engine.graphs
+    if fraction == 0:
+        return None, None
     try:
         full = read_sidecar(Path(open_model(engine.model_reference).path))
         if full is None:
             return None, None
-        shadow = EngineShadow(engine.routed_layers, full, engine.device, requests, engine.settings.drift_fraction)
+        common = engine.routed_layers, full, engine.device, requests, fraction
+        return EngineShadow(*common) if graphs is None else GraphShadow(*common, graphs), None
     except (ReapServeError, KeyError, RuntimeError) as error:
         return None, f"the sidecar cannot be used: {error}"
-    return shadow, None
-
-
-def _graph_refusal(engine: LoadedEngine) -> str | None:
-    if engine.captures_graphs:
-        return "CUDA graphs replay the routing without its Python; start vLLM with --enforce-eager"
-    return None
-
-
-def _model_refusal(engine: LoadedEngine) -> str | None:
-    if engine.routes_in_model:
-        return "the Transformers backend routes inside the model, before a mask could act"
-    return None

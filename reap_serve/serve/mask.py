@@ -26,12 +26,12 @@ import torch
 
 from reap_serve.adapter.routing import RoutedLayer, Router
 from reap_serve.record.requests import Requests
+from reap_serve.record.settings import MAX_PLANS
 from reap_serve.record.step import NewRequest, Step
 from reap_serve.serve.gate_mass import GateMass
 from reap_serve.serve.gate_watch import GateWatch
 
 PLAN_ARGUMENT = "reap_plan_id"
-MAX_PLANS = 32
 MAX_PLANS_EVER = 4096
 
 
@@ -133,7 +133,6 @@ class EngineMasks:
         self._drift_fraction = drift_fraction
         self._random = np.random.default_rng(0)
         self._trash_slot = requests.trash_slot
-        self._hooked = False
         self._hooks = [LayerMask(self, position) for position in range(len(layers))]
         self._hooked = False
         self._kept: dict[str, Mapping[int, Sequence[int]]] = {}
@@ -160,17 +159,14 @@ class EngineMasks:
         self._load(plan, kept)
 
     def _load(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
-        self._reserve(plan, kept)
+        self._kept[plan] = kept
+        self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
         for layer, hook in zip(self._layers, self._hooks, strict=True):
             hook.plans[plan] = LayerPlan(layer.router, kept[layer.index], layer.num_experts, self._device)
         if not self._hooked:
             self._hooked = True
             for layer, hook in zip(self._layers, self._hooks, strict=True):
                 layer.set_routing_hook(hook)
-
-    def _reserve(self, plan: str, kept: Mapping[int, Sequence[int]]) -> None:
-        self._kept[plan] = kept
-        self.gate_mass[plan] = GateMass(len(self._layers), self._trash_slot, self._device)
 
     def unload_all(self) -> None:
         """Forgets every plan, so that others find room: for an engine of which no request is under way."""

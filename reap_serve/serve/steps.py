@@ -115,6 +115,8 @@ class EngineSteps:
     def step_fails(self) -> None:
         """The forward pass raised."""
         self.recorder.step_failed()
+        if self.shadow is not None:
+            self.shadow.discard()
 
     def between_steps(self) -> None:
         """What a serving engine does there; nothing here."""

@@ -32,10 +32,10 @@ from reap_serve.compare.scores import TOP_LOGPROBS, TokenScores
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import ModelSource, fingerprint
 from reap_serve.record.requests import PROMPT_ARGUMENT
-from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.settings import MAX_PLANS, ObserveSettings
 from reap_serve.records import JsonValue
 from reap_serve.serve.gate_watch import WATCH_ARGUMENT, WatchedGates, read_gates
-from reap_serve.serve.mask import MAX_PLANS, PLAN_ARGUMENT
+from reap_serve.serve.mask import PLAN_ARGUMENT
 from reap_serve.statistics.merge import join_batches
 from reap_serve.statistics.record import Statistics
 from reap_serve.traffic.request import Request

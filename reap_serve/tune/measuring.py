@@ -15,8 +15,8 @@ from reap_serve.compare.quality import AnswerPair, quality
 from reap_serve.compare.record import Quality
 from reap_serve.compare.scores import TokenScores
 from reap_serve.compare.thresholds import Threshold
+from reap_serve.record.settings import MAX_PLANS
 from reap_serve.records import JsonValue
-from reap_serve.serve.mask import MAX_PLANS
 from reap_serve.tune.engine import Case, Mask, TuneEngine
 from reap_serve.tune.guard import RequestSums
 from reap_serve.tune.ledger import Ledger

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from reap_serve.compare.divergence import kl_divergence
 from reap_serve.compare.scores import TOP_LOGPROBS
 from reap_serve.plan.ranking import keep_order, keep_prefix
+from reap_serve.record.settings import MAX_PLANS
 from reap_serve.serve.gate_watch import WatchedGates
-from reap_serve.serve.mask import MAX_PLANS
 from reap_serve.tune.engine import MAX_LOGPROBS, Case, Mask, TuneEngine
 from reap_serve.tune.ledger import Ledger
 from reap_serve.tune.record import TrialRound

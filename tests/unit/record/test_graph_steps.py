@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fake_layer import FakeExperts, facts
 from graph_replay import capture, capturing, kernels_of
 
+from reap_serve.errors import EngineError
 from reap_serve.record import captured_rows
 from reap_serve.record.captured_rows import CapturedRows, Graphs, room_for
 from reap_serve.record.captured_steps import CapturedSteps
@@ -32,8 +34,6 @@ class Engine:
     """One layer, captured at eight rows, and requests of which each step decodes one token."""
 
     def __init__(self, settings: ObserveSettings) -> None:
-        import dataclasses
-
         self.requests = Requests(settings.max_slices)
         known = dataclasses.replace(facts(FakeExperts()), shape=SHAPE)
         self.recorder = StepRecorder(
@@ -229,3 +229,17 @@ def test_a_budget_is_held_by_what_the_stream_says(monkeypatch: pytest.MonkeyPatc
         pace.step_is_over(64 * step)
     assert pace.fraction == pytest.approx(0.3)
     assert (pace.own.seconds / pace.busy.seconds) == pytest.approx(0.01)
+
+
+def test_layers_of_different_shapes_gather_in_no_graph_and_are_recorded_in_eager_steps() -> None:
+    shapes = SHAPE, RowShape(3, 2, torch.float32)
+    layers = [dataclasses.replace(facts(FakeExperts()), shape=shape) for shape in shapes]
+
+    def start(graphs: Graphs | None) -> StepRecorder:
+        return StepRecorder(ObserveSettings(), layers, CPU, 1, Requests(16), 64, graphs)
+
+    with pytest.raises(
+        EngineError, match=r"different shapes cannot gather rows inside CUDA graphs; add --enforce-eager"
+    ):
+        start(Graphs(largest=SIZE, capturing=capturing))
+    assert start(None).recording

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,22 +12,27 @@ import torch
 from routing_cases import CASES, KEPT_IN_GROUPS, E, H, K, RoutingCase, dense, layer_with
 
 from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
-from reap_serve.demo.run import demo_files
+from reap_serve.errors import RequestError
 from reap_serve.record.requests import Requests
-from reap_serve.record.settings import ObserveSettings
+from reap_serve.record.settings import MAX_PLANS, ObserveSettings, checked_settings
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve import live_build
-from reap_serve.serve.graph_mask import NO_PLAN, GraphMasks
+from reap_serve.serve.graph_mask import GraphMasks
 from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "record"))
 
-from graph_replay import capture
+from graph_replay import capture, kernels_of
 
 CPU = torch.device("cpu")
-SIZE = 8
+SIZES, PLACES = (4, 8), 3
 # Every router of `routing_cases` can choose among these.
-PLANS = {"some": {0: KEPT_IN_GROUPS}, "all": {0: tuple(range(E))}}
+PLANS: dict[str, dict[int, tuple[int, ...]]] = {
+    "some": {0: KEPT_IN_GROUPS},
+    "all": {0: tuple(range(E))},
+    "others": {0: (1, 2, 3, 5, 6, 7, 9, 10)},
+    "late": {0: (0, 1, 4, 5, 7, 8, 10, 11)},
+}
 
 
 class Engine:
@@ -37,52 +41,62 @@ class Engine:
     Args:
         case: Its router.
         bias_E: The router's correction bias.
-        graphs: Captured at eight rows; else eager.
+        graphs: Captured at four and eight rows, before any plan is loaded; else eager.
+        places: For plans in a graph.
     """
 
-    def __init__(self, case: RoutingCase, bias_E: torch.Tensor, *, graphs: bool) -> None:
+    def __init__(self, case: RoutingCase, bias_E: torch.Tensor, *, graphs: bool, places: int = PLACES) -> None:
         layer = layer_with(case.make(E, bias_E))
         add_routing_hook(layer, traced=False)
-        self.router, self.requests = layer.router, Requests(max_slices=4)
-        routed = [RoutedLayer(layer)]
-        self.masks: EngineMasks
+        self.router, self.requests = layer.router, Requests(max_slices=16)
+        common = [RoutedLayer(layer)], CPU, self.requests, 1.0
+        self.masks = GraphMasks(*common, SIZES[-1], places) if graphs else EngineMasks(*common)
+        self.x_TH, self.logits_TE = torch.zeros(SIZES[-1], H), torch.zeros(SIZES[-1], E)
+        self.steps = 0
+        self.graphs: dict[int, Any] = {}
         if graphs:
-            self.masks = GraphMasks(routed, CPU, self.requests, 1.0, SIZE, PLANS, answer_only=False)
-        else:
-            self.masks = EngineMasks(routed, CPU, self.requests, 1.0)
-        for plan, kept in PLANS.items():
-            self.masks.load(plan, kept)
-        self.x_TH, self.logits_TE = torch.zeros(SIZE, H), torch.zeros(SIZE, E)
-        self.entered = 0
-        self.graph: Any = None
-        if graphs:
-            held = (self.x_TH, self.logits_TE, vars(self.masks), bias_E, self.masks_tensors(layer))
-            self.graph = capture(lambda: self.router.select_experts(self.x_TH, self.logits_TE), held)
+            mask = layer.router.reap_routing
+            held = self.x_TH, self.logits_TE, bias_E, vars(self.masks), vars(mask)
+            loaded = kernels_of(lambda: self.forward(SIZES[-1]))
+            self.graphs = {size: capture(lambda size=size: self.forward(size), held, loaded) for size in SIZES}
 
-    def masks_tensors(self, layer: Any) -> list[Any]:
-        """What the hook holds."""
-        plans = layer.router.reap_routing._plans
-        biases = [None if plan._compact is None else plan._compact.correction_bias for plan in plans]
-        return [[vars(plan) for plan in plans], biases]
+    def forward(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a pass does in the router."""
+        weights_TK, ids_TK = self.router.select_experts(self.x_TH[:num_rows], self.logits_TE[:num_rows])
+        return weights_TK, ids_TK
 
-    def step(self, plans: list[str | None], random: torch.Generator) -> torch.Tensor:
+    def load(self, *plans: str) -> None:
+        """Loads plans between two steps."""
+        for plan in plans:
+            self.masks.load(plan, PLANS[plan])
+
+    def enter(self, name: str, plan: str | None) -> None:
+        """A request enters, its slice its plan's."""
+        arguments: dict[str, object] = {"reap_slice": str(plan)}
+        if plan is not None:
+            arguments[PLAN_ARGUMENT] = plan
+        self.requests.add(name, 1, arguments, self.masks.plan_of(NewRequest(name, 1, arguments)))
+
+    def step(self, plans: list[str | None]) -> torch.Tensor:
         """Gate weights by expert of the rows of a step, each under a plan."""
-        names = [f"{self.entered}.{row}" for row in range(len(plans))]
-        self.entered += 1
+        self.steps += 1
+        random = torch.Generator().manual_seed(self.steps)
+        names = [f"{self.steps}.{row}" for row in range(len(plans))]
         for name, plan in zip(names, plans, strict=True):
-            arguments = None if plan is None else {PLAN_ARGUMENT: plan}
-            self.requests.add(name, 1, arguments, self.masks.plan_of(NewRequest(name, 1, arguments)))
+            self.enter(name, plan)
         step = self.requests.step(BatchRows(names, [1] * len(names), [0] * len(names)))
-        self.x_TH.copy_(torch.randn(SIZE, H, generator=random))
-        self.logits_TE.copy_(4 * torch.randn(SIZE, E, generator=random))
+        self.x_TH.copy_(torch.randn(SIZES[-1], H, generator=random))
+        self.logits_TE.copy_(4 * torch.randn(SIZES[-1], E, generator=random))
+        # Behind the rows is padding.
+        self.x_TH[len(plans) :], self.logits_TE[len(plans) :] = torch.nan, torch.nan
         if step.plan_rows:
             self.masks.begin(step)
-        if self.graph is None:
-            rows = slice(0, len(plans))
-            weights_TK, ids_TK = self.router.select_experts(self.x_TH[rows], self.logits_TE[rows])
+        if self.graphs:
+            graph = self.graphs[next(size for size in SIZES if size >= len(plans))]
+            graph.replay()
+            weights_TK, ids_TK = graph.output
         else:
-            self.graph.replay()
-            weights_TK, ids_TK = self.graph.output
+            weights_TK, ids_TK = self.forward(len(plans))
         self.masks.end()
         self.requests.finish(names)
         return dense(weights_TK[: len(plans)], ids_TK[: len(plans)], E)
@@ -97,82 +111,182 @@ STEPS: list[list[str | None]] = [
 ]
 
 
+def both(case: RoutingCase, places: int = PLACES) -> tuple[Engine, Engine]:
+    """An eager engine and one with graphs; biases larger than any sigmoid, which would win against a score of 0."""
+    bias_E = 3 * torch.randn(E, generator=torch.Generator().manual_seed(1))
+    return Engine(case, bias_E, graphs=False), Engine(case, bias_E, graphs=True, places=places)
+
+
+def compare(eager: Engine, graphs: Engine, plans: list[str | None], *, exact: bool = False) -> None:
+    """A step of both, which choose alike."""
+    expected, found = eager.step(plans), graphs.step(plans)
+    assert torch.equal(found != 0, expected != 0)
+    if exact:
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_replays_route_each_row_as_eager_masks_do(case: RoutingCase) -> None:
-    bias_E = 3 * torch.randn(E, generator=torch.Generator().manual_seed(1))
-    eager, graphs = (Engine(case, bias_E, graphs=graphs) for graphs in (False, True))
-    randoms = torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
+    engines = eager, graphs = both(case)
+    for engine in engines:
+        engine.load("some", "all")
     for plans in STEPS:
-        expected, found = eager.step(plans, randoms[0]), graphs.step(plans, randoms[1])
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+        compare(eager, graphs, plans, exact="custom" in case.name)
     assert graphs.masks.masked_tokens == eager.masks.masked_tokens == 3 + 6 + 1 + 6
-    for plan in PLANS:
+    for plan in ("some", "all"):
         found_mass, expected_mass = graphs.masks.gate_mass[plan], eager.masks.gate_mass[plan]
         assert found_mass.tokens == expected_mass.tokens
-        assert found_mass.fractions(["default"]) == pytest.approx(expected_mass.fractions(["default"]))
+        expected = expected_mass.fractions(eager.requests.slices)
+        assert found_mass.fractions(graphs.requests.slices) == pytest.approx(expected)
+        assert set(expected) == {plan}
 
 
-def test_rows_without_a_plan_keep_the_routers_bits() -> None:
-    case, bias_E = CASES[0], torch.zeros(E)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_plans_come_and_go_without_a_new_capture(case: RoutingCase) -> None:
+    engines = eager, graphs = both(case)
+    compare(eager, graphs, [None, None, None])
+    for engine in engines:
+        engine.load("some")
+    compare(eager, graphs, ["some", None, "some", "some", "some"])
+    for engine in engines:
+        engine.load("all", "others")
+    compare(eager, graphs, ["others", "some", "all", None, "others"])
+    for engine in engines:
+        engine.masks.release("some")
+        engine.load("late")
+    compare(eager, graphs, ["late", "others", "late", "all", None, "late"])
+    for engine in engines:
+        engine.masks.unload_all()
+        engine.load("others", "some")
+    compare(eager, graphs, ["some", "others", None, "some"])
+    expected = eager.masks.gate_mass["some"].fractions(eager.requests.slices)
+    assert graphs.masks.gate_mass["some"].fractions(graphs.requests.slices) == pytest.approx(expected)
+
+
+def test_a_place_is_free_when_its_plan_is_released() -> None:
+    eager, graphs = both(CASES[3], places=2)
+    graphs.load("some", "all")
+    with pytest.raises(ValueError, match=r"2 plans are in use, .* delete one .*, or start with --mask-places 3"):
+        graphs.load("late")
+    graphs.masks.release("all")
+    eager.load("some", "late")
+    graphs.load("late")
+    compare(eager, graphs, ["late", "some", None])
+    assert set(graphs.masks.gate_mass) == {"some", "late"}
+    more = both(CASES[3], places=3)[1]
+    more.load("some", "all", "late")
+
+
+def test_a_request_that_comes_late_finds_its_plan_unless_another_took_the_place(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    eager, graphs = both(CASES[3], places=2)
+    for engine in (eager, graphs):
+        engine.load("some", "all")
+        engine.masks.release("some")
+    compare(eager, graphs, ["some", "all", None])
+    assert "some" in graphs.masks.gate_mass
+    for plan in ("all", "some"):
+        graphs.masks.release(plan)
+    # The one that was released first leaves its place first.
+    graphs.load("late")
+    assert set(graphs.masks._places) == {"some", "late"}  # type: ignore[attr-defined]
+    graphs.load("some")
+    graphs.enter("waited", "all")
+    assert graphs.requests.under_plan == 0
+    assert "request waited is answered by the full model" in caplog.text
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.name)
+def test_rows_without_a_plan_keep_the_routers_bits(case: RoutingCase) -> None:
+    bias_E = torch.randn(E, generator=torch.Generator().manual_seed(1))
     engine, plain = Engine(case, bias_E, graphs=True), case.make(E, bias_E)
-    engine.step(["some", "some"], torch.Generator().manual_seed(3))
-    # A dummy run follows: no row of it is under the plans of the step before.
-    engine.graph.replay()
+    engine.load("some")
+    engine.step(["some"] * 8)
+    # A dummy run follows: no row of it is under the plans of the step before, and nothing of it counts.
+    found = engine.masks.gate_mass["some"].fractions(engine.requests.slices)
+    engine.graphs[8].replay()
     weights_TK, ids_TK = plain.select_experts(engine.x_TH, engine.logits_TE)
-    assert torch.equal(engine.graph.output[0], weights_TK)
-    assert torch.equal(engine.graph.output[1], ids_TK)
-    assert engine.masks._plan_T.tolist() == [NO_PLAN] * SIZE  # type: ignore[attr-defined]
-    assert weights_TK.shape == (SIZE, K)
+    assert torch.equal(engine.graphs[8].output[0], weights_TK)
+    assert torch.equal(engine.graphs[8].output[1], ids_TK)
+    assert engine.masks.gate_mass["some"].fractions(engine.requests.slices) == found
+    masks: Any = engine.masks
+    assert masks._place_T.tolist() == [PLACES] * 8
+    assert weights_TK.shape == (8, K)
 
 
-def test_plans_that_come_later_are_refused_with_what_helps() -> None:
-    masks = Engine(CASES[0], torch.zeros(E), graphs=True).masks
-    with pytest.raises(ValueError, match="started with; name them with --plan NAME=PLAN at the start"):
-        masks.load("late", {0: (0, 1, 2)})
-    with pytest.raises(ValueError, match="--enforce-eager"):
-        masks.unload_all()
-    masks.release("some")
-    assert masks.plan_of(NewRequest("a", 1, {PLAN_ARGUMENT: "some"})) == "some"
+def test_steps_that_do_not_measure_leave_the_sums_alone() -> None:
+    engine = Engine(CASES[0], torch.zeros(E), graphs=True)
+    engine.load("some")
+    engine.step(["some", None, "some"])
+    found = engine.masks.gate_mass["some"].fractions(engine.requests.slices)
+    engine.masks._drift_fraction = 0.0
+    engine.step(["some"] * 5)
+    assert engine.masks.gate_mass["some"].fractions(engine.requests.slices) == found
+    assert engine.masks.gate_mass["some"].tokens == 2
+
+
+def test_padding_rows_without_experts_are_passed_over() -> None:
+    """vLLM gives padding rows the id -1, which is no index on a GPU."""
+    engine = Engine(CASES[0], torch.zeros(E), graphs=True)
+    weights_TK, ids_TK = torch.zeros(4, K), torch.full((4, K), -1, dtype=torch.int32)
+    engine.router.reap_routing.routed(engine.x_TH[:4], engine.logits_TE[:4], weights_TK, ids_TK)
+    assert ids_TK.eq(-1).all()
 
 
 def engine_with(settings: ObserveSettings, *, graphs: bool) -> Any:
-    """A loaded engine of the embedded model, without layers."""
+    """A loaded engine of one layer."""
+    layer = layer_with(CASES[0].make(E, torch.zeros(E)))
+    add_routing_hook(layer, traced=False)
     return SimpleNamespace(
         settings=settings,
         captures_graphs=graphs,
         routes_in_model=False,
-        routed_layers=[],
+        routed_layers=[RoutedLayer(layer)],
         device=CPU,
-        max_rows=SIZE,
-        model_reference=str(demo_files().model),
+        max_rows=SIZES[-1],
     )
 
 
-def test_an_engine_with_graphs_masks_by_the_plans_of_its_start(tmp_path: Path) -> None:
-    config = json.loads((demo_files().model / "config.json").read_text())
-    kept, dropped = list(range(0, config["num_experts"], 2)), list(range(1, config["num_experts"], 2))
-    layers = [
-        {"layer": f"model.layers.{index}.mlp.experts", "index": index, "kept": kept, "dropped": dropped}
-        for index in range(config["num_hidden_layers"])
-    ]
-    plan = {"schema_version": 1, "model": {}, "criterion": "by hand", "layers": layers}
-    file = tmp_path / "half.json"
-    file.write_text(json.dumps(plan))
-    started = ObserveSettings(plans={"half": str(file)}, mask_phase="decode")
-    requests = Requests(max_slices=4)
-    masks = live_build._build_masks(engine_with(started, graphs=True), requests)
+@pytest.mark.parametrize(
+    ("settings", "places"),
+    [
+        ({"plans": {"a": "a.json", "b": "b.json"}}, 3),
+        ({"plans": {"a": "a.json"}, "mask_places": 1}, 1),
+        ({"mask_places": 5}, 5),
+        ({"plans": {str(number): "a.json" for number in range(40)}}, MAX_PLANS),
+    ],
+)
+def test_graphs_have_as_many_places_as_was_asked_for_or_one_more_than_plans(
+    settings: dict[str, Any], places: int
+) -> None:
+    started = ObserveSettings(**settings)
+    masks = live_build._build_masks(engine_with(started, graphs=True), Requests(max_slices=4))
     assert isinstance(masks, GraphMasks)
-    (plan_id,) = masks.gate_mass
-    assert masks.answer_only == {plan_id}
-    assert not isinstance(live_build._build_masks(engine_with(started, graphs=False), requests), GraphMasks)
+    assert masks.num_places == places
+    assert not isinstance(
+        live_build._build_masks(engine_with(started, graphs=False), Requests(max_slices=4)), GraphMasks
+    )
 
 
-def test_what_graphs_refuse_works_once_its_remedy_is_followed(tmp_path: Path) -> None:
-    plain = ObserveSettings()
-    refusal = live_build._late_plans(engine_with(plain, graphs=True))
+@pytest.mark.parametrize("followed", [{"mask_places": 1}, {"plans": {"a": "a.json"}}])
+def test_what_graphs_refuse_works_once_its_remedy_is_followed(followed: dict[str, Any]) -> None:
+    """Without places the hook is not there, and a graph costs nothing more."""
+    plain = engine_with(ObserveSettings(), graphs=True)
+    refusal = live_build._mask_refusal(plain)
     assert refusal is not None
+    assert "--mask-places N" in refusal
     assert "--plan NAME=PLAN at the start" in refusal
-    assert "--enforce-eager" in refusal
-    assert live_build._late_plans(engine_with(plain, graphs=False)) is None
-    assert "--enforce-eager" in str(live_build._graph_refusal(engine_with(plain, graphs=True)))
-    assert live_build._graph_refusal(engine_with(plain, graphs=False)) is None
+    live_build._build_masks(plain, Requests(max_slices=4))
+    assert plain.routed_layers[0]._layer.router.reap_routing is None
+    engine = engine_with(ObserveSettings(**followed), graphs=True)
+    assert live_build._mask_refusal(engine) is None
+    masks = live_build._build_masks(engine, Requests(max_slices=4))
+    masks.load("late", PLANS["late"])
+    assert live_build._mask_refusal(engine_with(ObserveSettings(), graphs=False)) is None
+
+
+def test_plans_of_the_start_need_places() -> None:
+    with pytest.raises(RequestError, match="mask_places is 1, and 2 plans are given"):
+        checked_settings({"plans": {"a": "a.json", "b": "b.json"}, "mask_places": 1})

@@ -12,8 +12,9 @@ from routing_cases import CASES, E, H, K, RoutingCase, dense, layer_with
 
 from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.record.requests import Requests
+from reap_serve.record.settings import MAX_PLANS
 from reap_serve.record.step import BatchRows, NewRequest
-from reap_serve.serve.mask import MAX_PLANS, PLAN_ARGUMENT, EngineMasks
+from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
 
 CPU = torch.device("cpu")
 
