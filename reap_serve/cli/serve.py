@@ -38,6 +38,8 @@ def serve(
         int | None,
         typer.Option(
             metavar="N",
+            min=0,
+            max=32,
             help="Plans that CUDA graphs have room for at a time, at most 32; each may cost time in every step. By "
             "default one more than the plans given here, and none where none is given.",
         ),
@@ -100,6 +102,10 @@ def serve(
 
             refuse_misrouted_family(files_of_model.open_model(model).config)
     files, active = named_plan_files(plans or [], mask)
+    if mask_places is not None and mask_places < len(files):
+        raise RequestError(
+            f"--mask-places {mask_places} has no room for {len(files)} plans", f"give {len(files)} or more"
+        )
     require_fitting(model, files)
     if observe is not None:
         require_folder(observe)

@@ -128,5 +128,7 @@ def checked_settings(values: Mapping[str, JsonValue]) -> ObserveSettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        if not name:
+            raise RequestError(first["msg"].removeprefix("Value error, "), "see --help") from None
         given = str(first["input"])[:120]
         raise RequestError(f"{name} cannot be {given}: {first['msg']}", "see --help for its range") from None

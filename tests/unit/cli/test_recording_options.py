@@ -108,6 +108,33 @@ def test_a_short_trial_records_and_writes_all_there_is(serve: Callable[..., dict
     assert (settings["overhead_budget"], settings["minimum_tokens"], settings["keep_kernel"]) == (None, 0, True)
 
 
+@pytest.fixture
+def plan_file(tmp_path: Path) -> str:
+    """A plan by hand."""
+    file = tmp_path / "plan.json"
+    file.write_text(
+        '{"schema_version": 1, "model": {}, "criterion": "by hand", "layers": '
+        '[{"layer": "model.layers.0.mlp.experts", "index": 0, "kept": [0], "dropped": [1]}]}'
+    )
+    return str(file)
+
+
+def test_plans_have_places_in_graphs(serve: Callable[..., dict[str, Any]], plan_file: str) -> None:
+    named = ("--plan", f"a={plan_file}", "--mask", plan_file, "--mask-phase", "decode")
+    for options, places in (((), 0), (named, 3), ((*named, "--mask-places", "2"), 2), (("--mask-places", "4"), 4)):
+        assert ObserveSettings.model_validate(serve(*options)).places_in_graphs == places
+    settings = serve(*named)
+    assert (settings["mask"], settings["mask_phase"]) == ("plan", "decode")
+
+
+def test_more_plans_than_places_are_refused(served: list[Any], run: Run, plan_file: str) -> None:
+    options = ("--mask", plan_file, "--mask-places")
+    done = run("serve", "org/model", *options, "0")
+    assert (done.exit_code, served) == (2, [])
+    assert done.stderr == "error: --mask-places 0 has no room for 1 plans; give 1 or more\n"
+    assert run("serve", "org/model", *options, "1").exit_code == 0
+
+
 def test_serve_says_what_recording_may_take(served: list[Any], run: Run) -> None:
     assert "at most 0.02 of the engine" in run("serve", "org/model", "--observe", "stats").stderr
     assert "at most" not in run("serve", "org/model", "--observe", "stats", "--overhead-budget", "none").stderr
@@ -140,6 +167,7 @@ REFUSED = [
     ((*("serve", "org/model"), "--overhead-budget", "much"), "--overhead-budget much is not in (0, 1)"),
     ((*("serve", "org/model"), "--overhead-budget", "nan"), "--overhead-budget nan is not in (0, 1)"),
     ((*("serve", "org/model"), "--minimum-tokens", "-1"), "--minimum-tokens -1 is negative; give 0 or more"),
+    ((*("serve", "org/model"), "--mask-places", "33"), "Invalid value for '--mask-places'"),
     ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--sample-fraction", "0"), "--sample-fraction 0.0 is not in"),
     ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--max-model-len", "0"), "Invalid value for '--max-model-len'"),
     ((*("observe", "org/model", "x.jsonl", "-o", "s"), "--max-model-len", "-3"), "Invalid value for '--max-model-len'"),

@@ -11,14 +11,14 @@ import pytest
 import torch
 from routing_cases import CASES, KEPT_IN_GROUPS, E, H, K, RoutingCase, dense, layer_with
 
-from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
+from reap_serve.adapter.routing import RoutedLayer, Router, add_routing_hook
 from reap_serve.errors import RequestError
 from reap_serve.record.requests import Requests
 from reap_serve.record.settings import MAX_PLANS, ObserveSettings, checked_settings
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve import live_build
 from reap_serve.serve.graph_mask import GraphMasks
-from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
+from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks, LayerPlan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "record"))
 
@@ -233,6 +233,25 @@ def test_padding_rows_without_experts_are_passed_over() -> None:
     weights_TK, ids_TK = torch.zeros(4, K), torch.full((4, K), -1, dtype=torch.int32)
     engine.router.reap_routing.routed(engine.x_TH[:4], engine.logits_TE[:4], weights_TK, ids_TK)
     assert ids_TK.eq(-1).all()
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="vLLM's operator needs AVX512")
+def test_the_square_root_of_softplus_with_a_bias() -> None:
+    """As DeepSeek V4 routes: vLLM's operator takes no other sizes than such."""
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+
+    random = torch.Generator().manual_seed(4)
+    bias_E, logits_TE = 3 * torch.randn(256, generator=random), 4 * torch.randn(8, 256, generator=random)
+    router = CPURouter(6, 256, scoring_func="sqrtsoftplus", e_score_correction_bias=bias_E, routed_scaling_factor=1.5)
+    layer = layer_with(router, 256)
+    add_routing_hook(layer, traced=False)
+    kept = tuple(range(0, 256, 2))
+    masks = GraphMasks([RoutedLayer(layer)], CPU, Requests(max_slices=4), 1.0, 8, 2)
+    masks.load("even", {0: kept})
+    masks._place_T[:] = masks._places["even"]
+    found = router.select_experts(torch.zeros(8, H), logits_TE)
+    expected = LayerPlan(Router(router), kept, 256, CPU).route(torch.zeros(8, H), logits_TE, torch.int32)
+    assert torch.equal(dense(*found, 256), dense(*expected, 256))
 
 
 def engine_with(settings: ObserveSettings, *, graphs: bool) -> Any:
