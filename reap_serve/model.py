@@ -148,6 +148,8 @@ def fingerprint(source: ModelSource, weights_sha256: str | None = None) -> Finge
 def require_whole_weights(source: ModelSource) -> None:
     """Refuses a model whose weight files are truncated or corrupt, before an engine is started on them.
 
+    The library by which engines open them judges, and not `weight_headers`, which refuses more than engines do.
+
     Raises:
         InputFileError: A file's header does not describe the file, or the path is one that no engine opens.
     """

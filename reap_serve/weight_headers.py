@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import BinaryIO, TypeGuard
 
 from reap_serve.errors import InputFileError
 from reap_serve.records import JsonValue
@@ -134,19 +134,27 @@ def read_shard(path: Path) -> Shard:
     Raises:
         InputFileError: The file is truncated, or its header lies about lengths, offsets, shapes or names.
     """
-    descriptor = open_regular(path)
-    try:
-        state = FileState.of(descriptor)
-        header = _read_header(descriptor, path, state.size)
-    except OSError as error:
-        raise InputFileError(f"{path} cannot be read: {error.strerror}", "check the disk") from None
-    finally:
-        os.close(descriptor)
+    with os.fdopen(open_regular(path), "rb") as handle:
+        try:
+            state = FileState.of(handle.fileno())
+            header = read_header(handle, str(path), state.size)
+        except OSError as error:
+            raise InputFileError(f"{path} cannot be read: {error.strerror}", "check the disk") from None
     return parse_header(path.name, header, state)
 
 
-def _read_header(descriptor: int, path: Path, size: int) -> bytes:
-    length_bytes = os.pread(descriptor, 8, 0)
+def read_header(handle: BinaryIO, path: str, size: int) -> bytes:
+    """The JSON text of a header, from a file or what is read as one.
+
+    Args:
+        handle: At its first byte.
+        path: How to call it in an error.
+        size: Bytes of the file.
+
+    Raises:
+        InputFileError: It is truncated, or does not hold the header that it announces.
+    """
+    length_bytes = handle.read(8)
     length = int.from_bytes(length_bytes, "little")
     if length_bytes == LFS_POINTER:
         raise InputFileError(f"{path} is a pointer of Git LFS and not the file itself", "run `git lfs pull` there")
@@ -154,7 +162,7 @@ def _read_header(descriptor: int, path: Path, size: int) -> bytes:
         raise InputFileError(
             f"{path} is truncated or not safetensors: {size} bytes, header of {length} bytes", "download it again"
         )
-    header = os.pread(descriptor, length, 8)
+    header = handle.read(length)
     if len(header) < length:
         raise InputFileError(f"{path} ended within its header", "download it again")
     return header

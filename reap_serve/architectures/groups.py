@@ -2,6 +2,7 @@
 
 Groups are consecutive runs of equal length of the experts' ids. A group is scored by its best two members, and the
 groups that a token reaches must hold the top-k experts between them (vLLM's `grouped_topk`, as DeepSeek-V3 has it).
+Counts (`plan.limits`), plans by hand (`prune.decide`) and checkpoints (`prune.inspect`) are held to it here alone.
 """
 
 from __future__ import annotations

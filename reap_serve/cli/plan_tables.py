@@ -17,9 +17,8 @@ from reap_serve.plan.sweep import SweepRow
 def print_plan(plan: Plan, *, layers: bool = False) -> None:
     """Prints what a plan keeps and what it predicts; by layer where asked for."""
     counts = [len(layer.kept) for layer in plan.layers]
-    num_experts = counts[0] + len(plan.layers[0].dropped)
     kept = str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    stdout.print(f"{kept} of {num_experts} experts in each of {len(counts)} layers, by {plan.criterion}")
+    stdout.print(f"{kept} of {plan.layers[0].num_experts} experts in each of {len(counts)} layers, by {plan.criterion}")
     try:
         summary = summary_of(plan)
     except PlanError:

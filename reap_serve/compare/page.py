@@ -77,7 +77,7 @@ def report_page(report: Report, plan: Plan | None = None, first: Sequence[Sectio
 
 def _plan_text(plan: Plan) -> str:
     kept = sum(len(layer.kept) for layer in plan.layers)
-    total = kept + sum(len(layer.dropped) for layer in plan.layers)
+    total = sum(layer.num_experts for layer in plan.layers)
     text = f"The plan keeps {kept} of {total} experts in {len(plan.layers)} layers, by {plan.criterion}."
     try:
         retained = summary_of(plan).retained_saliency

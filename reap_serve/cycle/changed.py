@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from reap_serve.cycle import steps
 from reap_serve.cycle.collect import plan_digest, served_plan
 from reap_serve.cycle.config import CycleConfig, DriftSection
 from reap_serve.cycle.state import State
+from reap_serve.plan.decision import kept_mask
 from reap_serve.plan.record import Plan, read_plan
 from reap_serve.serve.plan_check import planned_gate_mass
 from reap_serve.statistics.drift import dropped_gate_mass
@@ -110,10 +109,7 @@ def _gate_mass_rise(in_use: PlanInUse, statistics: Statistics) -> tuple[float, s
     """
     planned = planned_gate_mass(in_use.plan.summary)
     usual = sum(planned.values()) / len(planned) if planned else 0.0
-    num_experts = statistics.header.model.num_experts
-    kept_LE = np.zeros((len(in_use.plan.layers), num_experts), np.bool_)
-    for row, layer in enumerate(in_use.plan.layers):
-        kept_LE[row, list(layer.kept)] = True
+    kept_LE = kept_mask(in_use.plan, statistics.header.model.num_experts)
     rises = []
     for name in statistics.header.slices:
         mass = dropped_gate_mass(select_slices(statistics, [name]), kept_LE)

@@ -61,7 +61,7 @@ def served_plan(config: CycleConfig) -> Plan | None:
 
 def plan_digest(plan: Plan) -> str:
     """SHA-256 of which experts stay, whatever made the plan."""
-    text = repr([(layer.index, layer.kept) for layer in plan.layers])
+    text = repr(list(plan.kept_by_layer.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

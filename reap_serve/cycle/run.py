@@ -195,7 +195,7 @@ def _regained(trial: Report, in_use: PlanInUse | None) -> dict[str, float] | Non
 
 def _why(plan: Plan, in_use: PlanInUse | None, regained: dict[str, float] | None) -> str:
     first = plan.layers[0]
-    size = f"{experts_kept(plan)} of {len(first.kept) + len(first.dropped)} experts a layer stay, and every limit holds"
+    size = f"{experts_kept(plan)} of {first.num_experts} experts a layer stay, and every limit holds"
     if in_use is None or not regained:
         return size
     name = max(regained, key=lambda slice_name: regained[slice_name])

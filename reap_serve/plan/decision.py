@@ -17,6 +17,7 @@ from reap_serve.plan.guards import Guards, drop_first, guard, require_room
 from reap_serve.plan.limits import CountLimits, ModelLimits, count_limits
 from reap_serve.plan.objective import MaxMin, maximise_worst
 from reap_serve.plan.ranking import keep_order, keep_prefix
+from reap_serve.plan.record import Plan
 from reap_serve.plan.request import PlanRequest, Size
 from reap_serve.plan.sizes import CheckpointBytes
 from reap_serve.statistics.record import Header, Statistics
@@ -83,6 +84,14 @@ class Decision:
         """Experts that each layer keeps, [L]."""
         count_L: Ints = self.kept_LE.sum(axis=1)
         return count_L
+
+
+def kept_mask(plan: Plan, num_experts: int) -> Bools:
+    """What a plan keeps, as a decision has it: kept_LE, for layers of that many experts."""
+    kept_LE = np.zeros((len(plan.layers), num_experts), np.bool_)
+    for row, layer in enumerate(plan.layers):
+        kept_LE[row, list(layer.kept)] = True
+    return kept_LE
 
 
 def gather(

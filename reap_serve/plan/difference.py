@@ -50,7 +50,7 @@ def difference(a: Plan, b: Plan) -> PlanDifference:
     """
     if isinstance(a.model, Fingerprint) and isinstance(b.model, Fingerprint):
         require_same_model(a.model, b.model, "the first plan", "the second")
-    shapes = [[(layer.index, len(layer.kept) + len(layer.dropped)) for layer in plan.layers] for plan in (a, b)]
+    shapes = [[(layer.index, layer.num_experts) for layer in plan.layers] for plan in (a, b)]
     if shapes[0] != shapes[1]:
         raise MismatchError("the plans differ in their layers or numbers of experts", "compare plans of one model")
     layers = []

@@ -51,7 +51,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", size: int = 12) 
 
 
 def _heat_map(layers: Sequence[PlanLayer]) -> tuple[str, int]:
-    num_experts = max(len(layer.kept) + len(layer.dropped) for layer in layers)
+    num_experts = max(layer.num_experts for layer in layers)
     row = min(max(MAP_HEIGHT // len(layers), ROW_HEIGHT_LIMITS[0]), ROW_HEIGHT_LIMITS[1])
     # Runs of one colour are strokes of one path a colour: a rectangle a cell would make megabytes.
     strokes: dict[str, list[str]] = {}
@@ -81,10 +81,9 @@ def _heat_map(layers: Sequence[PlanLayer]) -> tuple[str, int]:
 
 def _colours(layer: PlanLayer) -> list[str]:
     kept = set(layer.kept)
-    num_experts = len(layer.kept) + len(layer.dropped)
     largest = max((value for value in layer.saliency if value is not None), default=0.0)
     colours = []
-    for expert in _by_saliency(layer, num_experts):
+    for expert in _by_saliency(layer):
         value = layer.saliency[expert] if expert < len(layer.saliency) else None
         # The square root spreads the many small values over the ramp.
         level = 3 if value is None or largest <= 0 else int((max(value, 0.0) / largest) ** 0.5 * 7.999)
@@ -92,14 +91,14 @@ def _colours(layer: PlanLayer) -> list[str]:
     return colours
 
 
-def _by_saliency(layer: PlanLayer, num_experts: int) -> list[int]:
+def _by_saliency(layer: PlanLayer) -> list[int]:
     """Experts from the highest saliency to the lowest, so that the cut is an edge; by id without saliencies."""
     if not layer.saliency:
-        return list(range(num_experts))
+        return list(range(layer.num_experts))
     # One by hand may not have a value for each.
-    given = (*layer.saliency, *[None] * num_experts)
+    given = (*layer.saliency, *[None] * layer.num_experts)
     values = [-float("inf") if value is None else value for value in given]
-    return sorted(range(num_experts), key=lambda expert: (-values[expert], expert))
+    return sorted(range(layer.num_experts), key=lambda expert: (-values[expert], expert))
 
 
 def _legend(entries: Sequence[tuple[str, str]], top: int) -> str:

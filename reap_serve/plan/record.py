@@ -19,6 +19,9 @@ NUMBERED_LAYER = re.compile(r"[Ll]ayer[ _]?(\d{1,6})")
 class PlanLayer(Record):
     """One layer's decision.
 
+    Both lists are written, though each follows from the other and the number of experts: a reader of the file needs
+    neither the model nor this program, and lists by hand that contradict each other are found.
+
     Attributes:
         layer: Name, for people; `index` joins it to the checkpoint.
         index: Index of the decoder layer.
@@ -32,6 +35,11 @@ class PlanLayer(Record):
     kept: tuple[int, ...]
     dropped: tuple[int, ...]
     saliency: tuple[float | None, ...] = ()
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of the layer before pruning."""
+        return len(self.kept) + len(self.dropped)
 
 
 class Unbound(Record):
@@ -54,6 +62,11 @@ class Plan(FileRecord):
     provenance: dict[str, JsonValue] = {}
     summary: dict[str, JsonValue] = {}
     layers: tuple[PlanLayer, ...] = Field(min_length=1)
+
+    @property
+    def kept_by_layer(self) -> dict[int, tuple[int, ...]]:
+        """Experts that stay, ascending, by index of the decoder layer."""
+        return {layer.index: layer.kept for layer in self.layers}
 
 
 def read_plan(path: Path) -> Plan:
@@ -110,10 +123,9 @@ def require_plan_for(plan: Plan, model: Fingerprint, moe_layers: tuple[int, ...]
             "use a plan made for this model",
         )
     for layer in plan.layers:
-        num_experts = len(layer.kept) + len(layer.dropped)
-        if num_experts != model.num_experts:
+        if layer.num_experts != model.num_experts:
             raise MismatchError(
-                f"the plan's layer {layer.index} counts {num_experts} experts, the model {model.num_experts}",
+                f"the plan's layer {layer.index} counts {layer.num_experts} experts, the model {model.num_experts}",
                 "use a plan made for this model",
             )
     return isinstance(plan.model, Fingerprint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from reap_serve.errors import PlanError
-from reap_serve.plan.decision import Bools, Decision, Evidence
+from reap_serve.plan.decision import Decision, Evidence, kept_mask
 from reap_serve.plan.record import Plan
 from reap_serve.statistics.saliency import saliency
 
@@ -30,7 +30,7 @@ def restored(plan: Plan, evidence: Evidence, num_experts: int) -> Decision:
     if num_experts < 1:
         raise PlanError(f"--experts is {num_experts}", "give 1 or more")
     missed_LE = saliency(evidence.sums, MISSED_BY)
-    kept_LE: Bools = np.zeros(missed_LE.shape, np.bool_)
+    kept_LE = kept_mask(plan, missed_LE.shape[1])
     for row, layer in enumerate(plan.layers):
         if len(layer.dropped) < num_experts:
             raise PlanError(
@@ -39,7 +39,6 @@ def restored(plan: Plan, evidence: Evidence, num_experts: int) -> Decision:
             )
         dropped = np.array(layer.dropped)
         order = np.argsort(-missed_LE[row, dropped], kind="stable")
-        kept_LE[row, list(layer.kept)] = True
         kept_LE[row, dropped[order[:num_experts]]] = True
     decision = Decision(kept_LE, None)
     for count in sorted(set(decision.count_by_layer().tolist())):

@@ -18,6 +18,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SIDECAR_NAME = "reap_router.sidecar"
 OLD_SIDECAR_NAME = "reap_router.safetensors"
 SIDECARS = (SIDECAR_NAME, OLD_SIDECAR_NAME)
+SIDECAR_VERSION = 1
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".sidecar")
 
 

@@ -120,7 +120,7 @@ def make_cut(
     Raises:
         PlanError: Layers keep different numbers of experts, or the router could not choose top-k from what stays.
     """
-    kept = {layer.index: layer.kept for layer in plan.layers}
+    kept = plan.kept_by_layer
     counts = sorted({len(ids) for ids in kept.values()})
     if len(counts) > 1 and not may_differ:
         raise PlanError(

@@ -20,6 +20,7 @@ from reap_serve.prune.checkpoint import (
     INDEX_NAME,
     OLD_SIDECAR_NAME,
     SIDECAR_NAME,
+    SIDECAR_VERSION,
     Checkpoint,
     WeightFiles,
     read_checkpoint,
@@ -46,7 +47,7 @@ CARD_NAME = "README.md"
 # Raised when what lies in a staging directory changes its meaning.
 STAGING_VERSION = 2
 ROUTERS = (Kind.ROUTER, Kind.ROUTER_PART, Kind.SLICED)
-SIDECAR_METADATA = {"format": "pt", "schema_version": "1"}
+SIDECAR_METADATA = {"format": "pt", "schema_version": str(SIDECAR_VERSION)}
 REWRITTEN = frozenset(
     {CONFIG_NAME, *QUANT_CONFIG_NAMES, INDEX_NAME, CARD_NAME, MANIFEST_NAME, SIDECAR_NAME, OLD_SIDECAR_NAME}
 )

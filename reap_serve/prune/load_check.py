@@ -53,7 +53,7 @@ def check_by_loading(source: Path, output: Path, plan: Plan) -> Iterator[Finding
     draw = random.Random(0)
     vocabulary = _vocabulary_size(output)
     prompts = tuple(tuple(draw.randrange(vocabulary) for _ in range(PROMPT_TOKENS)) for _ in range(NUM_PROMPTS))
-    kept = {str(layer.index): layer.kept for layer in plan.layers}
+    kept = {str(index): ids for index, ids in plan.kept_by_layer.items()}
     for dtype, tolerance in TOLERANCES.items():
         try:
             pruned = ask(LoadRequest(path=str(output), kept=None, dtype=dtype, prompts=prompts))

@@ -20,7 +20,7 @@ from reap_serve.prune.layout import header_bytes
 from reap_serve.prune.staging import DIGESTS_NAME
 from reap_serve.prune.write import Written, is_finished, write_shards, write_tensors, write_text
 from reap_serve.records import read_json_object
-from reap_serve.weight_headers import MAX_HEADER_BYTES, FileState, Shard, parse_header, read_shard
+from reap_serve.weight_headers import FileState, Shard, parse_header, read_header, read_shard
 
 
 def open_remote(reference: str, remote: RemoteFiles) -> ModelSource:
@@ -49,10 +49,7 @@ class RemoteWeights:
         if size is None:
             raise InputFileError(f"the index names {name}, which the repository lacks", "check the revision")
         with self.remote.open(name) as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if length > min(size - 8, MAX_HEADER_BYTES):
-                raise InputFileError(f"{name} has a header of {length} bytes in a file of {size}", "report the model")
-            return parse_header(name, handle.read(length), FileState(size, 0, 0))
+            return parse_header(name, read_header(handle, name, size), FileState(size, 0, 0))
 
 
 def write_from_hub(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
 
 from reap_serve.model import Fingerprint
+from reap_serve.overwriting import MANIFEST
 from reap_serve.plan.record import Plan
 from reap_serve.records import FileRecord, Provenance, Record, read_record, strict_json
 
-MANIFEST_NAME = "reap_manifest.json"
+MANIFEST_NAME = MANIFEST
 SCHEMA_VERSION = 1
 
 
@@ -44,7 +48,8 @@ class Manifest(FileRecord):
         mtp: `cut` or `drop`, None when the checkpoint has no multi-token-prediction layers.
         experts_before: Experts per layer of the source.
         experts_after: Experts per layer here; the largest count where layers differ.
-        layers: Old ids by new ids.
+        layers: Old ids by new ids of every layer here, draft layers too, of which no plan speaks; so who follows
+            experts through the cut reads no plan. A manifest whose plan keeps others is refused.
         tensors: Number of tensors by what became of them.
         parameters_before: Of the source.
         parameters_after: Of the output.
@@ -68,6 +73,14 @@ class Manifest(FileRecord):
     weight_files: Mapping[str, int]
     digests: Mapping[str, str] | None = None
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _require_one_cut(self) -> Self:
+        old_ids = {layer.index: layer.old_ids for layer in self.layers}
+        for index, kept in self.plan.kept_by_layer.items():
+            if old_ids.get(index) != kept:
+                raise ValueError(f"layer {index} does not hold the experts that the plan keeps")
+        return self
 
     def with_weights(self, weights_sha256: str) -> Manifest:
         """The same with the source's digest, where that was known only after the last byte."""

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ValidationError
 
 from reap_serve.architectures.names import Kind, TensorNames
 from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import InputFileError
+from reap_serve.prune.checkpoint import SIDECAR_VERSION, SIDECARS
+from reap_serve.prune.manifest import MANIFEST_NAME, read_manifest
 from reap_serve.records import read_json_object, version_problem
-
-# Names that `prune` gives its files; the stages meet only through files.
-SIDECAR_NAME = "reap_router.sidecar"
-OLD_SIDECAR_NAME = "reap_router.safetensors"
-MANIFEST_NAME = "reap_manifest.json"
-SIDECAR_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +35,17 @@ def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
     """The full routers of a pruned checkpoint by index of the decoder layer; None when it has no sidecar.
 
     Raises:
-        InputFileError: The sidecar is of a later version, or sidecar and manifest do not fit together.
+        InputFileError: One of both is of a later version, or sidecar and manifest do not fit together.
     """
     from safetensors import safe_open
 
-    path = next((path for name in (SIDECAR_NAME, OLD_SIDECAR_NAME) if (path := directory / name).exists()), None)
+    path = next((path for name in SIDECARS if (path := directory / name).exists()), None)
     if path is None:
         return None
     config = read_json_object(directory / "config.json")
     architecture = resolve(config)
     names = TensorNames(architecture, architecture.num_layers(config))
-    kept = _kept_by_layer(directory / MANIFEST_NAME)
+    kept = {layer.index: layer.old_ids for layer in read_manifest(directory).layers}
     weights: dict[int, torch.Tensor] = {}
     vectors: dict[int, list[torch.Tensor]] = {}
     with safe_open(str(path), "pt") as file:
@@ -79,20 +74,3 @@ def _require_known_version(metadata: Mapping[str, str] | None, path: Path) -> No
     problem = version_problem(int(stated) if stated.isdigit() else stated, SIDECAR_VERSION)
     if problem is not None:
         raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")
-
-
-class _ManifestLayer(BaseModel):
-    index: int
-    old_ids: tuple[int, ...]
-
-
-class _Manifest(BaseModel):
-    layers: tuple[_ManifestLayer, ...]
-
-
-def _kept_by_layer(path: Path) -> Mapping[int, tuple[int, ...]]:
-    try:
-        manifest = _Manifest.model_validate(read_json_object(path))
-    except ValidationError:
-        raise InputFileError(f"{path} does not say which experts were kept", "prune the model again") from None
-    return {layer.index: layer.old_ids for layer in manifest.layers}

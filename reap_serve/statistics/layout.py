@@ -3,6 +3,9 @@
 A safetensors file: 8 bytes of header length, the header as JSON, the tensors. Tensors are named
 `<slice>/<phase>/<sum>` and have the sum's declared axes (see `sums`) without S and P, most [L, E]. A slice and phase
 without tokens has no tensors. `<slice>/batches/<sum>` are the moments of batches, absent when the file is one batch.
+
+Headers of checkpoints are read elsewhere (`weight_headers`): they have other names and dtypes, and here the metadata is
+judged before any tensor, so that a later version is told as one.
 """
 
 from __future__ import annotations

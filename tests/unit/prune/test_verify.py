@@ -131,6 +131,11 @@ ALONE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no shard": (lambda out: (out / FILE).unlink(), "files", "does not exist"),
     "stale ignore entry": (ignore_a_gone_expert, "quantization", f"{EXPERT}.3.up_proj"),
     "manifest broken": (lambda out: (out / "reap_manifest.json").write_text("{}"), "manifest", "not a valid manifest"),
+    "another cut in the manifest": (
+        edit_json("reap_manifest.json", layers=[{"index": 0, "old_ids": [0, 3]}, {"index": 1, "old_ids": [0, 3]}]),
+        "manifest",
+        "layer 0 does not hold the experts that the plan keeps",
+    ),
 }
 
 

@@ -13,18 +13,19 @@ from safetensors.torch import save_file
 
 from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.errors import InputFileError
-from reap_serve.prune.checkpoint import OLD_SIDECAR_NAME as PRUNE_OLD_SIDECAR
-from reap_serve.prune.checkpoint import SIDECAR_NAME as PRUNE_SIDECAR
-from reap_serve.prune.job import SIDECAR_METADATA as PRUNE_METADATA
-from reap_serve.prune.manifest import MANIFEST_NAME as PRUNE_MANIFEST
+from reap_serve.prune.checkpoint import OLD_SIDECAR_NAME, SIDECAR_NAME
+from reap_serve.prune.job import SIDECAR_METADATA
+from reap_serve.prune.manifest import MANIFEST_NAME
 from reap_serve.record.requests import Requests
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve.gate_mass import HALF_LIFE_TOKENS, GateMass
 from reap_serve.serve.mask import PLAN_ARGUMENT, EngineMasks
 from reap_serve.serve.shadow import EngineShadow
-from reap_serve.serve.sidecar import MANIFEST_NAME, OLD_SIDECAR_NAME, SIDECAR_NAME, FullRouter, read_sidecar
+from reap_serve.serve.sidecar import FullRouter, read_sidecar
 
 CPU = torch.device("cpu")
+# A manifest that `prune` wrote.
+WRITTEN = Path(__file__).parents[1] / "prune" / "written" / "0.1.0.json"
 # The last case scales by a tensor inside its function, which no checkpoint tensor tells of.
 SHADOWED = [case for case in CASES if "tensor by expert" not in case.name]
 
@@ -128,8 +129,8 @@ def test_gate_mass_is_a_mean_over_layers_and_fades() -> None:
     assert mass.fractions(["a"]) == {}
 
 
-def checkpoint(directory: Path, kept: list[int] | None = None) -> Path:
-    """A pruned checkpoint's sidecar, as `prune` leaves it."""
+def checkpoint(directory: Path, kept: list[int], index: int = 0) -> Path:
+    """A pruned checkpoint's sidecar with the router of layer 0, as `prune` leaves it."""
     config = {
         "model_type": "qwen3_moe",
         "num_hidden_layers": 1,
@@ -139,8 +140,11 @@ def checkpoint(directory: Path, kept: list[int] | None = None) -> Path:
     }
     (directory / "config.json").write_text(json.dumps(config))
     save_file({"model.layers.0.mlp.gate.weight": torch.ones(4, H)}, str(directory / SIDECAR_NAME))
-    layers = [] if kept is None else [{"index": 0, "old_ids": kept}]
-    (directory / MANIFEST_NAME).write_text(json.dumps({"layers": layers, "more": 1}))
+    manifest = json.loads(WRITTEN.read_text())
+    dropped = sorted(set(range(4)) - set(kept))
+    manifest["plan"]["layers"] = [{"layer": f"layer {index}", "index": index, "kept": kept, "dropped": dropped}]
+    manifest["layers"] = [{"index": index, "old_ids": kept}]
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
     return directory
 
 
@@ -158,9 +162,12 @@ def test_a_checkpoint_without_a_sidecar_has_none(tmp_path: Path) -> None:
 
 def test_a_sidecar_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="different layers"):
-        read_sidecar(checkpoint(tmp_path))
+        read_sidecar(checkpoint(tmp_path, [1, 3], index=1))
     (tmp_path / MANIFEST_NAME).write_text('{"layers": [{"index": 0}]}')
-    with pytest.raises(InputFileError, match="which experts"):
+    with pytest.raises(InputFileError, match="not a valid manifest"):
+        read_sidecar(tmp_path)
+    (tmp_path / MANIFEST_NAME).write_text('{"schema_version": 2, "layers": "of another form"}')
+    with pytest.raises(InputFileError, match="schema version 2, this release reads version 1"):
         read_sidecar(tmp_path)
 
 
@@ -170,11 +177,6 @@ def test_quantised_routers_are_not_shadowed(tmp_path: Path) -> None:
     save_file(tensors, str(directory / SIDECAR_NAME))
     with pytest.raises(InputFileError, match="quantised"):
         read_sidecar(directory)
-
-
-def test_names_of_files_are_those_of_prune() -> None:
-    assert (SIDECAR_NAME, OLD_SIDECAR_NAME) == (PRUNE_SIDECAR, PRUNE_OLD_SIDECAR)
-    assert MANIFEST_NAME == PRUNE_MANIFEST
 
 
 def test_no_loader_of_weights_finds_the_sidecar_and_the_old_name_is_read(tmp_path: Path) -> None:
@@ -193,5 +195,5 @@ def test_a_sidecar_of_a_later_version_is_refused_with_both_numbers(tmp_path: Pat
     save_file(weight, str(directory / SIDECAR_NAME), {"format": "pt", "schema_version": "3"})
     with pytest.raises(InputFileError, match="schema version 3, this release reads version 1"):
         read_sidecar(directory)
-    save_file(weight, str(directory / SIDECAR_NAME), PRUNE_METADATA)
+    save_file(weight, str(directory / SIDECAR_NAME), SIDECAR_METADATA)
     assert read_sidecar(directory) is not None
