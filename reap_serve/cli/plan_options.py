@@ -10,6 +10,9 @@ import typer
 
 from reap_serve.errors import RequestError
 
+# The names of `statistics.saliency.CRITERIA`, which is not imported for a help text.
+CRITERIA_HELP = "reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan, asq or random."
+
 
 class Objective(StrEnum):
     """Names of `--objective`."""
@@ -55,13 +58,7 @@ Model = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="The model, for its group limits and tensor sizes.", rich_help_panel=SERVING),
 ]
-Criterion = Annotated[
-    str,
-    typer.Option(
-        help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan, asq or random.",
-        rich_help_panel=EVIDENCE,
-    ),
-]
+Criterion = Annotated[str, typer.Option(help=CRITERIA_HELP, rich_help_panel=EVIDENCE)]
 Seed = Annotated[int, typer.Option(help="Of the criterion random.", rich_help_panel=EVIDENCE)]
 Mix = Annotated[
     str | None,

@@ -9,6 +9,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import keep_stdout_for, note, print_json, stdout
+from reap_serve.cli.plan_options import CRITERIA_HELP
 
 if TYPE_CHECKING:
     from reap_serve.statistics.difference import LayerDifference
@@ -21,10 +22,7 @@ app.add_typer(stats, name="stats")
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE...", help="Statistics files, directories of them, or fsspec URLs.")
 ]
-Criterion = Annotated[
-    str,
-    typer.Option(help="reap, frequency, gate_sum, ean_sum, ean_mean, weighted_ean_sum, msan, asq or random."),
-]
+Criterion = Annotated[str, typer.Option(help=CRITERIA_HELP)]
 Slices = Annotated[list[str] | None, typer.Option("--slice", metavar="NAME", help="Slices to pool; all by default.")]
 Keep = Annotated[int | None, typer.Option(metavar="N", help="Experts kept per layer; half by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from token_rows import Tokens, random_tokens, reap_standard_error, statistics_of
 
+from reap_serve.cli.plan_options import CRITERIA_HELP
 from reap_serve.errors import RequestError
 from reap_serve.statistics.record import Statistics
 from reap_serve.statistics.saliency import CRITERIA, mix_slices, saliency, slice_terms
@@ -51,6 +52,7 @@ def test_criteria_by_hand(criterion: str, expected: list[float]) -> None:
 def test_every_criterion_of_the_contract_is_there() -> None:
     names = ["reap", "frequency", "gate_sum", "ean_sum", "ean_mean", "weighted_ean_sum", "msan", "asq", "random"]
     assert list(CRITERIA) == names
+    assert CRITERIA_HELP.replace(" or ", ", ").removesuffix(".").split(", ") == names
 
 
 def test_random_depends_on_the_seed_alone() -> None:
