@@ -1,7 +1,7 @@
 """Throughput and inter-token latency of an observed engine against a plain one on the same requests, in turn.
 
 Theory: vLLM's CPU kernel leaves the rows f_j(x) in memory, so that what recording adds is one reading of N*H*4 bytes
-(N routed slots) beside 2*3*N*H*I flops: 0.06 of a layer's time at 1 TFLOP/s and 18 GB/s for I = 768, and a fixed tenth
+(N routes) beside 2*3*N*H*I flops: 0.06 of a layer's time at 1 TFLOP/s and 18 GB/s for I = 768, and a fixed tenth
 of a millisecond a layer of operations on N numbers, which only small models notice. With --recompute nothing is read:
 `inline` runs the fused kernel over K times as many rows, `deferred` copies the sampled inputs and runs the kernel over
 them again, as other kernels need. The governor chooses the fraction of `deferred` such that its own time is at most its

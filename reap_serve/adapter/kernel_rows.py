@@ -3,7 +3,7 @@
 Target: the scratch memory of `cpu_fused_moe` in vLLM's C++ extension: per expert the number of its rows [E] and their
     running sum [E + 1], per row its token [N], per slot (t, k) its row [N], all int32; activations [N, I] in the
     layer's dtype; rows [N, H] in float32. Each part begins at a multiple of 64 bytes.
-Why: the kernel computes f_j(x) of every routed slot, adds a token's K rows up, and leaves them unweighted and unrounded
+Why: the kernel computes f_j(x) of every route, adds a token's K rows up, and leaves them unweighted and unrounded
     until its next call. To compute them again costs a second pass over the experts; to read them costs N*H*4 bytes.
 How: the extension exports the function that tells where the memory is. Whether the layout is as above is tried for each
     layer when the model is loaded: rows as read must be those that the kernel returns for one expert at a time. A layer

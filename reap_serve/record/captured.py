@@ -30,7 +30,7 @@ CALL_ROWS = 8192
 
 
 class Measure:
-    """Measures held rows of one layer by its own kernel, with one row a routed slot.
+    """Measures held rows of one layer by its own kernel, with one row a route.
 
     vLLM locks the kernels' workspace at the size that the largest step took. A call of no more rows than that step had
     tokens fits, whatever a kernel's workspace depends on; more rows are measured in several calls.

@@ -1,4 +1,4 @@
-"""Unfuses one layer: the fused kernel called with one row a routed slot.
+"""Unfuses one layer: the fused kernel called with one row a route.
 
 Every token is repeated K times and `topk_ids` becomes one column, so that row (t, k) of the output is the output of
 expert ids[t, k] for token t, weighted or not.

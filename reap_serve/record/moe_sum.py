@@ -1,4 +1,4 @@
-"""The `moe_sum` recorder: reads g*f of every routed slot where a GPU kernel has it.
+"""The `moe_sum` recorder: reads g*f of every route where a GPU kernel has it.
 
 vLLM's Triton and Marlin experts write one weighted row a slot and add a token's rows in `moe_sum`. The recorder stands
 in front of that reduction. Under CUDA graphs its Python runs only while a graph is captured, so that everything it does

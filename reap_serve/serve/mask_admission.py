@@ -1,4 +1,4 @@
-"""The gate of the API server: it settles each request's plan and checks the arguments that observation reads.
+"""Admission to the API server: it settles each request's plan and checks the arguments that observation reads.
 
 The plan is settled once, when the request enters: a switch of the default never changes a request in flight, and two
 plans never share a cached prefix, whose keys and values depend on the experts.

@@ -26,7 +26,7 @@ logger = shown_logger("reap_serve")
 
 
 class ReapEndpoints:
-    """Routes under /v1/reap, the gate that requests pass, and the timer that reads the engine."""
+    """Routes under /v1/reap, the admission of requests, and the timer that reads the engine."""
 
     name = "reap_serve"
     required_tasks = ("generate",)
@@ -36,7 +36,7 @@ class ReapEndpoints:
         app.include_router(router)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Reads the engine, loads the plans of its configuration, and puts the gate in place, before any request.
+        """Reads the engine, loads the plans of its configuration, and puts the admission in place, before any request.
 
         Raises:
             ReapServeError: A plan does not fit; the server does not start.
