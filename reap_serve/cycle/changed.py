@@ -33,18 +33,8 @@ class PlanInUse:
     served: bool
     statistics: Path | None
 
-    @property
-    def experts_kept(self) -> int:
-        """Of the layer that keeps most."""
-        return experts_kept(self.plan)
-
     def __str__(self) -> str:
         return f"{'what is served' if self.served else 'the candidate that waits'}, {self.path}"
-
-
-def experts_kept(plan: Plan) -> int:
-    """Experts of the layer that keeps most."""
-    return max(len(layer.kept) for layer in plan.layers)
 
 
 def plan_in_use(config: CycleConfig, state: State) -> PlanInUse | None:
@@ -92,7 +82,7 @@ def fit_of(limits: DriftSection, in_use: PlanInUse, statistics: Statistics, run:
         return Fit(rise, f"{in_use} fits: {told}, {limits.max_gate_mass_rise:.1%} are allowed")
     if in_use.statistics is None or not in_use.statistics.exists():
         return Fit(rise, None)
-    moved = steps.measure_drift(in_use.statistics, statistics, limits.criterion, in_use.experts_kept, run)
+    moved = steps.measure_drift(in_use.statistics, statistics, limits.criterion, in_use.plan.num_kept, run)
     if moved.plan_would_change:
         return Fit(rise, None)
     return Fit(

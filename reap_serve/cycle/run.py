@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 from reap_serve.compare.record import Report
 from reap_serve.cycle import steps
-from reap_serve.cycle.changed import PlanInUse, experts_kept, fit_of, plan_in_use
+from reap_serve.cycle.changed import PlanInUse, fit_of, plan_in_use
 from reap_serve.cycle.choose import choose_plan
 from reap_serve.cycle.collect import collect_inputs, plan_digest
 from reap_serve.cycle.config import CycleConfig, read_config
@@ -81,7 +81,7 @@ def _decide(config: CycleConfig, state: State, path: Path, say: Say) -> Decision
     if in_use is not None:
         require_plan_for(in_use.plan, model.fingerprint, model.limits.moe_layers)
         fit = fit_of(config.drift, in_use, statistics, run)
-        end.figures["experts_kept"], end.figures["gate_mass_rise"] = in_use.experts_kept, fit.gate_mass_rise
+        end.figures["experts_kept"], end.figures["gate_mass_rise"] = in_use.plan.num_kept, fit.gate_mass_rise
         if fit.stays is not None:
             return end.nothing(fit.stays)
 
@@ -96,7 +96,7 @@ def _decide(config: CycleConfig, state: State, path: Path, say: Say) -> Decision
 
     say("4/6 try it as a mask on the held-out requests")
     trial = steps.try_as_mask(config, plan, None if in_use is None else in_use.plan, requests, run)
-    end.figures["experts_kept"] = experts_kept(plan)
+    end.figures["experts_kept"] = plan.num_kept
     end.figures["trial_kl"] = {name: found.quality.kl_divergence_mean for name, found in trial.slices.items()}
     end.figures["regained"] = _regained(trial, in_use)
     failed = broken(trial_limits, trial)
@@ -195,7 +195,7 @@ def _regained(trial: Report, in_use: PlanInUse | None) -> dict[str, float] | Non
 
 def _why(plan: Plan, in_use: PlanInUse | None, regained: dict[str, float] | None) -> str:
     first = plan.layers[0]
-    size = f"{experts_kept(plan)} of {first.num_experts} experts a layer stay, and every limit holds"
+    size = f"{plan.num_kept} of {first.num_experts} experts a layer stay, and every limit holds"
     if in_use is None or not regained:
         return size
     name = max(regained, key=lambda slice_name: regained[slice_name])

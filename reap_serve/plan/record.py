@@ -68,6 +68,11 @@ class Plan(FileRecord):
         """Experts that stay, ascending, by index of the decoder layer."""
         return {layer.index: layer.kept for layer in self.layers}
 
+    @property
+    def num_kept(self) -> int:
+        """Experts per layer that stay; the largest count where layers differ."""
+        return max(len(layer.kept) for layer in self.layers)
+
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file, with each layer's kept and dropped experts checked to be disjoint, ascending and complete.
