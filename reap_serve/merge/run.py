@@ -19,14 +19,15 @@ from reap_serve.merge.signature import layer_signatures
 from reap_serve.merge.weights import Experts, experts_of, read_part, write_part
 from reap_serve.model import ModelSource, open_model, require_same_model
 from reap_serve.plan.record import Plan, PlanLayer
+from reap_serve.prune.beside import write_beside, write_sidecar
 from reap_serve.prune.card import model_card
 from reap_serve.prune.checkpoint import SIDECAR_NAME, read_checkpoint
 from reap_serve.prune.decide import MtpChoice
-from reap_serve.prune.digests import digest_files
-from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, Job, PruneOptions, make_job
-from reap_serve.prune.layout import DEFAULT_SHARD_BYTES, header_bytes
+from reap_serve.prune.digests import FileDigest, digest_files
+from reap_serve.prune.job import CARD_NAME, Job, PruneOptions, make_job
+from reap_serve.prune.layout import DEFAULT_SHARD_BYTES
 from reap_serve.prune.manifest import MANIFEST_NAME
-from reap_serve.prune.write import carry, write_shards, write_tensors, write_text
+from reap_serve.prune.write import write_shards, write_text
 from reap_serve.publish import new_directory, refuse_existing_directory
 from reap_serve.records import provenance
 from reap_serve.statistics.record import Header, Statistics
@@ -113,10 +114,10 @@ def merge(
     experts = _experts(source, job)
     record = _record(statistics.header, layers, request.method, aligns)
     with new_directory(output, overwrite=overwrite) as content:
-        _write_dominant(job, source, content)
+        files = _write_dominant(job, content)
         _overwrite_groups(job, source, content, experts, layers, aligns, advance)
         digests = digest_files(content, read_checkpoint(content).shards, jobs=2)
-        write_text(content / MANIFEST_NAME, job.manifest.with_digests(digests).to_bytes())
+        write_text(content / MANIFEST_NAME, job.manifest.with_digests(digests, files).to_bytes())
         (content / MERGE_NAME).write_text(json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
         write_text(content / CARD_NAME, _card(job, source, request.method))
     return MergeResult(
@@ -156,15 +157,11 @@ def _experts(source: ModelSource, job: Job) -> Experts:
     return experts_of(job.checkpoint.tensors.values(), _names(source), job.manifest.experts_before)
 
 
-def _write_dominant(job: Job, source: ModelSource, content: Path) -> None:
-    """The pruned checkpoint of the dominant experts."""
+def _write_dominant(job: Job, content: Path) -> dict[str, FileDigest]:
+    """Writes the pruned checkpoint of the dominant experts; gives the digests of the files beside its weights."""
     with tempfile.TemporaryDirectory() as notes:
         write_shards(job.layout.shards, job.checkpoint, content, Path(notes), 2, lambda num_bytes: None)
-    sidecar = header_bytes(job.sidecar, SIDECAR_METADATA)
-    write_tensors(content / SIDECAR_NAME, sidecar, job.sidecar, job.checkpoint, lambda num_bytes: None)
-    carry(source.path, content, job.companions.carried)
-    for name, text in job.texts.items():
-        write_text(content / name, text)
+    return {SIDECAR_NAME: write_sidecar(job, content), **write_beside(job, content)}
 
 
 def _overwrite_groups(

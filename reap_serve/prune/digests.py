@@ -1,4 +1,4 @@
-"""A digest of each tensor's bytes, made while they pass and compared when they are read again.
+"""Digests of tensors and of the files beside them, made while their bytes pass and compared when they are read again.
 
 XXH3 in 64 bits: it finds what disks, networks and editors change, at the speed of memory. It is no signature: whoever
 means to deceive can write the manifest anew.
@@ -7,7 +7,7 @@ means to deceive can write the manifest anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,13 +15,48 @@ import xxhash
 
 from reap_serve.errors import InputFileError
 from reap_serve.prune.stopping import until_left
+from reap_serve.records import Record
 from reap_serve.weight_headers import Shard, Tensor, open_regular
 
-ALGORITHM = "xxh3_64"
 BUFFER_BYTES = 1 << 20
 
 # What looks at a tensor's bytes in passing; called with each piece in order.
 Witness = Callable[[Tensor, memoryview], None]
+
+
+class FileDigest(Record):
+    """Size and digest of a whole file.
+
+    Attributes:
+        num_bytes: Its size.
+        digest: XXH3 of 64 bits in hexadecimal.
+    """
+
+    num_bytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, content: bytes) -> FileDigest:
+        """Of a file with this content."""
+        return cls(num_bytes=len(content), digest=xxhash.xxh3_64_hexdigest(content))
+
+
+class FileDigester:
+    """The digest of a file whose bytes come in pieces of any length."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_64()
+        self._num_bytes = 0
+
+    def update(self, piece: memoryview | bytes) -> None:
+        """Takes in the next bytes."""
+        self._state.update(piece)
+        self._num_bytes += len(piece)
+
+    @property
+    def found(self) -> FileDigest:
+        """Of the bytes so far."""
+        return FileDigest(num_bytes=self._num_bytes, digest=self._state.hexdigest())
 
 
 class TensorDigests:
@@ -121,6 +156,20 @@ def _pieces(descriptor: int, tensor: Tensor, buffer: memoryview) -> Iterator[mem
         done += count
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str], names: Sequence[str]) -> Iterator[str]:
-    """Names of tensors whose digest is not the expected one."""
-    return (name for name in names if name in expected and expected[name] != found.get(name))
+def digest_file(path: Path) -> FileDigest:
+    """The digest of a whole file; memory is a buffer.
+
+    Raises:
+        InputFileError: It is missing, unreadable, or not a regular file.
+    """
+    digester = FileDigester()
+    descriptor = open_regular(path)
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    try:
+        while count := os.readv(descriptor, [buffer]):
+            digester.update(buffer[:count])
+    except OSError as error:
+        raise InputFileError(f"{path} cannot be read: {error.strerror}", "check the disk") from None
+    finally:
+        os.close(descriptor)
+    return digester.found

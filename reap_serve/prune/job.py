@@ -27,6 +27,7 @@ from reap_serve.prune.checkpoint import (
     require_inside,
 )
 from reap_serve.prune.companions import Companions, companions
+from reap_serve.prune.compare_config import config_values
 from reap_serve.prune.config import pruned_config
 from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, decide, make_cut
 from reap_serve.prune.expert_names import ExpertNames
@@ -135,8 +136,9 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
     decisions, lacking = decide(names, cut, checkpoint.tensors.values(), architecture.projections, unlisted)
     layout = lay_out(decisions, checkpoint.shards, options.shard_bytes)
     modules = module_cut(architecture, names, cut, decisions, unlisted)
+    config = pruned_config(source.config, architecture, modules)
     texts = {
-        CONFIG_NAME: strict_json(pruned_config(source.config, architecture, modules), indent=2),
+        CONFIG_NAME: strict_json(config, indent=2),
         INDEX_NAME: strict_json(layout.index(checkpoint.index_metadata), indent=2),
     }
     for name in QUANT_CONFIG_NAMES:
@@ -145,6 +147,7 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
             texts[name] = strict_json(modules.clean(read_json_object(source.path / name)), indent=2)
     plan_sha256 = hashlib.sha256(plan_path.read_bytes()).hexdigest()
     manifest = _manifest(source, model, plan, plan_sha256, names, cut, decisions, layout)
+    manifest = manifest.model_copy(update={"config": config_values(config)})
     beside = companions(
         source.path, REWRITTEN, checkpoint.shards.keys(), lambda each: depends(names, unlisted, each, cut)
     )
@@ -157,7 +160,7 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
         lacking=lacking,
         doubts=() if files is not None else _doubts(checkpoint, names, architecture, decisions),
         layout=layout,
-        sidecar=_sidecar(names, decisions),
+        sidecar=sidecar_decisions(names, decisions),
         texts=texts,
         companions=beside,
         manifest=manifest,
@@ -202,7 +205,8 @@ def _doubts(
     return tuple(doubts(read_small_scales(checkpoint, stay), names, architecture.projections))
 
 
-def _sidecar(names: TensorNames, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+def sidecar_decisions(names: TensorNames, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """The full router tensors of the trunk, in the order of the source's files."""
     roles = ((each, names.role(each.tensor.name)) for each in decisions)
     routers = [each.tensor for each, role in roles if role.kind in ROUTERS and not role.is_mtp]
     routers.sort(key=lambda tensor: (tensor.file, tensor.offset))

@@ -14,6 +14,7 @@ from pathlib import Path
 from reap_serve.errors import InputFileError, MismatchError, StorageError
 from reap_serve.model import Fingerprint, ModelSource, weight_samples
 from reap_serve.prune.checkpoint import SIDECAR_NAME, Checkpoint
+from reap_serve.prune.digests import FileDigest
 from reap_serve.prune.hub import RemoteFiles
 from reap_serve.prune.job import CONFIG_NAME, SIDECAR_METADATA, Job
 from reap_serve.prune.layout import header_bytes
@@ -54,11 +55,11 @@ class RemoteWeights:
 
 def write_from_hub(
     job: Job, remote: RemoteFiles, content: Path, jobs: int, advance: Callable[[int], None]
-) -> tuple[Written, str]:
+) -> tuple[Written, FileDigest, str]:
     """Writes every weight file and the sidecar; each source file is fetched, used and deleted in turn.
 
     Returns:
-        What was written, and the digest of the source's weights.
+        What was written, the digest of the sidecar, and that of the source's weights.
 
     Raises:
         MismatchError: The weights are not those that the plan was made for.
@@ -78,8 +79,9 @@ def write_from_hub(
             "use a plan made for this model",
         )
     routers = b"".join(path.read_bytes() for file in files if (path := kept / f"{file}.routers").exists())
-    write_text(content / SIDECAR_NAME, header_bytes(job.sidecar, SIDECAR_METADATA) + routers)
-    return written, digest
+    sidecar = header_bytes(job.sidecar, SIDECAR_METADATA) + routers
+    write_text(content / SIDECAR_NAME, sidecar)
+    return written, FileDigest.of(sidecar), digest
 
 
 def _pass_file(

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from reap_serve.model import Fingerprint
 from reap_serve.overwriting import MANIFEST
 from reap_serve.plan.record import Plan
+from reap_serve.prune.digests import FileDigest
 from reap_serve.records import FileRecord, Provenance, Record, read_record, strict_json
 
 MANIFEST_NAME = MANIFEST
@@ -55,6 +56,10 @@ class Manifest(FileRecord):
         parameters_after: Of the output.
         weight_files: Size of each weight file, bytes.
         digests: Digest of each tensor of the output, XXH3 of 64 bits in hexadecimal; None in outputs of 0.1.
+        files: Size and digest of each file beside the weights, by its path below the output; None in older outputs.
+            Not of what is checked by its meaning (config.json, the index), nor of the model card, which is the user's.
+        config: Each value of the output's config.json, as `compare_config.config_values` gives them; None in older
+            outputs.
         provenance: What made it.
     """
 
@@ -72,6 +77,8 @@ class Manifest(FileRecord):
     parameters_after: ParameterCount
     weight_files: Mapping[str, int]
     digests: Mapping[str, str] | None = None
+    files: Mapping[str, FileDigest] | None = None
+    config: Mapping[str, str] | None = None
     provenance: Provenance
 
     @model_validator(mode="after")
@@ -87,9 +94,9 @@ class Manifest(FileRecord):
         known = self.source_fingerprint.model_copy(update={"weights_sha256": weights_sha256})
         return self.model_copy(update={"source_fingerprint": known})
 
-    def with_digests(self, digests: Mapping[str, str]) -> Manifest:
-        """The same with the digests of the tensors, which are known after the last byte."""
-        return self.model_copy(update={"digests": digests})
+    def with_digests(self, tensors: Mapping[str, str], files: Mapping[str, FileDigest]) -> Manifest:
+        """The same with the digests of tensors and files, which are known after the last byte."""
+        return self.model_copy(update={"digests": tensors, "files": files})
 
     def to_bytes(self) -> bytes:
         """The file's content."""

@@ -12,15 +12,15 @@ from pathlib import Path
 from reap_serve.errors import InputFileError, OutputExistsError, StorageError
 from reap_serve.model import open_model
 from reap_serve.overwriting import require_no_input, require_replaceable_directory
+from reap_serve.prune.beside import write_beside, write_sidecar
 from reap_serve.prune.card import model_card
 from reap_serve.prune.checkpoint import SIDECAR_NAME
 from reap_serve.prune.hub import RemoteFiles
-from reap_serve.prune.job import CARD_NAME, SIDECAR_METADATA, Job, PruneOptions, make_job
-from reap_serve.prune.layout import header_bytes
+from reap_serve.prune.job import CARD_NAME, Job, PruneOptions, make_job
 from reap_serve.prune.low_disk import RemoteWeights, open_remote, write_from_hub
 from reap_serve.prune.manifest import MANIFEST_NAME
 from reap_serve.prune.staging import DIGESTS_NAME, MAX_NAME_BYTES, staged_content, staging_directory
-from reap_serve.prune.write import carry, remove_partials, write_shards, write_tensors, write_text
+from reap_serve.prune.write import remove_partials, write_shards, write_text
 from reap_serve.publish import refuse_existing_directory
 
 SPARE_BYTES = 16 << 20
@@ -110,18 +110,15 @@ def prune(
     _require_space(job, output, 0 if remote is None else max(remote.weight_files().values()))
     with staging_directory(output, job.digest) as content:
         remove_partials(content)
+        manifest = job.manifest
         if remote is None:
             notes = content.parent / DIGESTS_NAME
             written = write_shards(job.layout.shards, job.checkpoint, content, notes, options.jobs, watcher.advance)
-            sidecar = header_bytes(job.sidecar, SIDECAR_METADATA)
-            write_tensors(content / SIDECAR_NAME, sidecar, job.sidecar, job.checkpoint, lambda num_bytes: None)
-            manifest = job.manifest.with_digests(written.digests)
+            sidecar = write_sidecar(job, content)
         else:
-            written, weights_sha256 = write_from_hub(job, remote, content, options.jobs, watcher.advance)
-            manifest = job.manifest.with_weights(weights_sha256).with_digests(written.digests)
-        carry(source.path, content, job.companions.carried)
-        for name, text in job.texts.items():
-            write_text(content / name, text)
+            written, sidecar, weights_sha256 = write_from_hub(job, remote, content, options.jobs, watcher.advance)
+            manifest = manifest.with_weights(weights_sha256)
+        manifest = manifest.with_digests(written.digests, {SIDECAR_NAME: sidecar, **write_beside(job, content)})
         write_text(content / CARD_NAME, model_card(manifest, source).encode(errors="backslashreplace"))
         write_text(content / MANIFEST_NAME, manifest.to_bytes())
     return PruneResult(

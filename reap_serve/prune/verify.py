@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from reap_serve.architectures.names import TensorNames
@@ -11,18 +11,19 @@ from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import InputFileError, RequestError
 from reap_serve.model import ModelSource, fingerprint, open_model
 from reap_serve.plan.record import Plan, read_plan, require_layer_names, require_plan_for
-from reap_serve.prune.checkpoint import INDEX_NAME, OLD_SIDECAR_NAME, Checkpoint, read_checkpoint
+from reap_serve.prune.checkpoint import INDEX_NAME, OLD_SIDECAR_NAME, SIDECAR_NAME, Checkpoint, read_checkpoint
 from reap_serve.prune.companions import companions
 from reap_serve.prune.compare_bytes import compare_tensors
-from reap_serve.prune.compare_config import compare_configs
+from reap_serve.prune.compare_config import CONFIG_NAME, compare_configs
 from reap_serve.prune.config import pruned_config
 from reap_serve.prune.decide import MtpChoice, decide, make_cut
 from reap_serve.prune.digests import digest_files
 from reap_serve.prune.expert_names import ExpertNames
 from reap_serve.prune.findings import Finding, VerifyReport, error, warning
 from reap_serve.prune.inspect import inspect_experts, inspect_index, inspect_routing
+from reap_serve.prune.inspect_files import compare_sidecar, inspect_files, inspect_sidecar, inspect_unnamed
 from reap_serve.prune.inspect_modules import inspect_modules
-from reap_serve.prune.job import QUANT_CONFIG_NAMES, REWRITTEN, depends, module_cut
+from reap_serve.prune.job import QUANT_CONFIG_NAMES, REWRITTEN, depends, module_cut, sidecar_decisions
 from reap_serve.prune.load_check import check_by_loading
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, read_manifest
 from reap_serve.prune.modules import QUANTIZATION_KEYS
@@ -85,8 +86,10 @@ def verify(
             findings.append(error("manifest", failure.what))
     else:
         findings.append(warning("manifest", f"there is no {MANIFEST_NAME}: was this made by another tool?"))
+    beside = _inspect_beside(pruned, manifest, is_alone=source is None, read_weights=read_bytes or source is not None)
     values = ScaleValues()
     if source is None and plan is None:
+        findings.extend(finding for _, finding in beside)
         findings.extend(_inspect_bytes(checkpoint, manifest, values, jobs, advance, read_bytes=read_bytes))
     else:
         if source is None:
@@ -95,7 +98,10 @@ def verify(
         if chosen is None:
             raise RequestError(f"{output} has no {MANIFEST_NAME} to take the plan from", "give --plan")
         original = open_model(source)
-        findings.extend(_against_source(pruned, checkpoint, original, chosen, manifest, jobs, advance))
+        # The source says more of config.json than the manifest does.
+        findings.extend(finding for name, finding in beside if name != CONFIG_NAME)
+        reported = {name for name, _ in beside}
+        findings.extend(_against_source(pruned, checkpoint, original, chosen, manifest, reported, jobs, advance))
         values = read_small_scales(checkpoint, checkpoint.tensors.values())
         if load:
             findings.extend(check_by_loading(original.path, output, chosen))
@@ -142,6 +148,18 @@ def _inspect_old_sidecar(output: Path) -> Iterator[Finding]:
             f"{OLD_SIDECAR_NAME} repeats the routers' names: loaders that read every .safetensors file, as vLLM's "
             "runai_streamer, would load the uncut ones; rename it to end in .sidecar",
         )
+
+
+def _inspect_beside(
+    pruned: ModelSource, manifest: Manifest | None, *, is_alone: bool, read_weights: bool
+) -> list[tuple[str, Finding]]:
+    """What is wrong with the files beside the weights, each with the file's path."""
+    if manifest is None:
+        return [(SIDECAR_NAME, finding) for finding in inspect_sidecar(pruned.path)]
+    if manifest.files is not None:
+        return list(inspect_files(pruned.path, manifest, pruned.config, read_weights=read_weights))
+    found = [(SIDECAR_NAME, finding) for finding in inspect_sidecar(pruned.path)]
+    return found + [("", finding) for finding in inspect_unnamed(pruned, manifest)] if is_alone else found
 
 
 def _inspect_bytes(
@@ -195,6 +213,7 @@ def _against_source(
     source: ModelSource,
     plan: Plan,
     manifest: Manifest | None,
+    reported: Collection[str],
     jobs: int,
     advance: Callable[[int], None],
 ) -> Iterator[Finding]:
@@ -217,7 +236,11 @@ def _against_source(
     yield from compare_configs(pruned_config(source.config, architecture, modules), pruned.config)
     beside = companions(source.path, REWRITTEN, original.shards, lambda each: depends(names, unlisted, each, cut))
     for relative in beside.carried:
+        if relative in reported:
+            continue
         yield from _compare_file(source.path, pruned.path, relative)
+    if SIDECAR_NAME not in reported:
+        yield from compare_sidecar(pruned.path, sidecar_decisions(names, decisions), original)
     yield from compare_tensors(decisions, original, checkpoint, jobs, advance)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from reap_serve.errors import StorageError
 from reap_serve.prune.checkpoint import Checkpoint
 from reap_serve.prune.copy import Copier
 from reap_serve.prune.decide import Decision
-from reap_serve.prune.digests import TensorDigests
+from reap_serve.prune.digests import BUFFER_BYTES, FileDigest, FileDigester, TensorDigests
 from reap_serve.prune.layout import OutputShard, coalesced, extents
 from reap_serve.prune.stopping import until_left
 from reap_serve.weight_headers import FileState, Shard, open_regular
@@ -100,6 +99,7 @@ def write_tensors(
     checkpoint: Checkpoint,
     advance: Advance,
     finished: Callable[[Mapping[str, str]], None] = lambda digests: None,
+    whole: FileDigester | None = None,
 ) -> None:
     """Writes one safetensors file from runs of bytes of the source.
 
@@ -110,16 +110,25 @@ def write_tensors(
         checkpoint: The source.
         advance: Called with the bytes of each step.
         finished: Called with the digest of each tensor when all bytes are on the disk, before the file has its name.
+        whole: Sees every byte of the file, its header too; None where its digest is not wanted.
     """
     digests = TensorDigests((each.name, each.num_bytes) for each in decisions)
+
+    def witness(piece: memoryview | bytes) -> None:
+        digests.update(piece)
+        if whole is not None:
+            whole.update(piece)
+
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         destination = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             os.write(destination, header)
+            if whole is not None:
+                whole.update(header)
             position = len(header)
             for file, group in _by_file(decisions):
-                position = _append(file, group, destination, position, checkpoint, advance, digests)
+                position = _append(file, group, destination, position, checkpoint, advance, witness)
             os.fsync(destination)
         finally:
             os.close(destination)
@@ -160,13 +169,13 @@ def _append(
     position: int,
     checkpoint: Checkpoint,
     advance: Advance,
-    digests: TensorDigests,
+    witness: Callable[[memoryview], None],
 ) -> int:
     shard = checkpoint.shards[file]
     source = open_regular(checkpoint.directory / file)
     try:
         _require_unchanged(source, shard)
-        copier = Copier(source, destination, position, digests.update)
+        copier = Copier(source, destination, position, witness)
         for head, group in _by_head(decisions):
             copier.write(head)
             for copied in copier.append(coalesced(run for each in group for run in extents(each))):
@@ -192,17 +201,29 @@ def write_text(path: Path, content: bytes) -> None:
         raise StorageError(f"{path.name} cannot be written: {error.strerror}", "free space and run again") from None
 
 
-def carry(source: Path, content: Path, files: Iterable[str]) -> None:
-    """Copies files unchanged, links resolved."""
+def carry(source: Path, content: Path, files: Iterable[str]) -> dict[str, FileDigest]:
+    """Copies files unchanged, links resolved.
+
+    Returns:
+        The digest of each, made while it was copied.
+    """
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    found: dict[str, FileDigest] = {}
     for relative in files:
         target = content / relative
+        digester = FileDigester()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(target.name + PARTIAL_SUFFIX)
-            shutil.copyfile(source / relative, partial)
+            with open(source / relative, "rb", buffering=0) as reader, open(partial, "wb") as writer:
+                while count := reader.readinto(buffer):
+                    digester.update(buffer[:count])
+                    writer.write(buffer[:count])
             os.replace(partial, target)
         except OSError as error:
             raise StorageError(f"{relative} cannot be copied: {error.strerror}", "free space and run again") from None
+        found[relative] = digester.found
+    return found
 
 
 def remove_partials(content: Path) -> None:

@@ -110,6 +110,7 @@ def test_verify_finds_the_structure_sound(tmp_path: Path, method: str) -> None:
     merge(str(model), statistics_of(model), tmp_path / "out", request(method), overwrite=False)
     report = verify(tmp_path / "out", None, None)
     assert report.sound, report.findings
+    assert not {"files", "sidecar", "bytes"} & {finding.check for finding in report.findings}
     record = json.loads((tmp_path / "out" / MERGE_NAME).read_text())
     members = [member for expert in record["layers"][0]["experts"] for member in expert["members"]]
     assert sorted(members) == list(range(NUM_EXPERTS))

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from small_checkpoint import read_all, write_checkpoint, write_plan
 
 from reap_serve.prune import digests, run
+from reap_serve.prune.beside import write_beside
 from reap_serve.prune.checkpoint import read_checkpoint
 from reap_serve.prune.decide import MtpChoice
 from reap_serve.prune.digests import TensorDigests, digest_files
 from reap_serve.prune.job import PruneOptions
 from reap_serve.prune.manifest import read_manifest
 from reap_serve.prune.run import prune
-from reap_serve.prune.write import carry
 
 KEPT = {0: [1, 3], 1: [0, 2]}
 OPTIONS = PruneOptions(MtpChoice.CUT, 1 << 30, 1)
@@ -59,10 +59,10 @@ def test_an_attempt_that_goes_on_later_knows_the_digests_of_finished_files(
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "carry", fail)
+    monkeypatch.setattr(run, "write_beside", fail)
     with pytest.raises(KeyboardInterrupt):
         prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
-    monkeypatch.setattr(run, "carry", carry)
+    monkeypatch.setattr(run, "write_beside", write_beside)
     result = prune(str(source), plan, tmp_path / "out", OPTIONS, overwrite=False)
     assert result.bytes_read == 0
     whole = json.loads((tmp_path / "out" / "reap_manifest.json").read_text())["digests"]

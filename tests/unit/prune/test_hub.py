@@ -75,6 +75,11 @@ def test_the_result_is_that_of_a_local_run(hub: FakeHub, tmp_path: Path) -> None
     manifest = json.loads((tmp_path / "remote" / "reap_manifest.json").read_text())
     assert manifest["source_fingerprint"] == fingerprint(open_model(str(hub.directory))).model_dump()
     assert manifest["source_revision"] == "c0ffee"
+    local = json.loads((tmp_path / "local" / "reap_manifest.json").read_text())
+    assert [manifest[key] for key in ("digests", "files", "config")] == [
+        local[key] for key in ("digests", "files", "config")
+    ]
+    assert "reap_router.sidecar" in manifest["files"]
     assert result.bytes_read == 104
     assert hub.most_at_once == 1
     assert hub.downloads == sorted(hub.weight_files())
