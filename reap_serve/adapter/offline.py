@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from reap_serve.adapter import engine_view
 from reap_serve.adapter.defects import refuse_misrouted_family
+from reap_serve.adapter.failures import engine_failures
 from reap_serve.adapter.fit import require_fit
 from reap_serve.adapter.renderer import EngineRenderer, refusing_errors
 from reap_serve.adapter.worker import WORKER_EXTENSION
 from reap_serve.engine_environment import cpu_environment
-from reap_serve.errors import EngineError, ReapServeError, RequestError
+from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
 from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
 from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
@@ -237,13 +238,8 @@ def run_forced(llm: LLM, batch: Sequence[ForcedTokens]) -> None:
         EngineError: vLLM failed while it computed.
     """
     prompts = [{"prompt_token_ids": tokens.token_ids} for tokens in batch]
-    try:
+    with engine_failures(*refusing_errors()):
         llm.generate(prompts, [_sampling(tokens) for tokens in batch], use_tqdm=False)
-    except Exception as error:  # whatever fails in a step of vLLM is vLLM's, and it says why
-        if isinstance(error, (ReapServeError, *refusing_errors())):
-            raise
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise EngineError(f"vLLM failed: {lines[0]}", "see the log above, or add --debug") from error
 
 
 def _run(llm: LLM, batch: list[tuple[Request, ForcedTokens]], refusals: Refusals) -> list[tuple[Request, ForcedTokens]]:

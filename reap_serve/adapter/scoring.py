@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from reap_serve.adapter.failures import engine_failures
 from reap_serve.records import JsonValue
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def score_prompts(
         first: Position in each prompt from which on scores are wanted, 1 or more.
         arguments: `SamplingParams.extra_args` of each.
         num_top: K.
+
+    Raises:
+        EngineError: vLLM failed, or refused a prompt.
     """
     from vllm import SamplingParams
 
@@ -69,7 +73,8 @@ def score_prompts(
         )
         for entry in arguments
     ]
-    outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], parameters, use_tqdm=False)
+    with engine_failures():
+        outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], parameters, use_tqdm=False)
     found = []
     for output, start in zip(outputs, first, strict=True):
         flat = output.prompt_logprobs
@@ -97,6 +102,9 @@ def generate_greedy(
         max_tokens: Longest answer of each.
         arguments: `SamplingParams.extra_args` of each.
         detections: vLLM's `repetition_detection` of each, as a recorded request has it; None for none.
+
+    Raises:
+        EngineError: vLLM failed, or refused a prompt.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RepetitionDetectionParams
@@ -110,6 +118,7 @@ def generate_greedy(
         )
         for longest, entry, detection in zip(max_tokens, arguments, detections, strict=True)
     ]
-    outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], parameters, use_tqdm=False)
+    with engine_failures():
+        outputs = llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], parameters, use_tqdm=False)
     choices = [output.outputs[0] for output in outputs]
     return [Generated(list(choice.token_ids), choice.text, choice.finish_reason) for choice in choices]

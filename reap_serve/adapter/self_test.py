@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from reap_serve.adapter import engine_view, layer_view
+from reap_serve.adapter.failures import engine_failures
 from reap_serve.adapter.offline import start_engine, stdout_to_stderr, stop_engine
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
@@ -152,7 +153,8 @@ def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) ->
         layer.routed_experts.reap_tap = spy
         random = np.random.default_rng(0)
         prompts = [{"prompt_token_ids": random.integers(0, VOCABULARY, NUM_TOKENS // 4).tolist()} for _ in range(4)]
-        llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False)
+        with engine_failures():
+            llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), use_tqdm=False)
         observed = RankSums.from_bytes(llm.collective_rpc("reap_snapshot")[0])
         how = (
             "rows read in the kernel's memory" if layer.routed_experts.reap_moment is Moment.AFTER else "rows computed"

@@ -7,6 +7,7 @@ characters that cannot be printed are shown as escapes: here, for every line, ce
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,12 +84,16 @@ class _Description(ProgressColumn):
         return Text(shown(task.description))
 
 
-def progress_bar(*, of_bytes: bool = False) -> Progress:
+def progress_bar(*, of_bytes: bool = False, apart: bool = False) -> Progress:
     """A progress bar on stderr with the time taken and the time left; it shows nothing unless stderr is a terminal.
 
     Args:
         of_bytes: Whether its numbers are bytes.
+        apart: Whether it stays on stderr as it is now, while the process's own stderr leads elsewhere.
     """
+    console = stderr
+    if apart and stderr.is_terminal:
+        console = _TextConsole(file=os.fdopen(os.dup(2), "w"), soft_wrap=True, highlight=False)
     return Progress(
         SpinnerColumn(),
         _Description(),
@@ -96,7 +101,9 @@ def progress_bar(*, of_bytes: bool = False) -> Progress:
         DownloadColumn() if of_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=stderr,
+        console=console,
         disable=not stderr.is_terminal,
         transient=True,
+        redirect_stdout=not apart,
+        redirect_stderr=not apart,
     )

@@ -12,11 +12,12 @@ from reap_serve.cycle.changed import PlanInUse, fit_of, plan_in_use
 from reap_serve.cycle.choose import choose_plan
 from reap_serve.cycle.collect import collect_inputs, plan_digest
 from reap_serve.cycle.config import CycleConfig, read_config
+from reap_serve.cycle.keys import with_keys
 from reap_serve.cycle.limits import broken, parse_limits
 from reap_serve.cycle.metrics import tell_failure, tell_outcome
 from reap_serve.cycle.retention import clean
 from reap_serve.cycle.state import SCHEMA_VERSION, Decision, Inputs, State
-from reap_serve.errors import ReapServeError, TrafficError
+from reap_serve.errors import ReapServeError
 from reap_serve.plan.record import Plan, require_plan_for
 from reap_serve.records import provenance
 from reap_serve.serve.plan_check import check_plan, served_model
@@ -45,11 +46,7 @@ def run_cycle(path: Path, say: Say = lambda line: None) -> Decision:
             clean(config, state, say)
         except ReapServeError as error:
             tell_failure(config.metrics, state)
-            if isinstance(error, TrafficError):
-                # The readers of traffic speak of the option that commands have.
-                remedy = error.remedy.replace("--skip-malformed", "skip_malformed = true under [traffic]")
-                raise TrafficError(error.what, remedy) from None
-            raise
+            raise with_keys(error, path) from error
         tell_outcome(config.metrics, state, decision)
     return decision
 

@@ -42,7 +42,12 @@ def make_plan(
         schema_version=SCHEMA_VERSION,
         model=header.model,
         criterion=evidence.request.criterion,
-        provenance={**made, "windows": sorted(window.id for window in header.windows), "request": request},
+        provenance={
+            **made,
+            "windows": sorted(window.id for window in header.windows),
+            "observed": _observed(header, evidence),
+            "request": request,
+        },
         summary=summarise(evidence, decision, checkpoint).model_dump(mode="json"),
         layers=tuple(
             PlanLayer(
@@ -55,6 +60,12 @@ def make_plan(
             for position, layer in enumerate(header.layers)
         ),
     )
+
+
+def _observed(header: Header, evidence: Evidence) -> dict[str, JsonValue]:
+    """Requests of all windows, and tokens of each slice of the mixture; by age they weigh less, and are rounded."""
+    tokens = {term.name: round(float(term.sums.layer_token_count_L.max())) for term in evidence.terms}
+    return {"requests": sum(window.requests for window in header.windows), "tokens": tokens}
 
 
 def format_plan(plan: Plan) -> bytes:

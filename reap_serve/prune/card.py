@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from reap_serve.errors import PlanError
 from reap_serve.model import ModelSource
+from reap_serve.plan.record import Plan
 from reap_serve.prune.manifest import Manifest, ParameterCount
-from reap_serve.records import JsonValue
+from reap_serve.shown_text import shown
 
+# What would be markup; an underscore within a word is none.
+MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
+# What the table says already, and what says nothing of the traffic.
+SAID = ("num_experts", "keep_experts", "python")
 TAGS = ["moe", "pruned", "expert-pruning", "reap", "reap-serve", "vllm"]
 
 
@@ -60,10 +67,10 @@ def _text(manifest: Manifest) -> str:
     is_uniform = min(counts) == max(counts)
     stay = f"{max(counts)}" if is_uniform else f"{min(counts)} to {max(counts)}"
     lines = [
-        f"# {name}, {stay} of {manifest.experts_before} experts",
+        f"# {_escaped(name)}, {stay} of {manifest.experts_before} experts",
         "",
         f"{fraction:.0%} of the routed experts of {'every layer' if is_uniform else 'the layers'} "
-        f"were dropped by `{manifest.plan.criterion}` with "
+        f"were dropped by {_escaped(manifest.plan.criterion)} with "
         "[REAP](https://arxiv.org/abs/2510.13999) expert pruning. The weights that stay are those of the source, "
         "byte for byte.",
         "",
@@ -74,7 +81,7 @@ def _text(manifest: Manifest) -> str:
         *_parameter_rows(manifest.parameters_before, manifest.parameters_after),
         f"| layers with routed experts | {manifest.source_fingerprint.num_layers} | "
         f"{manifest.source_fingerprint.num_layers} |",
-        f"| quantisation | {manifest.source_fingerprint.quantization or 'none'} | unchanged |",
+        f"| quantisation | {_escaped(manifest.source_fingerprint.quantization or 'none')} | unchanged |",
         "",
         "## Serve",
         "",
@@ -93,7 +100,7 @@ def _text(manifest: Manifest) -> str:
         "",
         "## Traffic behind the choice",
         "",
-        *_traffic(manifest.plan.summary, manifest.plan.provenance),
+        *_traffic(manifest.plan),
         "",
         "## Limits",
         "",
@@ -118,13 +125,45 @@ def _readable(count: int) -> str:
     return str(count)
 
 
-def _traffic(summary: Mapping[str, JsonValue], origin: Mapping[str, JsonValue]) -> Iterator[str]:
-    numbers = {**origin, **summary}
-    simple = {key: value for key, value in numbers.items() if isinstance(value, str | int | float)}
-    if not simple:
-        yield "The plan states nothing of its traffic."
-    for key, value in simple.items():
-        yield f"- {key.replace('_', ' ')}: {value}"
+def _traffic(plan: Plan) -> Iterator[str]:
+    """What the plan rests on, in numbers: the names of slices are the user's own, and a card is read by all."""
+    lines = [*_observed(plan), *_retained(plan)]
+    for key, value in {**plan.provenance, **plan.summary}.items():
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and key not in SAID:
+            lines.append(f"- {_escaped(key.replace('_', ' '))}: {_escaped(str(value))}")
+    yield from lines or ["The plan states nothing of its traffic."]
+
+
+def _observed(plan: Plan) -> Iterator[str]:
+    observed = plan.provenance.get("observed")
+    tokens = observed.get("tokens") if isinstance(observed, Mapping) else None
+    counts = [count for count in tokens.values() if isinstance(count, int)] if isinstance(tokens, Mapping) else []
+    if not isinstance(observed, Mapping) or not counts:
+        return
+    requests = observed.get("requests")
+    of_requests = f" of {requests:,} requests" if isinstance(requests, int) and requests else ""
+    if len(counts) == 1:
+        yield f"- {counts[0]:,} tokens{of_requests}, in one slice"
+    else:
+        spread = f"from {min(counts):,} to {max(counts):,} tokens in each"
+        yield f"- {sum(counts):,} tokens{of_requests}, in {len(counts)} slices: {spread}"
+
+
+def _retained(plan: Plan) -> Iterator[str]:
+    from reap_serve.plan.summary import summary_of
+
+    try:
+        retained = summary_of(plan).retained_saliency
+    except PlanError:
+        return
+    worst = retained.slices.get(retained.worst_slice)
+    of_worst = "" if worst is None or len(retained.slices) == 1 else f", {worst:.1%} of the slice that keeps least"
+    yield f"- saliency by {_escaped(retained.criterion)} of the experts that stay: {retained.mixture:.1%}{of_worst}"
+
+
+def _escaped(text: str) -> str:
+    """Text that is not ours, as one line without markup."""
+    return MARKUP.sub(r"\\\g<0>", shown(text))
 
 
 def _mtp_lines(manifest: Manifest) -> Iterator[str]:

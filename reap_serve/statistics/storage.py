@@ -207,17 +207,17 @@ def _read_into(buffer: _Buffer, path: str) -> _Buffer:
 def refuse_existing(
     path: str, overwrite: bool, kind: FileKind | None = None, inputs: Iterable[str | Path] = ()
 ) -> None:
-    """Refuses an output that is already there, before any work is done.
+    """`publish.refuse_existing` for paths, and the same for what a URL names in its store, which is asked.
 
     Args:
-        path: The output.
-        overwrite: Whether it may be replaced.
-        kind: What the command writes; a file of another kind is not replaced. None replaces any file.
-        inputs: What the command reads.
+        path: The output, a path or a URL.
+        overwrite: As there.
+        kind: As there.
+        inputs: As there; a URL is one of them where it is written alike.
 
     Raises:
-        OutputExistsError: It exists and `overwrite` is false, it is one of the inputs, or of another kind.
-        StorageError: Its place cannot be looked at, or its folder cannot be made.
+        OutputExistsError: As there, but for directories, which a store has not.
+        StorageError: The folder of a path cannot be made or written to, or a store cannot be asked.
     """
     if not is_url(path):
         publish.refuse_existing(Path(path), overwrite, kind, inputs)

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from reap_serve.adapter.offline import run_forced, start_engine
+from reap_serve.adapter.scoring import generate_greedy, score_prompts
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import ModelSource
 from reap_serve.record.settings import ObserveSettings
@@ -35,6 +36,16 @@ def test_a_step_that_vllm_cannot_run_is_a_failure_of_vllm() -> None:
     assert caught.value.exit_code == 1
     with pytest.raises(EngineError, match=r"^vLLM failed: AssertionError; "):
         run_forced(failing(AssertionError()), [])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory\n  at kernel.cpp"), ValueError("out of memory")])
+def test_scores_and_answers_end_with_the_same_error(error: Exception) -> None:
+    for ask in (
+        lambda llm: score_prompts(llm, [[1, 2]], [1], [{}], num_top=0),
+        lambda llm: generate_greedy(llm, [[1, 2]], [4], [{}], [None]),
+    ):
+        with pytest.raises(EngineError, match=r"^vLLM failed: out of memory; see the log above, or add --debug$"):
+            ask(failing(error))
 
 
 def test_what_vllm_refuses_of_a_request_is_left_to_the_caller() -> None:

@@ -13,9 +13,18 @@ from cycle_world import World
 
 from reap_serve.cycle import choose, steps
 from reap_serve.cycle.config import read_config
+from reap_serve.cycle.keys import with_keys
 from reap_serve.cycle.run import run_cycle
 from reap_serve.cycle.state import State
-from reap_serve.errors import EngineError, InputFileError, RequestError, StorageError, TrafficError
+from reap_serve.errors import (
+    EngineError,
+    InputFileError,
+    PlanError,
+    ReapServeError,
+    RequestError,
+    StorageError,
+    TrafficError,
+)
 from reap_serve.plan.record import read_plan
 from reap_serve.prune.manifest import read_manifest
 from reap_serve.records import provenance
@@ -325,6 +334,31 @@ def test_tune_chooses_where_limits_are_given_and_says_when_nothing_can_go(
     world.observe("friday", favourites=(1, 2))
     refused = run_cycle(world.config)
     assert (refused.decision, refused.reason) == ("refused", "nothing can go within the limits")
+
+
+def test_tune_speaks_of_the_keys_of_the_configuration(world: World) -> None:
+    """Tune itself reads the limit, against the traffic to choose on."""
+    text = world.config.read_text().replace("keep_experts = 2", 'limits = ["slices.*.quality.perplexity<1.5"]')
+    world.config.write_text(text.replace("[traffic]", '[traffic]\nchoose = ["heldout.jsonl"]'))
+    world.observe("monday", favourites=(1, 3))
+    with pytest.raises(RequestError) as found:
+        run_cycle(world.config)
+    assert found.value.what.startswith(f"{world.config}: choose.limits 'slices.*.quality.perplexity<1.5'")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RequestError("--limit 'x<1' was not measured", "leave it out"), "c.toml: choose.limits 'x<1' was not"),
+        (RequestError("too small", "raise --budget, or give less"), "too small; raise choose.budget, or give less"),
+        (PlanError("no count", "relax --multiple-of or --moe-backend"), "relax choose.multiple_of or --moe-backend"),
+        (EngineError("vLLM did not start: x", "see the log above, or add --debug"), "or add --debug"),
+    ],
+)
+def test_errors_name_keys(error: ReapServeError, expected: str) -> None:
+    named = with_keys(error, Path("c.toml"))
+    assert type(named) is type(error)
+    assert expected in str(named)
 
 
 def test_a_full_disk_ends_with_one_line_and_the_next_run_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

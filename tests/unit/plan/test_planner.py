@@ -77,6 +77,16 @@ def test_a_mixture_reweighs_slices_without_new_traffic() -> None:
     assert mixed.layers[0].kept == (0, 2)
 
 
+def test_the_tokens_that_a_plan_rests_on_are_in_it() -> None:
+    # 6 and 10 routed tokens, 2 experts each.
+    source = statistics({"a": ([[2, 2, 2]], [[1.0] * 3]), "b": ([[2, 3, 5]], [[1.0] * 3])}, top_k=2)
+    requests = sum(window.requests for window in source.header.windows)
+    both = plan_of(source, PlanRequest(Size(keep_experts=2)))
+    assert both.provenance["observed"] == {"requests": requests, "tokens": {"a": 3, "b": 5}}
+    one = plan_of(source, PlanRequest(Size(keep_experts=2), mix={"b": 1.0}))
+    assert one.provenance["observed"] == {"requests": requests, "tokens": {"b": 5}}
+
+
 def test_equal_inputs_give_equal_bytes_but_for_the_time() -> None:
     source, request = random_statistics(2, 3, 16), PlanRequest(Size(keep_fraction=0.5), objective="max-min")
     first, second = plan_of(source, request), plan_of(source, request)

@@ -48,3 +48,39 @@ def test_a_local_source_claims_no_base_model(tmp_path: Path) -> None:
     assert "base_model" not in text
     assert str(directory) not in text
     assert "# source, 2 of 4 experts" in text
+
+
+def card_of(folder: Path, **changes: object) -> str:
+    """The card of a plan with other provenance, summary or criterion."""
+    directory = write_checkpoint(folder / "my_model-4E")
+    source = ModelSource(str(directory), directory, None, read_json_object(directory / "config.json"))
+    plan = write_plan(folder / "plan.json", KEPT)
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), **changes}))
+    return model_card(make_job(source, plan, PruneOptions(MtpChoice.CUT, 1 << 30, 1)).manifest, source)
+
+
+def test_the_statistics_behind_the_plan_in_numbers(tmp_path: Path) -> None:
+    observed = {"requests": 1200, "tokens": {"customer-a": 30000, "customer-b": 2500, "customer-c": 400}}
+    text = card_of(tmp_path, provenance={"observed": observed, "tool": "reap-serve 0.2.0", "python": "3.11"})
+    assert "- 32,900 tokens of 1,200 requests, in 3 slices: from 400 to 30,000 tokens in each\n" in text
+    assert "customer" not in text
+    assert "- tool: reap-serve 0.2.0\n" in text
+    assert "python" not in text
+
+
+def test_one_slice_and_no_requests(tmp_path: Path) -> None:
+    text = card_of(tmp_path, provenance={"observed": {"requests": 0, "tokens": {"default": 7000}}})
+    assert "- 7,000 tokens, in one slice\n" in text
+
+
+def test_a_plan_that_says_nothing(tmp_path: Path) -> None:
+    text = card_of(tmp_path, provenance={"observed": {"tokens": "many"}})
+    assert "The plan states nothing of its traffic." in text
+
+
+def test_text_that_is_not_ours_is_no_markup(tmp_path: Path) -> None:
+    text = card_of(tmp_path, criterion="<b>*best*</b>\n# [x](y)", summary={"a|b": "`code`", "_c_": "my_slice"})
+    assert "were dropped by \\<b\\>\\*best\\*\\</b\\>\\\\n# \\[x\\](y) with" in text
+    assert "- a\\|b: \\`code\\`\n" in text
+    assert "-  c : my_slice\n" in text
+    assert "# my_model-4E, 2 of 4 experts" in text
