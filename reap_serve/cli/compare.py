@@ -37,12 +37,13 @@ from reap_serve.cli.compare_options import (
     TaskResults,
     Tasks,
     Traffic,
+    TrustTemplate,
     concurrencies,
     imported_scores,
     memory_budget,
 )
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import TrustTemplate, named_files, note_repeated
+from reap_serve.cli.traffic_options import named_files, note_repeated
 from reap_serve.cli.traffic_tables import note_skipped
 from reap_serve.errors import RequestError
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from reap_serve.cli.traffic_options import trust_template_option
 from reap_serve.errors import RequestError
 
 if TYPE_CHECKING:
@@ -146,8 +147,9 @@ FormatName = Annotated[
     typer.Option("--format", help="Format of the traffic; found out by default.", rich_help_panel=TRAFFIC),
 ]
 SkipMalformed = Annotated[
-    bool, typer.Option(help="Count malformed lines instead of stopping.", rich_help_panel=TRAFFIC)
+    bool, typer.Option("--skip-malformed", help="Count malformed lines instead of stopping.", rich_help_panel=TRAFFIC)
 ]
+TrustTemplate = Annotated[bool, trust_template_option(TRAFFIC)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)]
 

@@ -11,7 +11,7 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import keep_stdout_for, note, print_json, progress_bar
-from reap_serve.cli.traffic_options import ReadingBar, TrustTemplate, named_files, note_repeated
+from reap_serve.cli.traffic_options import ReadingBar, named_files, note_repeated, trust_template_option
 from reap_serve.cli.traffic_tables import note_receipt, note_skipped
 from reap_serve.errors import RequestError
 
@@ -73,9 +73,10 @@ def observe(
         typer.Option("--format", help="Format of the traffic; found out by default.", rich_help_panel=_TRAFFIC),
     ] = None,
     skip_malformed: Annotated[
-        bool, typer.Option(help="Count malformed lines instead of stopping.", rich_help_panel=_TRAFFIC)
+        bool,
+        typer.Option("--skip-malformed", help="Count malformed lines instead of stopping.", rich_help_panel=_TRAFFIC),
     ] = False,
-    trust_template: TrustTemplate = False,
+    trust_template: Annotated[bool, trust_template_option(_TRAFFIC)] = False,
     strict_traffic: Annotated[
         bool,
         typer.Option(

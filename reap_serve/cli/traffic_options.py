@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from reap_serve.cli.output import note, progress_bar
 
@@ -28,13 +29,19 @@ FormatName = Annotated[
 SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="Count malformed records instead of stopping at the first.")
 ]
-TrustTemplate = Annotated[
-    bool,
-    typer.Option(
+
+
+def trust_template_option(panel: str | None = None) -> OptionInfo:
+    """`--trust-request-chat-template`, in a panel of the help."""
+    option: OptionInfo = typer.Option(
         "--trust-request-chat-template",
         help="Take requests that bring a chat template: a stranger's code, run with bounded time and memory.",
-    ),
-]
+        rich_help_panel=panel,
+    )
+    return option
+
+
+TrustTemplate = Annotated[bool, trust_template_option()]
 Tokenizer = Annotated[
     str | None,
     typer.Option("--tokenizer", metavar="MODEL", help="Count tokens of this model; else characters/4."),

@@ -33,7 +33,7 @@ def tune(
     limit: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FIGURE<NUMBER",
+            metavar="EXPR",
             help="What must hold of every figure's 95 % interval, such as 'slices.*.quality.perplexity_ratio<1.05' or "
             "'slices.*.quality.tool_calls_lost<=0'. Repeatable.",
             rich_help_panel=_ASKED,
@@ -86,7 +86,8 @@ def tune(
         str | None, typer.Option("--format", help="Format of the traffic; found out by default.", rich_help_panel=_READ)
     ] = None,
     skip_malformed: Annotated[
-        bool, typer.Option(help="Count malformed lines instead of stopping.", rich_help_panel=_READ)
+        bool,
+        typer.Option("--skip-malformed", help="Count malformed lines instead of stopping.", rich_help_panel=_READ),
     ] = False,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longest greedy answer.", rich_help_panel=_READ)] = 64,
     answers_per_slice: Annotated[
@@ -99,8 +100,9 @@ def tune(
 ) -> None:
     """Find the smallest plan within your limits, or the best of a size, by trying plans as masks in one engine.
 
-    A run that was stopped goes on where it was when the same command is given again. It does not compare dropping
-    experts with quantising harder: make both checkpoints of equal bytes and give them to `reap-serve compare`.
+    A run that was stopped goes on where it was when the same command is given again.
+
+    It does not weigh pruning against quantising harder: `reap-serve compare` does, given checkpoints of equal bytes.
     """
     if not traffic and not slices:
         raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import subprocess
 import sys
 
@@ -46,6 +48,25 @@ def test_help_shows_the_loop_and_the_commands_in_the_order_of_use() -> None:
     commands = text[text.index("Commands") :]
     listed = [commands.index(f"│ {name} ") for name in ("observe", "plan", "prune", "verify", "compare", "doctor")]
     assert listed == sorted(listed)
+
+
+@pytest.mark.parametrize("command", ["tune", "observe"])
+def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
+    """Nothing of an option is cut, a sentence breaks only at the margin, options of traffic stand in one panel."""
+    text = subprocess.run(
+        [sys.executable, "-m", "reap_serve", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    ).stdout
+    assert "…" not in text
+    prose = [line.strip() for line in text[: text.index("╭")].splitlines()]
+    for line, following in itertools.pairwise(prose):
+        assert not (line and following) or len(line) > 60, line
+    options = ("--skip-malformed", "--trust-request-chat-template")
+    (panel,) = [each for each in text.split("╭─ ") if any(option in each for option in options)]
+    assert panel.startswith("Traffic")
 
 
 @pytest.mark.parametrize(
