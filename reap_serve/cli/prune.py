@@ -142,6 +142,10 @@ def _warn(job: Job) -> None:
 
 
 def _why(name: str) -> str:
+    from reap_serve.prune.recipe import RECIPE_NAME
+
     if name.rpartition("/")[2].startswith("adapter_"):
         return ": it belongs to an adapter of the uncut model, which `prune --adapter` cuts"
+    if name == RECIPE_NAME:
+        return ": it names experts by the numbers that they had"
     return ""

@@ -28,6 +28,10 @@ class Companions:
     carried: tuple[str, ...]
     left_out: tuple[str, ...]
 
+    def leaving_out(self, relative: str) -> Companions:
+        """The same, with a file that is not carried either."""
+        return Companions(tuple(each for each in self.carried if each != relative), (*self.left_out, relative))
+
 
 def companions(
     directory: Path, rewritten: Collection[str], shards: Collection[str], depends: Callable[[Tensor], bool]

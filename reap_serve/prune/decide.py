@@ -176,6 +176,8 @@ def decide(
             layers and shapes differ from the configuration.
         InputFileError: An expert or router is missing, or a kept expert is stored in another form than the others.
     """
+    tensors = tuple(tensors)
+    _refuse_hqq(tensors, names)
     layers: dict[tuple[bool, int], LayerTensors] = {}
     decisions: list[Decision] = []
     for tensor in tensors:
@@ -205,6 +207,17 @@ def decide(
         stay = cut.kept_in(layer, is_mtp) or ()
         lacking.extend(require_complete(layer, found, cut.limits.num_experts, projections, stay))
     return tuple(decisions), tuple(lacking)
+
+
+def _refuse_hqq(tensors: Iterable[Tensor], names: TensorNames) -> None:
+    found = next(
+        (each.name for each in tensors if each.name.endswith(".W_q") and names.role(each.name).is_routed), None
+    )
+    if found is not None:
+        raise ArchitectureError(
+            f"{found}: experts and routers quantised by HQQ cannot be pruned, and vLLM does not serve them",
+            "prune the model that the checkpoint was quantised from",
+        )
 
 
 def _require_independent(tensor: Tensor, role: Role, cut: Cut, unlisted: UnlistedNames | None) -> None:

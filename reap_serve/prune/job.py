@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from reap_serve.prune.layout import Layout, lay_out
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, ManifestLayer, ParameterCount
 from reap_serve.prune.modules import ModuleCut
 from reap_serve.prune.parameters import count_parameters
+from reap_serve.prune.recipe import RECIPE_NAME, is_outdated
 from reap_serve.prune.scales import Doubt, doubts, read_small_scales
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.records import provenance, read_json_object, strict_json
@@ -148,9 +149,7 @@ def make_job(source: ModelSource, plan_path: Path, options: PruneOptions, files:
     plan_sha256 = hashlib.sha256(plan_path.read_bytes()).hexdigest()
     manifest = _manifest(source, model, plan, plan_sha256, names, cut, decisions, layout)
     manifest = manifest.model_copy(update={"config": config_values(config)})
-    beside = companions(
-        source.path, REWRITTEN, checkpoint.shards.keys(), lambda each: depends(names, unlisted, each, cut)
-    )
+    beside = files_beside(source.path, checkpoint.shards.keys(), names, unlisted, modules)
     return Job(
         source=source,
         checkpoint=checkpoint,
@@ -190,6 +189,20 @@ def module_cut(
     roles = (names.role(each.tensor.name) for each in decisions)
     mtp_layers = {role.layer for role in roles if role.is_mtp and role.is_routed and role.layer is not None}
     return ModuleCut(ExpertNames(architecture, names, mtp_layers, unlisted.of_another_decoder), cut)
+
+
+def files_beside(
+    directory: Path, shards: Collection[str], names: TensorNames, unlisted: UnlistedNames, modules: ModuleCut
+) -> Companions:
+    """The files beside the weights, sorted by what becomes of them.
+
+    Raises:
+        InputFileError: One is a link out of the checkpoint.
+    """
+    found = companions(directory, REWRITTEN, shards, lambda each: depends(names, unlisted, each, modules.cut))
+    if RECIPE_NAME in found.carried and is_outdated(directory / RECIPE_NAME, modules):
+        return found.leaving_out(RECIPE_NAME)
+    return found
 
 
 def depends(names: TensorNames, unlisted: UnlistedNames, tensor: Tensor, cut: Cut) -> bool:

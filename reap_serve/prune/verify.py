@@ -12,7 +12,6 @@ from reap_serve.errors import InputFileError, RequestError
 from reap_serve.model import ModelSource, fingerprint, open_model
 from reap_serve.plan.record import Plan, read_plan, require_layer_names, require_plan_for
 from reap_serve.prune.checkpoint import INDEX_NAME, OLD_SIDECAR_NAME, SIDECAR_NAME, Checkpoint, read_checkpoint
-from reap_serve.prune.companions import companions
 from reap_serve.prune.compare_bytes import compare_tensors
 from reap_serve.prune.compare_config import CONFIG_NAME, compare_configs
 from reap_serve.prune.config import pruned_config
@@ -23,7 +22,7 @@ from reap_serve.prune.findings import Finding, VerifyReport, error, warning
 from reap_serve.prune.inspect import inspect_experts, inspect_index, inspect_routing
 from reap_serve.prune.inspect_files import compare_sidecar, inspect_files, inspect_sidecar, inspect_unnamed
 from reap_serve.prune.inspect_modules import inspect_modules
-from reap_serve.prune.job import QUANT_CONFIG_NAMES, REWRITTEN, depends, module_cut, sidecar_decisions
+from reap_serve.prune.job import QUANT_CONFIG_NAMES, files_beside, module_cut, sidecar_decisions
 from reap_serve.prune.load_check import check_by_loading
 from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, read_manifest
 from reap_serve.prune.modules import QUANTIZATION_KEYS
@@ -234,8 +233,7 @@ def _against_source(
     decisions, _ = decide(names, cut, original.tensors.values(), architecture.projections, unlisted)
     modules = module_cut(architecture, names, cut, decisions, unlisted)
     yield from compare_configs(pruned_config(source.config, architecture, modules), pruned.config)
-    beside = companions(source.path, REWRITTEN, original.shards, lambda each: depends(names, unlisted, each, cut))
-    for relative in beside.carried:
+    for relative in files_beside(source.path, original.shards, names, unlisted, modules).carried:
         if relative in reported:
             continue
         yield from _compare_file(source.path, pruned.path, relative)

@@ -244,3 +244,47 @@ def test_the_command_names_what_it_leaves_out_and_cuts_adapters(
     assert not (tmp_path / "same").exists()
     code, _, err = run(source, everything, tmp_path / "same", "--adapter", adapter, "--low-disk")
     assert (code, err.startswith("error: --adapter")) == (2, True)
+
+
+RECIPE = """
+quant_stage:
+  quant_modifiers:
+    QuantizationModifier:
+      targets: [Linear]
+      scheme: W4A16
+      ignore: [{ignored}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("ignored", "stays"),
+    [
+        ("lm_head, 're:.*mlp.gate$', 're:.*self_attn.*'", True),
+        ("'re:.*experts.*'", True),
+        ("model.layers.0.mlp.experts.0.up_proj", True),  # keeps its number
+        ("lm_head, model.layers.0.mlp.experts.7.up_proj", False),  # is renumbered
+        ("model.layers.1.mlp.experts.0.up_proj", False),  # is dropped
+        ("'re:.*experts.[0-3].up_proj'", False),  # selects others
+    ],
+)
+def test_a_recipe_goes_along_where_it_says_the_same_after_the_cut(
+    ignored: str, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = model(tmp_path)
+    (source / "recipe.yaml").write_text(RECIPE.format(ignored=ignored))
+    command = ["reap-serve", "prune", source, plan(tmp_path / "plan.json"), tmp_path / "out", "--json"]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["left_out"] == ([] if stays else ["recipe.yaml"])
+    said = "warning: recipe.yaml is left out: it names experts by the numbers that they had"
+    assert (said in shown.err) is not stays
+    assert (tmp_path / "out" / "recipe.yaml").exists() is stays
+    assert verify(tmp_path / "out", str(source), None).findings == ()
+
+
+@pytest.mark.parametrize("text", ["a: &a [b]\nc: *a\n", "{", "\x00", "a: " + "[" * 2000])
+def test_a_recipe_that_cannot_be_read_stays_behind(text: str, tmp_path: Path) -> None:
+    (model(tmp_path) / "recipe.yaml").write_text(text)
+    assert pruned(tmp_path).left_out == ("recipe.yaml",)

@@ -84,7 +84,25 @@ def without_tensor(name: str) -> Callable[[Path], None]:
     return change
 
 
+def by_hqq(module: str) -> Callable[[Path], None]:
+    """As HQQ writes a linear map: packed values, and what describes them in tensors of their own."""
+
+    def change(source: Path) -> None:
+        tensors = {**layer_tensors(1), "lm_head.weight": ("BF16", [1, 2], b"head")}
+        for name in [name for name in tensors if module in name]:
+            del tensors[name]
+            plain = name.removesuffix("weight")
+            tensors[f"{plain}W_q"] = ("U8", [3], bytes(3))
+            tensors |= {f"{plain}{part}": ("I32", [1], bytes(4)) for part in ("axis", "group_size", "nbits", "scale")}
+        (source / "model-00002-of-00002.safetensors").write_bytes(safetensors_bytes(tensors))
+        (source / "model.safetensors.index.json").unlink()
+
+    return change
+
+
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
+    "experts by HQQ": (by_hqq(".experts."), "prune the model that the checkpoint was quantised from"),
+    "routers by HQQ": (by_hqq("mlp.gate."), "mlp.gate.W_q: experts and routers quantised by HQQ cannot be pruned"),
     "no config": (without("config.json"), "config.json does not exist"),
     "no shard": (without("model-00002-of-00002.safetensors"), "does not exist"),
     "truncated shard": (truncated, "truncated"),
