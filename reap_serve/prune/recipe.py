@@ -24,6 +24,6 @@ def is_outdated(recipe: Path, modules: ModuleCut) -> bool:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             return True
         value = json.loads(json.dumps(yaml.safe_load(text), default=str))
-        return modules.clean(value) != value
+        return bool(modules.clean(value) != value)
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError, ReapServeError):
         return True

@@ -32,6 +32,7 @@ def test_pruned_logits_are_those_of_the_masked_base(
     report = verify(pair.pruned, str(base_path), None)
     # transformers leaves draft layers out of what it writes, and their number in config.json.
     assert [each for each in report.findings if each.check != "promised"] == []
+    assert verify(pair.pruned, None, None).findings == report.findings
     auto_class = getattr(transformers, FAMILIES[name].auto_class)
     base = auto_class.from_pretrained(base_path, dtype=torch.float32, attn_implementation="eager")
     pruned, loading = auto_class.from_pretrained(
