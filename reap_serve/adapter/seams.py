@@ -154,12 +154,12 @@ def _wrap_steps(runner_class: Any, prepare_name: str, rows: Callable[..., BatchR
             return execute_model(self, scheduler_output, *args, **kwargs)
         hooks.step_begins(scheduler_output.finished_req_ids, _new_requests(scheduler_output, self.max_model_len))
         try:
-            return execute_model(self, scheduler_output, *args, **kwargs)
+            result = execute_model(self, scheduler_output, *args, **kwargs)
         except BaseException:
             hooks.step_fails()
             raise
-        finally:
-            hooks.step_ends()
+        hooks.step_ends()
+        return result
 
     @functools.wraps(prepare_inputs)
     def observed_prepare(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

@@ -28,6 +28,9 @@ class Rank(Protocol):
     def flush(self) -> bool:
         """Writes what was recorded so far; False where some of it is measured at the next forward pass only."""
 
+    def farewell(self) -> None:
+        """The server ends in order; all was written."""
+
     def status(self) -> Record:
         """What it is doing."""
 
@@ -68,6 +71,10 @@ class ReapWorkerExtension:
     def reap_flush(self) -> bool:
         """Writes what was recorded so far; False asks to be called again after the engine's next forward pass."""
         return self._reap_live().flush()
+
+    def reap_farewell(self) -> None:
+        """The server ends in order, and every rank has written what it recorded."""
+        self._reap_live().farewell()
 
     def reap_settle(self) -> bool:
         """Measures what is held back; False as in `reap_flush`."""

@@ -21,6 +21,8 @@ logger = shown_logger("reap_serve")
 
 # From the signal to the end, besides what --shutdown-timeout grants to requests; `deploy/` grants a minute.
 END_SECONDS = 40.0
+# After the death of one engine, for the others to write what they recorded.
+SIBLING_SECONDS = 5.0
 ENGINE_DIED_CODE = 1
 
 
@@ -61,6 +63,9 @@ class Ending:
             # vLLM calls it, too, when it leaves because the engine died.
             self._died |= not self._asked and self._engine.errored
             self._asked = True
+            if self._died:
+                # Its siblings live, and would be killed at once.
+                timeout = max(timeout or 0.0, SIBLING_SECONDS)
             limit = seconds + (timeout or 0.0)
             overdue = threading.Timer(limit, self._overdue, (limit,))
             overdue.daemon = True

@@ -28,7 +28,7 @@ def flush_before_shutdown(shutdown: Callable[..., Any], link: EngineLink) -> Cal
 
     def shutdown_after_flush(*arguments: Any, **keywords: Any) -> Any:
         if loop.is_running() and threading.get_ident() != loop_thread:
-            flush = asyncio.run_coroutine_threadsafe(link.control("flush"), loop)
+            flush = asyncio.run_coroutine_threadsafe(link.end(), loop)
             try:
                 flush.result(LAST_FLUSH_SECONDS)
             except Exception as error:  # noqa: BLE001 - stopping must not fail

@@ -90,6 +90,15 @@ class EngineLink:
             await self._call(f"reap_{action}")
         await self.refresh()
 
+    async def end(self) -> None:
+        """Writes what was recorded so far, then tells every worker that the server ends in order.
+
+        Raises:
+            EngineError: As `control`; the workers hear of no orderly end.
+        """
+        await self._flush()
+        await self._call("reap_farewell")
+
     async def _flush(self) -> None:
         """Writes what was recorded so far; engines that can only measure in a forward pass are given one if idle."""
         for attempt in range(FLUSH_ATTEMPTS):

@@ -97,6 +97,15 @@ class LiveEngine(EngineSteps):
             self.shadow.reset()
         self.requests.forget_slices()
 
+    def step_fails(self) -> None:
+        """The forward pass raised."""
+        super().step_fails()
+        self._windows.rescue()
+
+    def farewell(self) -> None:
+        """The server ends in order, and all of its engines have written what they recorded."""
+        self._windows.farewell()
+
     def close(self) -> None:
         """Writes what was recorded; the engine stops."""
         self._windows.close()

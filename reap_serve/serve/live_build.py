@@ -76,6 +76,7 @@ def _setup(engine: LoadedEngine) -> LiveSetup | None:
         directory=settings.directory,
         flush_seconds=settings.flush_seconds,
         minimum_tokens=settings.minimum_tokens,
+        shared=engine.peers is not None,
     )
 
 

@@ -113,10 +113,11 @@ class EngineSteps:
         self.recorder.own.stop()
 
     def step_fails(self) -> None:
-        """The forward pass raised."""
+        """The forward pass raised, and the step is over."""
         self.recorder.step_failed()
         if self.shadow is not None:
             self.shadow.discard()
+        self.step_ends()
 
     def between_steps(self) -> None:
         """What a serving engine does there; nothing here."""

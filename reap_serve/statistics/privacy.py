@@ -10,9 +10,11 @@ import uuid
 from dataclasses import replace
 
 from reap_serve.statistics.merge import select_slices
-from reap_serve.statistics.record import Statistics, Window
+from reap_serve.statistics.record import Statistics, Window, zeros
 
 MINIMUM_TOKENS_PER_SLICE = 1000
+# Whose name tells nothing.
+NO_SLICE = "default"
 
 
 def withhold_small_slices(statistics: Statistics, minimum_tokens: int) -> tuple[Statistics | None, Statistics | None]:
@@ -22,16 +24,28 @@ def withhold_small_slices(statistics: Statistics, minimum_tokens: int) -> tuple[
     different times and merged.
 
     Returns:
-        Slices of at least `minimum_tokens` tokens, and the others that hold any; None where there is none.
+        Slices of at least `minimum_tokens` tokens, and the others that hold any; None where there is none. Statistics
+        without a token that are incomplete wait, too: the next file says so.
     """
     counted = list(zip(statistics.header.slices, _tokens_per_slice(statistics), strict=True))
     large = [name for name, tokens in counted if tokens >= max(minimum_tokens, 1)]
     small = [name for name, tokens in counted if 0 < tokens < minimum_tokens]
-    if not small or not large:
-        return (statistics if large else None), (statistics if small else None)
+    if not large:
+        waits = small or not all(window.complete for window in statistics.header.windows)
+        return None, (statistics if waits else None)
+    if not small:
+        return statistics, None
     withheld = select_slices(statistics, small)
     header = withheld.header.model_copy(update={"windows": (_remainder(statistics.header.windows),)})
     return select_slices(statistics, large), replace(withheld, header=header)
+
+
+def without_tokens(statistics: Statistics) -> Statistics:
+    """Statistics with the windows of others, that some of them are incomplete included, and nothing of their traffic."""
+    window = _remainder(statistics.header.windows)
+    header = statistics.header.model_copy(update={"slices": (NO_SLICE,), "windows": (window,), "traffic": {}})
+    fields = statistics.fields_by_name()
+    return Statistics.from_fields(header, {name: zeros(name, (1, *fields[name].shape[1:])) for name in fields})
 
 
 def _tokens_per_slice(statistics: Statistics) -> list[int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from reap_serve.shown_text import shown_logger
 from reap_serve.statistics.file import write_statistics
 from reap_serve.statistics.merge import merge
-from reap_serve.statistics.privacy import MINIMUM_TOKENS_PER_SLICE, withhold_small_slices
+from reap_serve.statistics.privacy import MINIMUM_TOKENS_PER_SLICE, withhold_small_slices, without_tokens
 from reap_serve.statistics.record import Statistics
 from reap_serve.statistics.storage import SUFFIX, is_url
 
@@ -124,7 +124,10 @@ class StatisticsWriter:
             return True
 
     def close(self) -> None:
-        """Writes what was offered and stops; slices below the minimum stay unwritten."""
+        """Writes what was offered and stops; slices below the minimum stay unwritten.
+
+        Where something was lost, and nothing that was written says so, a last file without tokens does.
+        """
         if self._closed:
             return
         self._closed = True
@@ -133,6 +136,12 @@ class StatisticsWriter:
         self.flush()
         if self._last_error is None and (tokens := _count_tokens(self._pending)):
             _LOG.info("%d tokens of slices below %d tokens were not written", tokens, self._minimum_tokens)
+        self._tell_of_losses()
+
+    def rescue(self) -> None:
+        """As `close`, for a process that may be killed at any moment; it may go on all the same."""
+        self.flush()
+        self._tell_of_losses()
 
     def status(self) -> WriterStatus:
         """Counters for metrics."""
@@ -157,11 +166,23 @@ class StatisticsWriter:
         self._pending = waiting[0] if len(waiting) == 1 else merge(waiting)
         ready, withheld = withhold_small_slices(self._pending, self._minimum_tokens)
         if ready is not None:
-            # A write may fail after the file took its name; the next attempt replaces it, so no token counts twice.
-            write_statistics(ready, f"{self._prefix}-{self._files_written:06d}{SUFFIX}", overwrite=True)
-            self._files_written += 1
-            self._tokens_written += _count_tokens(ready)
+            self._write(ready)
         self._pending = withheld
+
+    def _tell_of_losses(self) -> None:
+        with self._flushing:
+            if self._pending is None or all(window.complete for window in self._pending.header.windows):
+                return
+            try:
+                self._write(without_tokens(self._pending))
+            except Exception as error:  # noqa: BLE001 - the end of a server must not fail
+                _LOG.warning("that statistics are incomplete could not be written: %s", error)
+
+    def _write(self, statistics: Statistics) -> None:
+        # A write may fail after the file took its name; the next attempt replaces it, so no token counts twice.
+        write_statistics(statistics, f"{self._prefix}-{self._files_written:06d}{SUFFIX}", overwrite=True)
+        self._files_written += 1
+        self._tokens_written += _count_tokens(statistics)
 
     def _remove_stale_partial_files(self) -> None:
         if is_url(self._directory):

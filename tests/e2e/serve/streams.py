@@ -72,7 +72,7 @@ class Load:
             try:
                 answer = await ask(client, self._prompts[number], plan, self._max_tokens)
             except openai.OpenAIError as error:
-                self.outcome.failed.append(f"{name}: {error}")
+                self.outcome.failed.append(f"{name}: {error} ({error.__cause__!r})")
                 continue
             known = self._answers.values() if plan is None else [self._answers[plan]]
             if answer in {answers[number] for answers in known}:

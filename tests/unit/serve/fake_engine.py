@@ -97,7 +97,7 @@ class FakeObserver:
         self.next_window()
 
     def next_window(self) -> None:
-        self.tokens_in_window = 0
+        self.tokens_in_window, self.complete = 0, True
 
     def settle(self) -> bool:
         """As of a rank that measures together with others: at the second call, unless it can at once."""
@@ -106,6 +106,15 @@ class FakeObserver:
 
     def lose_held(self) -> None:
         self.complete &= self.unsettled == 0
+
+    def lose_some(self) -> None:
+        self.complete = False
+
+    def step_failed(self) -> None:
+        self.complete = False
+
+    def end(self) -> None:
+        """Nothing was begun."""
 
     def start(self) -> None:
         self.recording = True

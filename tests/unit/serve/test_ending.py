@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from reap_serve.adapter.parent import VARIABLE
-from reap_serve.serve.ending import Ending
+from reap_serve.serve.ending import SIBLING_SECONDS, Ending
 
 
 class Leave:
@@ -70,6 +70,14 @@ def test_an_engine_that_dies_after_it_was_told_to_stop_is_no_failure() -> None:
     made.bounded(lambda **keywords: setattr(engine, "errored", True))()
     made.at_exit()
     assert leave.codes == []
+
+
+def test_the_siblings_of_a_dead_engine_have_time_to_write() -> None:
+    """vLLM asks them to end, and kills those that are still there after the timeout."""
+    made, _, calls = ending(errored=True)
+    for timeout in (0, 30, None):
+        made.bounded(lambda **keywords: calls.append(keywords))(timeout=timeout)
+    assert calls == [{"timeout": SIBLING_SECONDS}, {"timeout": 30}, {"timeout": SIBLING_SECONDS}]
 
 
 PARENT = """

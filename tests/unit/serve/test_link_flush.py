@@ -16,14 +16,18 @@ from reap_serve.record.requests import UNCOUNTED_ARGUMENT, Requests
 from reap_serve.record.settings import ObserveSettings
 from reap_serve.record.step import BatchRows, NewRequest
 from reap_serve.serve import link
+from reap_serve.serve.last_flush import flush_before_shutdown
 from reap_serve.serve.windows import LiveSetup
+from reap_serve.statistics.merge import merge_files
 
 
 class IdleEngine(FakeEngine):
     """Measures when a request has come."""
 
-    def __init__(self, observer: FakeObserver, directory: Path, wakes: bool = True) -> None:
-        setup = LiveSetup(model=MODEL, engine={}, directory=str(directory), flush_seconds=3600, minimum_tokens=1)
+    def __init__(self, observer: FakeObserver, directory: Path, wakes: bool = True, shared: bool = False) -> None:
+        setup = LiveSetup(
+            model=MODEL, engine={}, directory=str(directory), flush_seconds=3600, minimum_tokens=1, shared=shared
+        )
         super().__init__(live_engine(setup, observer))
         self.observer, self.wakes = observer, wakes
         self.requests: list[tuple[Any, Any]] = []
@@ -76,3 +80,27 @@ def test_an_engine_that_never_measures_is_told(tmp_path: Path, monkeypatch: pyte
     observer.unsettled = 1000
     with pytest.raises(EngineError, match="still holds tokens"):
         flush(engine, tmp_path)
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_an_orderly_end_is_told_when_all_is_written(
+    wakes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "FLUSH_PAUSE_SECONDS", 0.0)
+    observer = FakeObserver()
+    engine = IdleEngine(observer, tmp_path, wakes=wakes, shared=True)
+    observer.record(5)
+    observer.unsettled = 1000
+
+    async def end() -> None:
+        ended: list[str] = []
+        shutdown = flush_before_shutdown(
+            lambda: ended.append("shutdown"), link.EngineLink(engine, ObserveSettings(directory=str(tmp_path)))
+        )
+        await asyncio.to_thread(shutdown)
+        assert ended == ["shutdown"]
+
+    asyncio.run(end())
+    assert ("reap_farewell" in engine.calls) == wakes
+    engine.live.close()
+    assert merge_files([str(tmp_path)]).header.complete == wakes

@@ -13,12 +13,19 @@ from reap_serve.serve.live_status import PlanEntry, balance_of
 from reap_serve.serve.mask import PLAN_ARGUMENT
 from reap_serve.serve.windows import LiveSetup
 from reap_serve.statistics.file import read_statistics
+from reap_serve.statistics.merge import merge_files
 
 
 def setup(directory: Path, **changes: object) -> LiveSetup:
     """Of a server that writes rarely, so that the test decides when."""
-    chosen = {"model": MODEL, "engine": {"vllm": "0.32.0"}, "flush_seconds": 3600.0, "minimum_tokens": 10, **changes}
-    return LiveSetup(directory=str(directory), **chosen)  # type: ignore[arg-type]
+    chosen = {
+        "model": MODEL,
+        "engine": {"vllm": "0.32.0"},
+        "flush_seconds": 3600.0,
+        "minimum_tokens": 10,
+        "shared": False,
+    }
+    return LiveSetup(directory=str(directory), **{**chosen, **changes})  # type: ignore[arg-type]
 
 
 def tokens_in(directory: Path) -> list[int]:
@@ -189,3 +196,36 @@ def test_what_is_held_when_the_engine_stops_is_told_to_be_lost(tmp_path: Path) -
     live.close()
     (path,) = tmp_path.glob("*.safetensors")
     assert not read_statistics(str(path)).header.complete
+
+
+def test_of_engines_that_share_the_traffic_one_that_hears_of_no_end_says_that_something_is_lost(tmp_path: Path) -> None:
+    """Another may have died with what it had not written, also when this one has nothing more to write."""
+    orderly, alone = (live_engine(setup(tmp_path / name, shared=True), FakeObserver()) for name in ("orderly", "alone"))
+    for live in (orderly, alone):
+        live.recorder.record(70)  # type: ignore[attr-defined]
+        live.flush()
+    orderly.farewell()
+    for live in (orderly, alone):
+        live.close()
+    assert tokens_in(tmp_path / "orderly") == [70]
+    assert merge_files([str(tmp_path / "orderly")]).header.complete
+    assert tokens_in(tmp_path / "alone") == [70, 0]
+    assert not merge_files([str(tmp_path / "alone")]).header.complete
+
+
+@pytest.mark.parametrize(("tokens", "written"), [(70, [70]), (5, [0]), (0, [0])])
+def test_a_torn_step_of_shared_traffic_is_written_before_the_process_can_be_killed(
+    tokens: int, written: list[int], tmp_path: Path
+) -> None:
+    observer = FakeObserver()
+    live = live_engine(setup(tmp_path, shared=True), observer)
+    observer.record(tokens)
+    live.step_begins((), ())
+    live.step_fails()
+    # A slice below the minimum is not written, but that something is lost.
+    assert tokens_in(tmp_path) == written
+    merged = merge_files([str(tmp_path)])
+    assert not merged.header.complete
+    assert merged.header.slices == ("default",)
+    live.close()
+    assert not merge_files([str(tmp_path)]).header.complete

@@ -46,7 +46,8 @@ def plan_body(kept: list[int] | None = None, **changes: Any) -> dict[str, Any]:
 def engine(tmp_path: Path) -> Iterator[FakeEngine]:
     """An engine that writes below `tmp_path`."""
     live = live_engine(
-        LiveSetup(model=MODEL, engine={}, directory=str(tmp_path), flush_seconds=3600, minimum_tokens=1), FakeObserver()
+        LiveSetup(model=MODEL, engine={}, directory=str(tmp_path), flush_seconds=3600, minimum_tokens=1, shared=False),
+        FakeObserver(),
     )
     yield FakeEngine(live)
     live.close()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,26 @@ def test_what_stays_below_the_minimum_is_never_written(tokens: Tokens, tmp_path:
     assert not (tmp_path / "statistics").exists()
     assert writer.status().tokens_pending == 120
     assert withhold_small_slices(statistics_of(tokens, NUM_EXPERTS), 120)[1] is None
+
+
+@pytest.mark.parametrize("directory", ["statistics", "no\0path"])
+def test_a_loss_is_told_where_tokens_may_not_be(
+    directory: str, tokens: Tokens, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    statistics = statistics_of(tokens, NUM_EXPERTS, slices=("tenant a",))
+    window = statistics.header.windows[0].model_copy(update={"complete": False})
+    writer = patient(tmp_path / directory, minimum=121)
+    writer.offer(replace(statistics, header=statistics.header.model_copy(update={"windows": (window,)})))
+    writer.close()
+    if directory != "statistics":
+        assert "could not be written" in caplog.text
+        return
+    told = merge_files([str(tmp_path / directory)])
+    assert told.header.slices == ("default",)
+    assert not told.header.complete
+    assert not any(values.any() for values in told.fields_by_name().values())
+    (window,) = told.header.windows
+    assert (window.requests, window.prompt_tokens_total) == (0, 0)
 
 
 def test_ranks_that_count_no_layers_tokens_are_written_too(tokens: Tokens, tmp_path: Path) -> None:
