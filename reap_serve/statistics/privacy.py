@@ -41,7 +41,7 @@ def withhold_small_slices(statistics: Statistics, minimum_tokens: int) -> tuple[
 
 
 def without_tokens(statistics: Statistics) -> Statistics:
-    """Statistics with the windows of others, that some of them are incomplete included, and nothing of their traffic."""
+    """Statistics that only tell when these were made and whether they are complete."""
     window = _remainder(statistics.header.windows)
     header = statistics.header.model_copy(update={"slices": (NO_SLICE,), "windows": (window,), "traffic": {}})
     fields = statistics.fields_by_name()
