@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import httpx
 import openai
 from live_server import KEY, LiveServer
 
@@ -82,8 +83,14 @@ class Load:
 
 
 def client_of(server: LiveServer) -> openai.AsyncOpenAI:
-    """A client that shows every failure."""
-    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=300)
+    """A client that shows every failure.
+
+    vLLM closes connections that were idle for five seconds, which is as long as httpx takes them for usable: a request
+    that is sent in that moment gets a `ReadError`, observed or not. This client gives them up earlier.
+    """
+    limits = httpx.Limits(max_keepalive_connections=STREAMS, keepalive_expiry=1.0)
+    http_client = openai.DefaultAsyncHttpxClient(limits=limits, timeout=300)
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, http_client=http_client)
 
 
 async def run_streams(

@@ -177,7 +177,7 @@ def test_a_server_that_stops_writes_before_the_engine_hears_of_it(
         return await asyncio.get_running_loop().run_in_executor(None, lambda: client.shutdown(timeout=0))  # type: ignore[attr-defined]
 
     assert asyncio.run(serve_and_stop()) == "stopped"
-    wanted = ["shutdown 0"] if broken else ["reap_flush", "reap_status", "shutdown 0"]
+    wanted = ["shutdown 0"] if broken else ["reap_flush", "reap_farewell", "shutdown 0"]
     assert order[-len(wanted) :] == wanted
 
 
