@@ -260,13 +260,9 @@ class StepRecorder:
             self._lockstep.discard()
             self._window.complete = False
 
-    def lose_some(self) -> None:
-        """Tokens of this window were lost elsewhere."""
-        self._window.complete = False
-
     def step_failed(self) -> None:
         """The engine's forward pass raised: what belongs to it is lost."""
-        self.lose_some()
+        self._window.complete = False
         if self._captured is not None:
             self._captured.discard()
 

@@ -127,9 +127,7 @@ class Windows:
         """
         if self._writer is not None:
             self._recorder.lose_held()
-            if self._shared and not self._farewell:
-                self._recorder.lose_some()
-            self._offer()
+            self._offer(lost_elsewhere=self._shared and not self._farewell)
             self._writer.close()
             self._writer = None
 
@@ -155,14 +153,16 @@ class Windows:
         age = time.monotonic() - self._written_at
         return WriterReport(directory=self._setup.directory, age_seconds=age, **dataclasses.asdict(status))
 
-    def _offer(self) -> None:
+    def _offer(self, *, lost_elsewhere: bool = False) -> None:
         """Hands the window over to the writer and begins a new one; what fails is counted, serving goes on."""
         assert self._writer is not None
         assert self._setup is not None
-        if self._recorder.tokens_in_window == 0 and self._recorder.complete:
+        if self._recorder.tokens_in_window == 0 and self._recorder.complete and not lost_elsewhere:
             return
         try:
             rank = self._recorder.snapshot()
+            if lost_elsewhere:
+                rank = dataclasses.replace(rank, window=rank.window.model_copy(update={"complete": False}))
             self._add_to_totals(rank)
             made = provenance(PACKAGES)
             self._writer.offer(join_ranks([rank], self._setup.model, dict(self._setup.engine), made))

@@ -107,9 +107,6 @@ class FakeObserver:
     def lose_held(self) -> None:
         self.complete &= self.unsettled == 0
 
-    def lose_some(self) -> None:
-        self.complete = False
-
     def step_failed(self) -> None:
         self.complete = False
 
