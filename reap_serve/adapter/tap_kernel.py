@@ -7,6 +7,8 @@ Why: few steps are recorded under a budget of time, and no other step should pay
 How: in a recorded step another object stands under that name, which calls the kernel and then shows the call to the tap
     of the layer whose weights it was given. Between steps, and while vLLM traces its graphs, the kernel stands there.
     A recorded step in which a layer's kernel did not come by ends the recording.
+    To put it there and back takes 0.2 microseconds a recorded step of one core of an AMD EPYC; to leave it there would
+    take 0.2 a layer in every other step, and be in the way of an engine of this process whose graph is traced.
 Upstream: none calls back after a layer's kernel.
 Remove when: vLLM hands (input, weights, ids) of each fused MoE call to a plugin.
 """
