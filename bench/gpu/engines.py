@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 WORKER = "reap_serve.adapter.worker.ReapWorkerExtension"
 # (mode of compilation, mode of graphs); None keeps vLLM's default.
@@ -16,6 +19,8 @@ GRAPHS: dict[str, dict[str, Any] | None] = {
     "piecewise": {"cudagraph_mode": "PIECEWISE"},
     "default": None,
 }
+# What a CPU can show of graphs: everything is made as for them, and every step runs in Python.
+PRETENDED, PRETENDED_ROWS = "pretended", 16
 # Fewer than vLLM's: each takes its time.
 CAPTURED_ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 
@@ -32,7 +37,7 @@ def start(
 
     Args:
         model: Its directory.
-        graphs: Name of a mode of `GRAPHS`.
+        graphs: Name of a mode of `GRAPHS`, or `PRETENDED`.
         settings: `ObserveSettings`, None for a plain engine.
         second_runner: Which of vLLM's model runners; None leaves it to vLLM.
         arguments: Further arguments of `vllm.LLM`.
@@ -70,7 +75,22 @@ def start(
             chosen["compilation_config"] = mode | {"cudagraph_capture_sizes": CAPTURED_ROWS}
     if settings is not None:
         chosen |= {"additional_config": {"reap_serve": settings}, "worker_extension_cls": WORKER}
-    return LLM(**(chosen | arguments))
+    with _pretended() if graphs == PRETENDED else contextlib.nullcontext():
+        return LLM(**(chosen | arguments))
+
+
+@contextlib.contextmanager
+def _pretended() -> Iterator[None]:
+    """An engine that is started in this context takes its steps for replays, up to `PRETENDED_ROWS` rows."""
+    from reap_serve.adapter import engine_view
+    from reap_serve.record.captured_rows import Graphs
+
+    graphs = Graphs(PRETENDED_ROWS, lambda: False)
+    with (
+        mock.patch.object(engine_view, "captures_graphs", return_value=True),
+        mock.patch.object(engine_view, "graphs", return_value=graphs),
+    ):
+        yield
 
 
 def _packed() -> bool:

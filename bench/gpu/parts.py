@@ -150,13 +150,16 @@ PARTS: Mapping[str, Callable[[], Result]] = {
     "masks_default": partial(masks, "default"),
     # Of a graph's 512 rows 64 land: an eighth of the tokens is measured.
     "shadow_default": partial(shadow, "default", tolerance=0.03),
-    "shadow_eager": partial(shadow, "eager", tolerance=0.005),
     "identical_default": partial(identical, "default"),
 }
 # What runs on a CPU, too: a rehearsal.
 REHEARSAL: Mapping[str, Callable[[], Result]] = {
-    **{name: PARTS[name] for name in ("exact_deferred_eager", "identical_eager", "masks_eager", "shadow_eager")},
+    **{name: PARTS[name] for name in ("exact_deferred_eager", "identical_eager", "masks_eager")},
     "exact_inline_eager": partial(exact, "eager", "inline"),
+    "exact_deferred_pretended": partial(exact, engines.PRETENDED, "deferred"),
+    "masks_pretended": partial(masks, engines.PRETENDED),
+    "shadow_pretended": partial(shadow, engines.PRETENDED, tolerance=0.005),
+    "shadow_eager": partial(shadow, "eager", tolerance=0.005),
     "sampled_deferred_eager": partial(exact, "eager", "deferred", fraction=0.25),
     # Two short turns of the small model, whose ratio says nothing.
     "throughput_small": partial(
