@@ -31,11 +31,15 @@ def masks(graphs: str) -> dict[str, Any]:
             llm = engines.start(model, graphs, {"mask_places": 1, "drift_fraction": 1.0, "read_kernel_rows": False})
         try:
             oracle.follow(engines.runner_of(llm).reap_live)
-            problems, dropped_rows, mass = [], {}, {}
+            problems: list[str] = []
+            dropped_rows: dict[str, int] = {}
+            mass: dict[str, dict[str, float]] = {}
             for name, plan in checked.items():
                 kept_of = {str(layer): list(ids) for layer, ids in plan.kept.items()}
                 arguments = (name, plan.entry.model_dump(mode="json"), kept_of)
-                problems += llm.collective_rpc("reap_load_plan", args=arguments)
+                problems += [each for each in llm.collective_rpc("reap_load_plan", args=arguments) if each is not None]
+                if problems:
+                    return {"passed": False, "refused": problems}
                 counts = _generate(llm, oracle, plan.entry.id)
                 dropped_rows[name] = int(np.delete(counts, halves[name], axis=1).sum())
                 mass |= llm.collective_rpc("reap_status")[0]["gate_mass"]["plans"]
@@ -46,7 +50,7 @@ def masks(graphs: str) -> dict[str, Any]:
         finally:
             engines.stop(llm)
     result = {
-        "refused": [each for each in problems if each is not None],
+        "refused": problems,
         "masked_rows_of_dropped_experts": dropped_rows,
         "other_rows_by_expert_parity": [int(counts[:, half].sum()) for half in halves.values()],
         "only_others_counted": bool(np.array_equal(found[..., 0], counts)),
@@ -73,6 +77,8 @@ def _generate(llm: Any, oracle: Oracle, plan: str | None) -> np.ndarray:
     parameters = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, detokenize=False, extra_args=arguments)
     before = oracle.sums_LEC[..., 0].copy()
     llm.generate(engines.prompts(8, 30, seed=7), parameters, use_tqdm=False)
+    # A step without requests tells the worker that these have ended; in a server it comes by itself.
+    llm.llm_engine.step()
     return oracle.sums_LEC[..., 0] - before
 
 

@@ -173,8 +173,8 @@ class GraphMasks(EngineMasks):
             if plan not in self.gate_mass:
                 return self._places.pop(plan)
         raise NoPlaceError(
-            f"{self.num_places} plans are in use, and CUDA graphs have no more places; delete one that is not used, "
-            f"or start with --mask-places {self.num_places + 1}"
+            f"a plan in use is in each of the places that CUDA graphs have ({self.num_places}); delete one that is not "
+            f"used, or start with --mask-places {self.num_places + 1}"
         )
 
     def release(self, plan: str) -> None:

@@ -184,8 +184,17 @@ class LiveEngine(EngineSteps):
         if self._facts.mask_refusal is not None:
             raise ValueError(self._facts.mask_refusal)
         loaded = PlanEntry.model_validate(entry)
+        # A plan that goes by the name now makes room for this one, unless requests are under it.
+        before = self.plans.get(name)
+        if before is not None and before.id != loaded.id:
+            del self.plans[name]
         self._release_plans()
-        self.masks.load(loaded.id, kept, answer_only=loaded.phase == "decode")
+        try:
+            self.masks.load(loaded.id, kept, answer_only=loaded.phase == "decode")
+        except ValueError:
+            if before is not None:
+                self.plans[name] = before
+            raise
         self.plans[name] = loaded
         self._once_named.add(loaded.id)
         self._release_plans()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -62,26 +62,30 @@ def _additional(arguments: Sequence[str]) -> tuple[ObserveSettings, Sequence[str
     return settings_in(arguments[list(arguments).index("--additional-config") + 1]), arguments
 
 
+@functools.cache
+def vllm_parser() -> Any:
+    """That of `vllm serve`: it ends the test at an option that vLLM has not."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    # Our own plugin would answer for the kernels before the stand-in does.
+    with mock.patch("vllm.engine.arg_utils.load_general_plugins"):
+        return make_arg_parser(FlexibleArgumentParser())
+
+
 def engine_of(arguments: Sequence[str]) -> tuple[Any, bool, str]:
     """What `refuse_unsound` reads of the configuration, whether graphs are captured, and the MoE backend."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
-    parser.add_argument("--data-parallel-size", "-dp", type=int, default=1)
-    parser.add_argument("--speculative-config", type=json.loads)
-    parser.add_argument("--moe-backend", default="auto")
-    for flag in ("--enable-eplb", "--enforce-eager", "--enable-expert-parallel"):
-        parser.add_argument(flag, action="store_true")
-    found, _ = parser.parse_known_args(list(arguments))
+    # Behind the command, or without it where another chart writes it.
+    own = arguments[list(arguments).index("serve") + 1 :] if "serve" in arguments else (VALUES["MODEL"], *arguments)
+    found = vllm_parser().parse_args(list(own))
+    names = ("enable_eplb", "data_parallel_size", "pipeline_parallel_size", "tensor_parallel_size")
     parallel = SimpleNamespace(
-        **{name: getattr(found, name) for name in ("enable_eplb", "data_parallel_size", "pipeline_parallel_size")},
-        tensor_parallel_size=found.tensor_parallel_size,
-        prefill_context_parallel_size=1,
+        **{name: getattr(found, name) for name in (*names, "prefill_context_parallel_size")},
     )
     config = SimpleNamespace(
         speculative_config=found.speculative_config,
         parallel_config=parallel,
-        cache_config=SimpleNamespace(kv_sharing_fast_prefill="--kv-sharing-fast-prefill" in arguments),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=found.kv_sharing_fast_prefill),
     )
     return config, not found.enforce_eager, found.moe_backend
 
@@ -102,14 +106,14 @@ def test_no_manifest_names_a_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_no_manifest_refuses_itself(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = list(commands(monkeypatch))
+    # vLLM's parser is made where vLLM is on its own platform.
+    lines = [(name, settings, engine_of(arguments)) for name, settings, arguments in commands(monkeypatch)]
     modular_only.answer_for_monolithic(lambda: True)
     monkeypatch.setattr(modular_only, "building_observed_layer", lambda: True)
     monkeypatch.setattr(refusals, "refuse_misrouted_layers", lambda vllm_config, layers: None)
     monkeypatch.setattr(engine_view, "device_type", lambda: "cuda")
     with standing_in(platform):
-        for name, settings, arguments in lines:
-            config, graphs, backend = engine_of(arguments)
+        for name, settings, (config, graphs, backend) in lines:
             monkeypatch.setattr(engine_view, "captures_graphs", lambda vllm_config, graphs=graphs: graphs)
             for fmt in formats():
                 kernel = choose(fmt, "TP1", backend)

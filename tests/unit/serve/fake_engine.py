@@ -17,6 +17,7 @@ from reap_serve.adapter.worker import ReapWorkerExtension
 from reap_serve.model import Fingerprint
 from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums
+from reap_serve.serve.graph_mask import GraphMasks
 from reap_serve.serve.live import LiveEngine, RankFacts
 from reap_serve.serve.mask import EngineMasks
 from reap_serve.serve.windows import LiveSetup
@@ -121,13 +122,17 @@ class FakeObserver:
 
 
 def live_engine(
-    setup: LiveSetup | None = None, observer: FakeObserver | None = None, mask_refusal: str | None = None
+    setup: LiveSetup | None = None,
+    observer: FakeObserver | None = None,
+    mask_refusal: str | None = None,
+    places: int | None = None,
 ) -> LiveEngine:
-    """A rank with one layer of E experts."""
+    """A rank with one layer of E experts; with graphs where there are places in them."""
     layer = layer_with(CASES[0].make(E, torch.zeros(E)))
     add_routing_hook(layer, traced=False)
     requests = Requests(max_slices=4)
-    masks = EngineMasks([RoutedLayer(layer)], torch.device("cpu"), requests, drift_fraction=1.0)
+    common = [RoutedLayer(layer)], torch.device("cpu"), requests, 1.0
+    masks = EngineMasks(*common) if places is None else GraphMasks(*common, 8, places)
     facts = RankFacts(mask_refusal=mask_refusal, shadow_refusal=None, weights_bytes=1000)
     return LiveEngine(requests, observer or FakeObserver(), masks, None, setup, facts)  # type: ignore[arg-type]
 

@@ -167,7 +167,7 @@ def test_plans_come_and_go_without_a_new_capture(case: RoutingCase) -> None:
 def test_a_place_is_free_when_its_plan_is_released() -> None:
     eager, graphs = both(CASES[3], places=2)
     graphs.load("some", "all")
-    with pytest.raises(ValueError, match=r"2 plans are in use, .* delete one .*, or start with --mask-places 3"):
+    with pytest.raises(ValueError, match=r"each of the places .* \(2\); delete one .*, or start with --mask-places 3"):
         graphs.load("late")
     graphs.masks.release("all")
     eager.load("some", "late")

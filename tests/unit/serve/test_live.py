@@ -161,6 +161,29 @@ def test_plans_without_a_name_and_a_request_are_freed() -> None:
     assert live.masks.gate_mass == {}
 
 
+@pytest.mark.parametrize("places", [None, 1])
+def test_a_plan_takes_the_place_of_the_one_with_its_name(places: int | None) -> None:
+    live = live_engine(places=places)
+
+    def load(name: str, plan: str) -> None:
+        live.load_plan(name, ENTRY.model_copy(update={"id": plan}), {0: list(range(6))})
+
+    load("p", "i0")
+    load("p", "i1")
+    assert (live.plans["p"].id, set(live.masks.gate_mass)) == ("i1", {"i1"})
+    # While a request is under it, a second place is needed.
+    live.step_begins((), (NewRequest("a", 1, {PLAN_ARGUMENT: "i1"}),))
+    if places is None:
+        load("p", "i2")
+        return
+    with pytest.raises(ValueError, match=r"the places that CUDA graphs have \(1\); .* --mask-places 2"):
+        load("p", "i2")
+    assert (live.plans["p"].id, set(live.masks.gate_mass)) == ("i1", {"i1"})
+    live.step_begins(("a",), ())
+    load("p", "i2")
+    assert (live.plans["p"].id, set(live.masks.gate_mass)) == ("i2", {"i2"})
+
+
 def test_reset_frees_the_slots_of_slices_and_status_counts_what_does_not_fit() -> None:
     live = live_engine()
     for number in range(5):
