@@ -13,7 +13,7 @@ from reap_serve.errors import ArchitectureError
 from reap_serve.prune.checkpoint import INDEX_NAME, Checkpoint
 from reap_serve.prune.experts import LayerTensors, is_weight, lacks
 from reap_serve.prune.findings import Finding, error, warning
-from reap_serve.prune.router_parts import Rows, rows_of, stated_rows
+from reap_serve.prune.router_parts import Rows, holds_packed, rows_of, stated_rows
 from reap_serve.prune.unlisted import UnlistedNames
 from reap_serve.records import read_json_object
 from reap_serve.weight_headers import Tensor
@@ -101,7 +101,11 @@ def _inspect_axis(directory: Path, tensor: Tensor, role: Role, rows: int) -> Ite
             if rows_of(tensor, role, rows) is Rows.STATED and (stated := stated_rows(directory, tensor)) != rows:
                 yield error("rows", f"{tensor.name} states {stated} rows, {rows} expected")
         except ArchitectureError as failure:
-            yield error("rows", failure.what)
+            # Experts that share a number cannot be cut; all of them together are sound.
+            if (holds := holds_packed(tensor, rows)) is False:
+                yield error("rows", f"{tensor.name} has the shape {list(tensor.shape)}, which packs no {rows} experts")
+            elif holds is None:
+                yield error("rows", failure.what)
     if role.kind not in (Kind.ROUTER, Kind.SLICED, Kind.STACKED):
         return
     is_shared_scale = role.kind is Kind.STACKED and len(tensor.shape) <= role.axis

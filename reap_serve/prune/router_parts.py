@@ -67,6 +67,19 @@ def rows_of(tensor: Tensor, role: Role, rows: int) -> Rows:
     )
 
 
+def holds_packed(tensor: Tensor, rows: int) -> bool | None:
+    """Whether a tensor that packs experts along an axis holds as many as the router has rows; None for other tensors.
+
+    Numbers of 2, 3, 4 and 8 bits stand in an int32; GPTQ packs its weight along the inputs instead, and scales are not
+    packed.
+    """
+    part = tensor.name.rpartition(".")[2]
+    if part not in PACKED_PARTS or not tensor.shape:
+        return None
+    length = tensor.shape[0 if part == "weight_zero_point" else -1]
+    return length == rows or (part != "scales" and any(length * 32 == rows * bits for bits in (2, 3, 4, 8)))
+
+
 def stated_rows(directory: Path, tensor: Tensor) -> int:
     """The number of rows that a `weight_shape` states."""
     descriptor = open_regular(directory / tensor.file)

@@ -17,8 +17,8 @@ from reap_serve.architectures.spec import EXPERT_COUNT_KEYS, Architecture
 from reap_serve.records import JsonValue
 from reap_serve.weight_headers import Tensor
 
-NUMBERED_EXPERT = re.compile(rf"(?:^|\.)\w*experts?(?:_[a-z]\w*)?[._]{NUMBER}(?:\.|$)")
-STACKED_EXPERTS = re.compile(r"(?:^|\.)\w*experts?(?:\.|$)")
+NUMBERED_EXPERT = re.compile(rf"(?:^|\.)[^.]*experts?(?:_[a-z]\w*)?[._]{NUMBER}(?:\.|$)")
+STACKED_EXPERTS = re.compile(r"(?:^|\.)[^.]*experts?(?:\.|$)")
 ROUTING_WORDS = ("expert", "router", "routing", "e_score_correction", "moe")
 GATES = frozenset({"gate", "gating"})
 ELSEWHERE = ("share", "attn", "attention")

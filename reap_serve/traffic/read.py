@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from reap_serve.errors import InputFileError, TrafficError
@@ -19,6 +20,10 @@ from reap_serve.traffic.source import STDIN, open_source
 
 # Records that are looked at before a format counts as unknown.
 _DETECTION_ROWS = 64
+# Keys of a record that is not known, in an error: names of fields, and no text that a record may have for one.
+_SHOWN_KEYS = 8
+_FIELD = re.compile(r"[A-Za-z_][\w.]{0,39}")
+_GIVE = "write one request a line"
 _NO_TEXT = "no text was recorded"
 
 
@@ -153,9 +158,24 @@ def _find_format(rows: Iterator[NumberedRow], path: str, skip_malformed: bool) -
     if not head or (isinstance(head[0][1], MalformedRecordError) and not skip_malformed):
         # Nothing in it, or a first record that is reported as malformed anyway.
         return FORMATS["requests"], head
-    raise TrafficError(
-        f"{path}: the format of its {'first record' if len(head) == 1 else f'first {len(head)} records'} is not known",
-        f"give --format with one of {', '.join(FORMATS)}",
+    raise _unknown(path, head)
+
+
+def _unknown(path: str, head: Sequence[NumberedRow]) -> TrafficError:
+    """What to say of records none of which any format recognises."""
+    several = len(head) > 1
+    known = next((row for _, row in head if not isinstance(row, MalformedRecordError)), None)
+    if known is None:
+        line, error = head[0]
+        read = f"none of its first {len(head)} records can be read" if several else "its first record cannot be read"
+        remedy = _remedy(error) if isinstance(error, MalformedRecordError) and error.reason == NOT_UTF8 else _GIVE
+        return TrafficError(f"{path}: {read} ({error} on line {line})", remedy)
+    keys = [key if _FIELD.fullmatch(key) else "..." for key in list(known)[:_SHOWN_KEYS]]
+    keys += ["..."] if len(known) > _SHOWN_KEYS else []
+    records = f"first {len(head)} records" if several else "first record"
+    return TrafficError(
+        f"{path}: the format of its {records} is not known (with the keys {', '.join(keys)})",
+        f'{_GIVE}, such as {{"messages": [...], "response": "..."}}, or --format with one of {", ".join(FORMATS)}',
     )
 
 

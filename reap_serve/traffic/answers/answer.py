@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reap_serve.records import JsonValue
+from reap_serve.traffic.answers.results import replies_of, sdk_message
 from reap_serve.traffic.answers.stream import BrokenStreamError, assembled, events_of, is_stream
 from reap_serve.traffic.body import LENGTH_LIMIT, Object, answer_message, is_list, is_plain_message
 from reap_serve.traffic.chats.messages import chat_messages
 from reap_serve.traffic.chats.parts import as_json
-from reap_serve.traffic.json_text import read_content, read_output
+from reap_serve.traffic.json_text import read_output
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.request import Kind
 
@@ -115,6 +116,11 @@ def answered_output(value: JsonValue, kind: Kind) -> Answered:
     text = _text_beside(value)
     if text is not None:
         return Answered(_of_text(text, kind), value.get("finish_reason") in _CUT)
+    if (result := sdk_message(value)) is not None:
+        message = _message([result])
+        return Answered(_of_text(_content_text(message), kind) if kind == "completion" else message)
+    if replies := replies_of(value):
+        return replace(answered_output(replies[0], kind), choices=len(replies))
     if is_list(value.get("output")) or isinstance(value.get("output"), str):
         return answered_output(value["output"], kind)
     return Answered(_of_text(as_json(value), kind))
@@ -283,13 +289,3 @@ def _of_text(text: str, kind: Kind) -> Object:
 
 def _mappings(values: JsonValue) -> list[Object]:
     return [item for item in values if isinstance(item, Mapping)] if is_list(values) else []
-
-
-def log_content(messages: Sequence[Object]) -> list[Object]:
-    """Messages of a log, with the parts that an instrumentation wrote as JSON text in their content."""
-    return [
-        {**message, "content": read_content(message.get("content"), message.get("role"))}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in messages
-    ]

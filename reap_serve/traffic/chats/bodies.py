@@ -15,6 +15,8 @@ from reap_serve.traffic.malformed import MalformedRecordError
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "attachments", "files")
 # The same, and pairs of which neither answer was recorded.
 _UNREAD_KEYS = frozenset((*MEDIA_KEYS, "prompt_embeds", "chosen", "rejected"))
+# What collections of instructions and other servers join with a prompt before the model reads it.
+_BESIDE_PROMPT = ("suffix", "system", "template", "input", "instruction", "instructions", "history")
 _KEPT_BY_SERVER = ("previous_response_id", "conversation")
 _LENGTH_KEY = {"max_output_tokens": "max_completion_tokens"}
 _DROPPED = frozenset({"input", "reasoning", "text", "include", "background", "truncation", "store"})
@@ -56,11 +58,11 @@ def completion_body(body: Object) -> Object:
     Raises:
         MalformedRecordError: It has a field that vLLM does not take.
     """
-    for key in ("suffix", "system", "template"):
+    for key in _BESIDE_PROMPT:
         if body.get(key):
             raise MalformedRecordError(f"{key} beside the prompt")
-    if is_list(body.get("context")) and body["context"]:
-        raise MalformedRecordError("context of earlier turns beside the prompt")
+    if context := body.get("context"):
+        raise MalformedRecordError(f"context {'of earlier turns ' if is_list(context) else ''}beside the prompt")
     _refuse_unread(body, "prompt")
     return body
 
@@ -114,7 +116,11 @@ def _system_text(system: JsonValue) -> str:
 
 
 def _take_tools(body: dict[str, JsonValue]) -> None:
+    metadata = body.get("metadata")
     tools = chat_tools(body.get("tools"))
+    if not tools and isinstance(metadata, Mapping) and is_list(listed := metadata.get("tools")):
+        # OpenAI's metadata hold texts alone: tracing tools keep there what was sent beside the messages.
+        tools = chat_tools(listed)
     functions = chat_tools(body.pop("functions", None), "functions")
     called = body.pop("function_call", None)
     if tools or functions:

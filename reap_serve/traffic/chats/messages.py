@@ -34,6 +34,8 @@ _TYPES = {**_ROLES, **{role: role for role in ("system", "developer", "user", "a
 _REASONING_KEYS = ("reasoning_content", "thinking", "thinking_blocks", "reasoning_details")
 # Fields that no translation is needed for; a message with these alone is OpenAI's own.
 _PLAIN_KEYS = frozenset({"role", "content", "name", "tool_call_id"})
+# Fields that LangChain keeps under `additional_kwargs`.
+_ADDITIONAL_KEYS = ("tool_calls", "function_call", "reasoning_content", "refusal")
 _CALL_ITEMS = ("function_call", "custom_tool_call")
 _RESULT_ITEMS = ("function_call_output", "custom_tool_call_output")
 
@@ -152,6 +154,11 @@ class _Chat:
         # GenAI spans and some servers say it in the message: it is no part of one.
         for key in ("finish_reason", "provider_specific_fields"):
             message.pop(key, None)
+        additional = message.pop("additional_kwargs", None)
+        if isinstance(additional, Mapping):
+            message |= {
+                key: additional[key] for key in _ADDITIONAL_KEYS if additional.get(key) and not message.get(key)
+            }
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise MalformedRecordError("message without a role", place)

@@ -49,6 +49,20 @@ def chat_tools(value: JsonValue, key: str = "tools") -> list[Object]:
     return found
 
 
+def tool_of_message(message: Object) -> Object | None:
+    """The tool that a message stands for where a tracing tool lists tools behind the messages; None for a message.
+
+    Langfuse's handler of LangChain gives each tool the role `tool`. A result names its call, and is no definition.
+    """
+    if message.get("role") != "tool" or message.get("tool_call_id") is not None:
+        return None
+    tool = decoded(message.get("content"))
+    if not isinstance(tool, Mapping):
+        return None
+    is_tool = isinstance(tool.get("function"), Mapping) and tool.get("type") == "function"
+    return tool if is_tool or (isinstance(tool.get("name"), str) and "input_schema" in tool) else None
+
+
 def _named(name: str, tool: JsonValue) -> JsonValue:
     return {"name": name, **tool} if isinstance(tool, Mapping) else tool
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reap_serve.records import JsonValue
-from reap_serve.traffic.answers.answer import Answered, answered_output, log_content
+from reap_serve.traffic.answers.answer import Answered, answered_output
 from reap_serve.traffic.body import Object, check_body, is_list, is_responses_body, split_answer
 from reap_serve.traffic.chats.bodies import MEDIA_KEYS, chat_body, completion_body
+from reap_serve.traffic.chats.tools import tool_of_message
 from reap_serve.traffic.echo import without_echo
 from reap_serve.traffic.fields import count, name
-from reap_serve.traffic.json_text import all_texts, as_object, read_input, structured
+from reap_serve.traffic.json_text import all_texts, as_object, read_content, read_input, structured
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.request import Kind, Origin, Request
 
@@ -87,25 +88,37 @@ def body_of_input(value: JsonValue, parameters: Object, model: JsonValue, *, is_
     if isinstance(value, str):
         return {**body, "prompt": value}
     if is_list(value):
-        return {**body, "messages": _messages(value)}
+        return _with_messages(body, value)
     if isinstance(value, Mapping):
         if value.keys() <= _ARGUMENTS_OF_FUNCTION and isinstance(value.get("kwargs"), Mapping):
             value = as_object(value["kwargs"])
         if "messages" in value or "prompt" in value or is_responses_body(value):
             kept = {key: item for key, item in value.items() if key in _PARAMETERS or key in _PROMPT_KEYS}
-            if "messages" in kept:
-                kept["messages"] = _messages(structured(kept["messages"]))
             named = value.get("model")
-            return {**body, **({"model": named} if isinstance(named, str) and "model" not in body else {}), **kept}
+            body |= {"model": named} if isinstance(named, str) and "model" not in body else {}
+            body |= kept
+            return _with_messages(body, structured(kept["messages"])) if "messages" in kept else body
         if "role" in value:
-            return {**body, "messages": _messages([value])}
+            return _with_messages(body, [value])
     raise MalformedRecordError("input is neither messages nor a prompt")
 
 
-def _messages(value: JsonValue) -> JsonValue:
+def _with_messages(body: Object, value: JsonValue) -> Object:
+    """A body with the messages of a log: parts that an instrumentation wrote as JSON text, and tools among them."""
     if not is_list(value) or not all(isinstance(message, Mapping) for message in value):
-        return value
-    return log_content([message for message in value if isinstance(message, Mapping)])
+        return {**body, "messages": value}
+    messages: list[JsonValue] = []
+    tools: list[JsonValue] = []
+    for message in value:
+        assert isinstance(message, Mapping)
+        content = message.get("content")
+        if (tool := tool_of_message(message)) is not None:
+            tools.append(tool)
+        elif isinstance(content, str):
+            messages.append({**message, "content": read_content(content, message.get("role"))})
+        else:
+            messages.append(message)
+    return {**body, **({"tools": tools} if tools and not body.get("tools") else {}), "messages": messages}
 
 
 def request_of_call(

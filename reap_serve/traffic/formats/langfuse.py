@@ -27,7 +27,7 @@ def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
     """The generations in an observation, in a trace with its observations, or in a page of either.
 
     An observation has `input`, `output`, `start_time` (UTC) and `session_id`; keys stand in snake case in the blob
-    export and in camel case elsewhere.
+    export and in camel case elsewhere. One of the level ERROR has no answer: what stands there is an error's text.
 
     Raises:
         MalformedRecordError: A generation is not sound, or a trace comes without its observations.
@@ -85,7 +85,7 @@ def _request(row: Row, origin: Origin, slice_name: str) -> Request:
     prompt_tokens, output_tokens = usage_of_details(usage)
     return request_of_call(
         body_of_input(given, parameters, _field(row, "provided_model_name", "model")) if given else None,
-        row.get("output"),
+        None if row.get("level") == "ERROR" else row.get("output"),
         origin,
         slice=slice_of(as_object(row.get("metadata")).get(SLICE_KEY)) or slice_name,
         timestamp=clock_time(_field(row, "start_time", "startTime")),

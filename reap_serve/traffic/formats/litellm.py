@@ -33,6 +33,9 @@ def parse(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
     if not isinstance(call_type, str) or call_type not in _CALL_TYPES:
         raise MalformedRecordError("call_type is neither chat nor completion")
     messages = row.get("messages")
+    if not decoded(messages):
+        # The proxy's own table keeps the request instead.
+        messages = _sent_body(row)
     body = None
     if messages and not _is_redacted(decoded(messages)):
         is_text = call_type in _TEXT_TYPES
@@ -60,6 +63,12 @@ def _is_redacted(messages: JsonValue) -> bool:
     if isinstance(messages, str):
         return messages == _REDACTED
     return is_list(messages) and all(as_object(message).get("content") == _REDACTED for message in messages)
+
+
+def _sent_body(row: Row) -> JsonValue:
+    sent = as_object(row.get("proxy_server_request"))
+    body = as_object(sent.get("body")) or sent
+    return body if any(body.get(key) for key in ("messages", "prompt", "input")) else None
 
 
 def _prompt_of(messages: JsonValue) -> JsonValue:

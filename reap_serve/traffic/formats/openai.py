@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 from reap_serve.records import JsonValue
@@ -13,6 +12,7 @@ from reap_serve.traffic.body import (
     TIMESTAMP_KEY,
     Object,
     check_body,
+    is_list,
     is_responses_body,
     kind_of_body,
     kind_of_endpoint,
@@ -22,6 +22,7 @@ from reap_serve.traffic.body import (
 from reap_serve.traffic.chats.bodies import chat_body, completion_body
 from reap_serve.traffic.echo import without_echo
 from reap_serve.traffic.fields import name, seconds
+from reap_serve.traffic.formats.pairs import SUCCESS, pair_of
 from reap_serve.traffic.formats.spec import Format
 from reap_serve.traffic.malformed import MalformedRecordError
 from reap_serve.traffic.request import Kind, Origin, Request
@@ -30,7 +31,8 @@ from reap_serve.traffic.usage import usage_tokens
 
 # Where a log of requests puts the answer beside the body.
 _ANSWER_KEYS = ("response", "completion", "answer", "output")
-_SUCCESS = re.compile(r"\s*2\d\d\b")
+# What a response says beside its choices.
+_RESPONSE_KEYS = frozenset({"choices", "usage", "id", "object", "created", "system_fingerprint", "service_tier"})
 
 
 def parse_batch(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
@@ -61,21 +63,29 @@ def parse_batch(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
 def parse_body(row: Row, origin: Origin, slice_name: str) -> Iterator[Request]:
     """A line that is the body of a request; its answer is a final assistant message, or stands beside the body.
 
+    A line that holds a body and its response under two keys, as `pairs` knows them, is such a body, too.
+
     Raises:
         MalformedRecordError: The line is no chat or completion.
     """
+    if (pair := pair_of(row)) is not None:
+        if pair.body is not None:
+            kind = kind_of_body(pair.body)
+            recorded = NO_ANSWER if pair.response is None else answered_output(pair.response, kind)
+            yield request_of_body(pair.body, kind, origin, slice_name, recorded, None)
+        return
     kind = kind_of_body(row)
-    recorded, body = NO_ANSWER, row
-    for key in _ANSWER_KEYS:
-        if row.get(key) is not None:
-            recorded = answered_output(row[key], kind)
-            body = {other: value for other, value in row.items() if other != key}
-            break
-    else:
-        if isinstance(row.get("message"), dict) and "messages" in row:
-            # Ollama's answer, beside the messages.
-            recorded = answered_output(row["message"], kind)
-            body = {other: value for other, value in row.items() if other != "message"}
+    recorded, taken = NO_ANSWER, frozenset[str]()
+    found = next((key for key in _ANSWER_KEYS if row.get(key) is not None), None)
+    if found is not None:
+        recorded, taken = answered_output(row[found], kind), frozenset({found})
+    elif isinstance(row.get("message"), dict) and "messages" in row:
+        # Ollama's answer, beside the messages.
+        recorded, taken = answered_output(row["message"], kind), frozenset({"message"})
+    elif is_list(row.get("choices")):
+        # A stored completion of OpenAI's, which holds what was asked.
+        recorded, taken = answered(row, kind), _RESPONSE_KEYS
+    body = {key: value for key, value in row.items() if key not in taken} if taken else row
     yield request_of_body(body, kind, origin, slice_name, recorded, None)
 
 
@@ -124,7 +134,7 @@ def _response_body(response: JsonValue) -> JsonValue:
         return None
     if not isinstance(response, dict):
         return response
-    if not _SUCCESS.match(str(response.get("status_code", 200))):
+    if not SUCCESS.match(str(response.get("status_code", 200))):
         return None
     if "body" in response:
         body = response["body"]
@@ -153,7 +163,7 @@ OPENAI_BATCH = Format(
 REQUESTS = Format(
     name="requests",
     has_text=True,
-    recognises=lambda row: "messages" in row or "prompt" in row or is_responses_body(row),
+    recognises=lambda row: "messages" in row or "prompt" in row or is_responses_body(row) or pair_of(row) is not None,
     parse=parse_body,
     specification="https://platform.openai.com/docs/api-reference/chat/create",
 )

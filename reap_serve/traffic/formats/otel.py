@@ -251,6 +251,9 @@ def _start(span: Row) -> float | None:
 def _recognises(row: Row) -> bool:
     if "resourceSpans" in row or "resourceLogs" in row:
         return True
+    if not row.keys().isdisjoint(("messages", "prompt", "inputs")):
+        # Attributes of another log's own.
+        return False
     attributes = row.get("attributes")
     return isinstance(attributes, Mapping) or (is_list(attributes) and ("spanId" in row or "traceId" in row))
 

@@ -85,6 +85,23 @@ def test_experts_that_share_a_number_are_refused(tmp_path: Path) -> None:
         prune(str(source), plan(tmp_path / "plan.json"), tmp_path / "out", OPTIONS, overwrite=False)
     everything = plan(tmp_path / "all.json", {0: range(8), 1: range(8)})
     prune(str(source), everything, tmp_path / "out", OPTIONS, overwrite=False)
+    # Whole, they are sound.
+    assert verify(tmp_path / "out", str(source), None).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"), [("qweight", (2, 8)), ("qweight", (16, 2)), ("qzeros", (1, 2)), ("scales", (1, 8))]
+)
+def test_packed_routers_of_another_count_are_found(part: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    """GPTQ with 8 columns, AWQ with int32 of 16, beside 4 experts."""
+    router = {**gptq(GATE, (4, 16)), f"{GATE}.qzeros": tensor("z", "I32", 1, 4)}
+    router[f"{GATE}.{part}"] = tensor(part, "I32", *shape)
+    tensors = {**dense(), **trunk(experts=4), **router}
+    del tensors[f"{GATE}.weight"]
+    report = verify(write(tmp_path / "out", {**CONFIG, "num_experts": 4}, tensors), None, None)
+    assert [each.detail for each in report.findings if each.check == "rows"] == [
+        f"{GATE}.{part} has the shape {list(shape)}, which packs no 4 experts"
+    ]
 
 
 @given(

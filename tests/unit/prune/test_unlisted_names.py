@@ -97,6 +97,8 @@ def test_vectors_beside_the_router_are_refused_by_name(name: str, tmp_path: Path
         "model.layers.0.mlp.expert_3.weight",
         "model.layers.1.block_sparse_moe.experts.0.w1.weight",
         "model.aux.local_experts.2.proj",
+        "model.layers.0.mlp.[bold]experts.2.w",
+        "model.layers.0.moe-experts.2.w",
     ],
 )
 def test_numbered_experts_are_found_by_their_number(name: str, tmp_path: Path) -> None:
