@@ -95,7 +95,8 @@ def prune_adapter(adapter: Path, model: str, plan_path: Path, output: Path, *, o
     unlisted = UnlistedNames(architecture, names, source.config)
     cutter = _AdapterCut(architecture, names, cut, unlisted)
     decisions = tuple(cutter.decide(tensor) for tensor in checkpoint.tensors.values())
-    cleaned = ModuleCut(ExpertNames(architecture, names, (), unlisted.of_another_decoder), cut).clean(config)
+    modules = ModuleCut(ExpertNames(architecture, names, (), unlisted.of_another_decoder), cut, ADAPTER_CONFIG)
+    cleaned = modules.clean(config)
     result = AdapterResult(None, len(decisions), 0, 0, time.monotonic() - begun, limits.num_experts, cut.num_kept)
     if cleaned == config and all(each.action is Action.KEEP for each in decisions):
         return result
@@ -160,6 +161,11 @@ class _AdapterCut:
         kept = self._cut.kept_in(role.layer, role.is_mtp)
         if kept is None or role.kind is Kind.UNKNOWN:
             raise ArchitectureError(f"{tensor.name} changes experts or a router in a way that is not known", REPORT)
+        if role.expert is not None and role.expert >= self._cut.limits.num_experts:
+            raise ArchitectureError(
+                f"{tensor.name} is of expert {role.expert}, and the model has {self._cut.limits.num_experts}",
+                "give the model that the adapter was trained on",
+            )
         if role.kind is Kind.EXPERT:
             return self._renumbered(keep, module, role, kept)
         if len(kept) == self._cut.limits.num_experts:

@@ -151,7 +151,12 @@ def require_complete(
     held = {suffix.partition(".")[0] for names in layer.tensors.values() for suffix in names if is_weight(suffix)}
     absent = [projection for projection in projections if layer.tensors and projection not in held]
     if absent:
-        raise InputFileError(f"layer {index}: no expert has a weight {absent[0]}", "download the checkpoint again")
+        others = sorted(held.difference(projections))
+        what = f"layer {index}: no expert has a weight {absent[0]}"
+        if others:
+            remedy = "rename them to those of the family, or report the checkpoint"
+            raise InputFileError(f"{what}, only {', '.join(others[:4])}", remedy)
+        raise InputFileError(what, "download the checkpoint again")
     holes = [lack for lack in found if lack.is_hole]
     if holes:
         raise InputFileError(str(holes[0]), "download the checkpoint again")

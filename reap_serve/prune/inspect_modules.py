@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from reap_serve.architectures.spec import RoutingLimits
@@ -40,9 +41,13 @@ def _inspect_pattern(place: str, text: str, experts: ExpertNames, limits: Routin
         # A pattern of all numbers, or of none, is sound; single numbers beyond the last expert are left from before.
         if 0 < len(beyond) < IDS_BEYOND:
             some = any(_selects_any(selects, experts, layers, expert) for expert in range(first))
-            kind = warning if some else error
-            yield kind("quantization", f"{place}: the pattern '{text}' names expert {min(beyond)} of {first}")
-            return
+            # `experts.5.*` selects 50, too, and does not name it.
+            written = [expert for expert in sorted(beyond) if re.search(rf"(?<![\d-]){expert}(?![\d-])", text)]
+            if not some or written:
+                kind = warning if some else error
+                named = (written or sorted(beyond))[0]
+                yield kind("quantization", f"{place}: the pattern '{text}' names expert {named} of {first}")
+                return
 
 
 def _selects_any(selects: Callable[[str], object], experts: ExpertNames, layers: Sequence[int], expert: int) -> bool:

@@ -31,10 +31,12 @@ class ModuleCut:
     Attributes:
         experts: Finds experts in texts.
         cut: Which experts stay.
+        source: What it rewrites, for messages.
     """
 
     experts: ExpertNames
     cut: Cut
+    source: str = "the quantisation configuration"
 
     def renamed(self, text: str) -> str | None:
         """A name after the cut, None when its module is gone; other texts as they are."""
@@ -97,7 +99,7 @@ class _Cleaner:
             kept = self._keep([value])
             if not kept:
                 raise ArchitectureError(
-                    f"the quantisation configuration names one module, '{value}', and its expert is dropped",
+                    f"{self._modules.source} names one module, '{value}', and its expert is dropped",
                     "take the entry out",
                 )
             return next(iter(kept.values()))
@@ -132,7 +134,7 @@ class _Cleaner:
         moved = any(len(kept) < count for kept in self._modules.cut.kept.values())
         if numbered and moved and "expert" in key and not self._experts_only:
             raise ArchitectureError(
-                f"the quantisation configuration sets '{key}' by numbers, which the cut changes if they are of experts",
+                f"{self._modules.source} sets '{key}' by numbers, which the cut changes if they are of experts",
                 "set it by the names of the modules",
             )
 
@@ -177,7 +179,7 @@ class _Cleaner:
         parts = _BETWEEN_NAMES.split(text)
         if len(parts) > 1 and any(plain_name(part) == part and self._modules.renamed(part) != part for part in parts):
             raise ArchitectureError(
-                f"the quantisation configuration names several experts in one text, '{text[:120]}'",
+                f"{self._modules.source} names several experts in one text, '{text[:120]}'",
                 "write the names as a list",
             )
 
@@ -219,7 +221,7 @@ class _Cleaner:
                 found |= now
             if wanted != found:
                 raise ArchitectureError(
-                    f"the quantisation configuration names experts by the pattern '{changed}', which selects other "
+                    f"{self._modules.source} names experts by the pattern '{changed}', which selects other "
                     "experts once they are renumbered",
                     "replace it by the full names of the modules",
                 )

@@ -19,6 +19,7 @@ from reap_serve.weight_headers import Tensor
 
 NUMBERED_EXPERT = re.compile(rf"(?:^|\.)[^.]*experts?(?:_[a-z]\w*)?[._]{NUMBER}(?:\.|$)")
 STACKED_EXPERTS = re.compile(r"(?:^|\.)[^.]*experts?(?:\.|$)")
+MLX_EXPERTS = frozenset({"switch_mlp", "switch_glu"})
 ROUTING_WORDS = ("expert", "router", "routing", "e_score_correction", "moe")
 GATES = frozenset({"gate", "gating"})
 ELSEWHERE = ("share", "attn", "attention")
@@ -90,6 +91,8 @@ class UnlistedNames:
 
     def _below_layer(self, tensor: Tensor, rest: str, rows: int, *, is_cut: bool) -> Unlisted | None:
         remedy = "report the checkpoint, or remove the tensor if nothing reads it"
+        if MLX_EXPERTS.intersection(rest.split(".")):
+            remedy = "this is a layout of MLX, which vLLM does not read: prune the checkpoint that it was made from"
         if _is_numbered(rest):
             return Unlisted(f"{tensor.name} belongs to an expert and {self._unknown()}", remedy)
         if not rows:

@@ -133,6 +133,18 @@ def test_what_is_not_understood_is_refused_by_name(name: str, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_of_another_model_and_its_patterns_are_named(tmp_path: Path) -> None:
+    model = str(write(tmp_path / "model", CONFIG, {**dense(), **trunk()}))
+    name = f"{ROOT}.0.mlp.experts.8.up_proj.lora_A.weight"
+    adapter = write_adapter(tmp_path / "wider", {**of_experts(0), name: tensor("x", "BF16", 4, 16)})
+    with pytest.raises(ArchitectureError, match="is of expert 8, and the model has 8; give the model that"):
+        prune_adapter(adapter, model, plan(tmp_path / "p.json"), tmp_path / "out", overwrite=False)
+    adapter = write_adapter(tmp_path / "patterns", of_experts(0), rank_pattern={"experts.3": 2})
+    with pytest.raises(ArchitectureError, match=r"adapter_config\.json names experts by the pattern 'experts\.3'"):
+        prune_adapter(adapter, model, plan(tmp_path / "p.json"), tmp_path / "out", overwrite=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_incomplete_adapters(tmp_path: Path) -> None:
     model = write(tmp_path / "model", CONFIG, {**dense(), **trunk()})
     adapter = write_adapter(tmp_path / "adapter", {})

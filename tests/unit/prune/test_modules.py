@@ -310,6 +310,7 @@ def test_configurations_beside_the_model_are_rewritten_and_verified(file: str, t
         ({"ignore": [r"re:.*\.6\.up_proj"]}, "error"),
         ({"ignore": ["*.experts.(5|6).*", r"re:.*experts\.(5|6)\..*"]}, "error"),
         ({"ignore": [r"re:.*experts\.(2|6)\..*"]}, "warning"),
+        ({"ignore": ["re:.*experts.3.*", r"re:.*experts\.[0-9]\..*"]}, None),
         ({"ignore": [r"re:.*experts\.\d+\..*", "*.experts.*", f"{L0}.3.up_proj", "experts.0", "lm_head"]}, None),
     ],
 )

@@ -12,7 +12,7 @@ from odd_checkpoint import CONFIG, KEPT, QWEN35, Tensors, block, dense, plan, re
 
 from reap_serve.architectures.names import TensorNames
 from reap_serve.architectures.resolve import known_architectures
-from reap_serve.errors import ArchitectureError
+from reap_serve.errors import ArchitectureError, InputFileError
 from reap_serve.prune.decide import MtpChoice
 from reap_serve.prune.job import PruneOptions
 from reap_serve.prune.run import prune
@@ -88,6 +88,30 @@ def test_vectors_beside_the_router_are_refused_by_name(name: str, tmp_path: Path
     vectors = {f"model.layers.{layer}.{name}": tensor(f"{name}{layer}", "F32", 8) for layer in (0, 1)}
     message = refused(tmp_path, VECTORS[name], {**dense(), **trunk(), **vectors})
     assert message.startswith(f"model.layers.0.{name} has 8 entries")
+
+
+def test_other_names_of_projections_are_named(tmp_path: Path) -> None:
+    names = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    tensors = {
+        name.replace(name.split(".")[-2], names.get(name.split(".")[-2], name.split(".")[-2])): entry
+        for name, entry in trunk().items()
+    }
+    source = write(tmp_path / "model", CONFIG, {**dense(), **tensors})
+    with pytest.raises(InputFileError, match="no expert has a weight gate_proj, only w1, w2, w3; rename them"):
+        prune(str(source), plan(tmp_path / "plan.json"), tmp_path / "out", OPTIONS, overwrite=False)
+
+
+@pytest.mark.parametrize("module", ["switch_mlp", "switch_glu"])
+def test_the_layout_of_mlx_is_named(module: str, tmp_path: Path) -> None:
+    stacks = {
+        f"model.layers.{layer}.mlp.{module}.{projection}.weight": tensor(projection, "BF16", 8, 8, 16)
+        for layer in (0, 1)
+        for projection in ("gate_proj", "up_proj", "down_proj")
+    }
+    routers = {name: entry for name, entry in trunk().items() if "experts" not in name}
+    message = refused(tmp_path, CONFIG, {**dense(), **routers, **stacks})
+    assert f"model.layers.0.mlp.{module}.gate_proj.weight" in message
+    assert "a layout of MLX" in message
 
 
 @pytest.mark.parametrize(
