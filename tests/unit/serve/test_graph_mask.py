@@ -216,6 +216,15 @@ def test_rows_without_a_plan_keep_the_routers_bits(case: RoutingCase) -> None:
     assert weights_TK.shape == (8, K)
 
 
+def test_places_cost_nothing_more_where_a_router_has_no_bias() -> None:
+    def operators(case: RoutingCase, places: int) -> int:
+        return len(Engine(case, torch.zeros(E), graphs=True, places=places).graphs[8].operators)
+
+    plain, biased = CASES[0], CASES[3]
+    assert operators(plain, 1) == operators(plain, 32)
+    assert operators(biased, 1) < operators(biased, 2)
+
+
 def test_steps_that_do_not_measure_leave_the_sums_alone() -> None:
     engine = Engine(CASES[0], torch.zeros(E), graphs=True)
     engine.load("some")
