@@ -236,7 +236,8 @@ def _take_reasoning(message: dict[str, JsonValue], pieces: Pieces, place: str) -
         other = message.pop(key, None)
         if given in (None, "") and other:
             if is_list(other):
-                other = "".join(pieces_of(other, place).reasoning) if key == "thinking_blocks" else None
+                blocks = key == "thinking_blocks"
+                other = "".join(pieces_of(other, place).reasoning) if blocks else _detailed(other, place)
             given = other
     if given in (None, "") and pieces.reasoning:
         given = "\n".join(pieces.reasoning)
@@ -246,6 +247,18 @@ def _take_reasoning(message: dict[str, JsonValue], pieces: Pieces, place: str) -
         message["reasoning"] = given
     else:
         message.pop("reasoning", None)
+
+
+def _detailed(details: Sequence[JsonValue], place: str) -> str | None:
+    """The reasoning in OpenRouter's details of it: texts, or summaries where there are no texts."""
+    found: list[str] = []
+    for detail in details:
+        if isinstance(detail, Mapping):
+            text = detail.get("text") or detail.get("summary")
+            found += [text] if isinstance(text, str) else []
+    if details and not found:
+        raise MalformedRecordError("thinking that its provider encrypted", place)
+    return "".join(found)
 
 
 _TEXT_KEYS = (

@@ -160,6 +160,19 @@ def test_runs_of_other_types_are_no_calls_of_a_model(tmp_path: Path) -> None:
     assert ([request.body for request in found], malformed.total) == ([ASKED], 0)
 
 
+def test_details_of_reasoning_are_reasoning(tmp_path: Path) -> None:
+    details = [{"type": "reasoning.text", "text": "Compare "}, {"type": "reasoning.text", "text": "the years."}]
+    for place in ([USER, {**ASSISTANT, "reasoning_details": details}, USER], [USER]):
+        answer = {**ASSISTANT, "reasoning_details": details}
+        (found,), _ = read_records(tmp_path, batch(place, answer))
+        expected = {**ASSISTANT, "reasoning": "Compare the years."}
+        assert found.answer == expected
+        assert found.body is not None
+        assert found.body["messages"] == [USER, expected, USER][: len(place)]
+    hidden = {**ASSISTANT, "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}
+    assert read_records(tmp_path, batch([USER], hidden))[1].counts == {"thinking that its provider encrypted": 1}
+
+
 def test_what_langchain_keeps_in_additional_kwargs(tmp_path: Path) -> None:
     called = {"role": "assistant", "content": "", "additional_kwargs": {"tool_calls": [CALL]}}
     result = {"role": "tool", "tool_call_id": "c1", "content": "built 1146"}
