@@ -63,14 +63,13 @@ def parted(plan: Any) -> tuple[dict[str, float], dict[str, Any]]:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_whole_plan_is_the_same(release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for what made it; numbers may differ in their last digits on other processors."""
+    """But for what made it, and for what later releases say besides; other processors change a number's last digits."""
     written = json.loads((HERE / "written" / f"{release}.json").read_text())
     found = planned(release, "--keep-experts 4", tmp_path, monkeypatch)
-    for plan in (written, found):
-        for name in ("created", "tool", "python", "packages"):
-            del plan["provenance"][name]
+    for name in ("created", "tool", "python", "packages"):
+        del written["provenance"][name]
     numbers, texts = parted(written)
     found_numbers, found_texts = parted(found)
-    assert found_numbers == pytest.approx(numbers, rel=1e-9)
-    assert found_texts == texts
+    assert {name: found_numbers.get(name) for name in numbers} == pytest.approx(numbers, rel=1e-9)
+    assert {name: found_texts.get(name) for name in texts} == texts
     assert [*found] == [*written], "the order of the keys"
