@@ -107,6 +107,11 @@ def test_what_the_configuration_promises_and_the_weights_lack(tmp_path: Path) ->
     draft = {"mtp.fc.weight": tensor("f", "BF16", 2)}
     whole = write(tmp_path / "whole", config, {**dense(root), **trunk(root), **towers, **draft})
     assert not [each for each in verify(whole, None, None).findings if each.check == "promised"]
+    keys = {"model_type": "glm4_moe", "n_routed_experts": 8, "first_k_dense_replace": 0, "num_nextn_predict_layers": 1}
+    report = verify(write(tmp_path / "draft", {**CONFIG, **keys}, {**dense(), **trunk()}), None, None)
+    assert ["num_nextn_predict_layers 1" in each.detail for each in report.findings if each.check == "promised"] == [
+        True
+    ]
 
 
 CARDS = {
