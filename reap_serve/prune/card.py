@@ -70,7 +70,7 @@ def _text(manifest: Manifest) -> str:
         f"# {_escaped(name)}, {stay} of {manifest.experts_before} experts",
         "",
         f"{fraction:.0%} of the routed experts of {'every layer' if is_uniform else 'the layers'} "
-        f"were dropped by {_escaped(manifest.plan.criterion)} with "
+        f"were dropped by {_as_code(manifest.plan.criterion)} with "
         "[REAP](https://arxiv.org/abs/2510.13999) expert pruning. The weights that stay are those of the source, "
         "byte for byte.",
         "",
@@ -158,7 +158,12 @@ def _retained(plan: Plan) -> Iterator[str]:
         return
     worst = retained.slices.get(retained.worst_slice)
     of_worst = "" if worst is None or len(retained.slices) == 1 else f", {worst:.1%} of the slice that keeps least"
-    yield f"- saliency by {_escaped(retained.criterion)} of the experts that stay: {retained.mixture:.1%}{of_worst}"
+    yield f"- saliency by {_as_code(retained.criterion)} of the experts that stay: {retained.mixture:.1%}{of_worst}"
+
+
+def _as_code(text: str) -> str:
+    """Text that is not ours, as it stands; a backtick would end it."""
+    return f"`{shown(text).replace('`', chr(39))}`"
 
 
 def _escaped(text: str) -> str:

@@ -79,8 +79,8 @@ def test_a_plan_that_says_nothing(tmp_path: Path) -> None:
 
 
 def test_text_that_is_not_ours_is_no_markup(tmp_path: Path) -> None:
-    text = card_of(tmp_path, criterion="<b>*best*</b>\n# [x](y)", summary={"a|b": "`code`", "_c_": "my_slice"})
-    assert "were dropped by \\<b\\>\\*best\\*\\</b\\>\\\\n# \\[x\\](y) with" in text
+    text = card_of(tmp_path, criterion="<b>`*best*`\n# [x](y)", summary={"a|b": "`code`", "_c_": "my_slice"})
+    assert "were dropped by `<b>'*best*'\\n# [x](y)` with" in text
     assert "- a\\|b: \\`code\\`\n" in text
     assert "-  c : my_slice\n" in text
     assert "# my_model-4E, 2 of 4 experts" in text
