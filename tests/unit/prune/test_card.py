@@ -68,6 +68,17 @@ def test_the_statistics_behind_the_plan_in_numbers(tmp_path: Path) -> None:
     assert "python" not in text
 
 
+def test_what_stays_of_the_saliency(tmp_path: Path) -> None:
+    """A plan of 0.1.0: its own predictions, and nothing of tokens, which it does not count."""
+    old = json.loads((Path(__file__).parents[1] / "plan" / "written" / "0.1.0.json").read_text())
+    retained = old["summary"]["retained_saliency"]
+    text = card_of(tmp_path, summary=old["summary"], provenance=old["provenance"])
+    worst = min(retained["slices"].values())
+    line = f"saliency by `reap` of the experts that stay: {retained['mixture']:.1%}, {worst:.1%} of the slice that"
+    assert line in text
+    assert "tokens" not in text
+
+
 def test_one_slice_and_no_requests(tmp_path: Path) -> None:
     text = card_of(tmp_path, provenance={"observed": {"requests": 0, "tokens": {"default": 7000}}})
     assert "- 7,000 tokens, in one slice\n" in text
