@@ -33,6 +33,7 @@ def defects(site: str) -> dict[str, str | None]:
     command = [sys.executable, "-m", "reap_serve", "doctor", "--json"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
+    assert not run.stderr
     found: Any = json.loads(run.stdout)
     assert found["ok"]
     return {each["name"]: each["patch"] for each in found["defects"]}
