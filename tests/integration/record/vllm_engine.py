@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,8 @@ def engine(model: Path, settings: ObserveSettings | None, **arguments: Any) -> I
     chosen = {"max_model_len": 512, "enable_prefix_caching": False, "skip_tokenizer_init": True, "dtype": "float32"}
     with mock.patch.dict(os.environ, ENVIRONMENT):
         llm = None
+        # An engine before this one may be garbage by now: vLLM's kernels must not be released while a graph is traced.
+        gc.collect()
         try:
             llm = LLM(str(model), **{**chosen, **observing, **EAGER, **arguments})
             yield llm
