@@ -216,8 +216,8 @@ def test_a_prometheus_server_scrapes_it(server: LiveServer, tmp_path: Path) -> N
     assert len(queries) > 15
 
 
-def test_no_request_made_from_the_document_breaks_it(server: LiveServer) -> None:
-    """Requests that the routes' own OpenAPI document allows, and broken ones."""
+def test_no_request_made_from_the_document_breaks_it(server: LiveServer, material: Material) -> None:
+    """Requests that the routes' own OpenAPI document allows, and broken ones; they may take plans away."""
     schemathesis = pytest.importorskip("schemathesis")
     document = schemathesis.openapi.from_url(f"{server.url}/openapi.json").include(path_regex="^/v1/reap/")
     codes: Counter[int] = Counter()
@@ -237,6 +237,9 @@ def test_no_request_made_from_the_document_breaks_it(server: LiveServer) -> None
     assert codes.total() > 50
     assert codes[200] > 0
     assert max(codes) >= 400
+    for name, path in material.plans.items():
+        body = {"name": name, "plan": json.loads(path.read_text())}
+        assert server.reap("PUT", "mask", body).json()["default"] == name
     assert server.reap("DELETE", "mask").status_code == 200
     assert server.reap("POST", "start").json()["recording"] is True
 
