@@ -81,7 +81,8 @@ class LiveServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,
+                # In a session of its own it gets half of the machine, and its idle workers, which spin, all of that.
+                process_group=0,
             )
 
     def wait(self) -> None:
