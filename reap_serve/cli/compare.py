@@ -24,6 +24,7 @@ from reap_serve.cli.compare_options import (
     LoadDriver,
     MaxAnswerTokens,
     NoiseFloor,
+    NoNoiseFloor,
     Output,
     Overwrite,
     SameKvCache,
@@ -43,7 +44,7 @@ from reap_serve.cli.compare_options import (
     memory_budget,
 )
 from reap_serve.cli.output import note, print_json, progress_bar
-from reap_serve.cli.traffic_options import named_files, note_repeated
+from reap_serve.cli.traffic_options import NoSkipMalformed, named_files, note_repeated
 from reap_serve.cli.traffic_tables import note_skipped
 from reap_serve.errors import RequestError
 
@@ -73,7 +74,8 @@ def compare(
     plan: DrawnPlan = None,
     subspace: Subspace = None,
     fail_if: FailIf = None,
-    noise_floor: NoiseFloor = True,
+    no_noise_floor: NoNoiseFloor = False,
+    noise_floor: NoiseFloor = False,
     max_answer_tokens: MaxAnswerTokens = 128,
     answers_per_slice: AnswersPerSlice = 32,
     latency_requests: LatencyRequests = 64,
@@ -84,12 +86,18 @@ def compare(
     task_results: TaskResults = None,
     format: FormatName = None,
     skip_malformed: SkipMalformed = False,
+    no_skip_malformed: NoSkipMalformed = False,
     trust_template: TrustTemplate = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Compare a candidate with its base on your traffic: quality per slice, latency, memory."""
+    """Compare a candidate with its base on your traffic: quality per slice, latency, memory.
+
+    A limit names a figure of report.json, of one slice or with * of all of them:
+    'slices.code.quality.kl_divergence_mean>0.05'.
+    """
     files = list(traffic or [])
+    skip_malformed = skip_malformed and not no_skip_malformed
     if sweep and candidate is not None:
         # The plans are the candidates: what stands second is traffic.
         files, candidate = [candidate, *files], None
@@ -135,7 +143,7 @@ def compare(
         concurrency=concurrencies(concurrency),
         driver=load,
         objectives=parse_objectives(goodput or []),
-        noise_floor=noise_floor,
+        noise_floor=noise_floor or not no_noise_floor,
         budget=memory_budget(same_memory, same_kv_cache),
         tasks=parse_task_runs(tasks or []),
         imported=imported_scores(task_results or []),

@@ -85,25 +85,26 @@ FailIf = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FIGURE>NUMBER",
-        help="Exit 1 when this holds, such as 'slices.code.quality.kl_divergence_mean>0.05' or "
-        "'slices.*.quality.loop_fraction_candidate>0.02'. Repeatable.",
+        help="Exit 1 when this holds of a figure of the report. Repeatable.",
         rich_help_panel=QUALITY,
     ),
 ]
-NoiseFloor = Annotated[
+NoNoiseFloor = Annotated[
     bool,
     typer.Option(
-        "--noise-floor/--no-noise-floor",
-        help="Measure the base twice, and tell what differs.",
-        rich_help_panel=QUALITY,
+        "--no-noise-floor", help="Do not measure the base twice, which tells what differs.", rich_help_panel=QUALITY
     ),
 ]
-MaxAnswerTokens = Annotated[int, typer.Option(min=1, help="Longest greedy answer.", rich_help_panel=QUALITY)]
+# The default by its own name.
+NoiseFloor = Annotated[bool, typer.Option("--noise-floor", hidden=True)]
+MaxAnswerTokens = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Longest greedy answer.", rich_help_panel=QUALITY)
+]
 AnswersPerSlice = Annotated[
-    int, typer.Option(min=0, help="Greedy answers in each slice; 0 for none.", rich_help_panel=QUALITY)
+    int, typer.Option(min=0, metavar="N", help="Greedy answers in each slice; 0 for none.", rich_help_panel=QUALITY)
 ]
 LatencyRequests = Annotated[
-    int, typer.Option(min=0, help="Requests of each latency run; 0 for none.", rich_help_panel=LATENCY)
+    int, typer.Option(min=0, metavar="N", help="Requests of each latency run; 0 for none.", rich_help_panel=LATENCY)
 ]
 Concurrency = Annotated[
     str,
@@ -128,7 +129,7 @@ Goodput = Annotated[
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="TOOL:TASK[,TASK...]",
+        metavar="TOOL:TASK[,..]",
         help="Run an evaluation tool against both: lm-eval, lm-eval-chat, evalplus (executes generated code here) "
         "or bfcl. Further options of the tool may follow inside the quotes. Repeatable.",
         rich_help_panel=QUALITY,

@@ -11,7 +11,13 @@ import typer
 
 from reap_serve.cli.app import app
 from reap_serve.cli.output import keep_stdout_for, note, print_json, progress_bar
-from reap_serve.cli.traffic_options import ReadingBar, named_files, note_repeated, trust_template_option
+from reap_serve.cli.traffic_options import (
+    NoSkipMalformed,
+    ReadingBar,
+    named_files,
+    note_repeated,
+    trust_template_option,
+)
 from reap_serve.cli.traffic_tables import note_receipt, note_skipped
 from reap_serve.errors import RequestError
 
@@ -76,6 +82,7 @@ def observe(
         bool,
         typer.Option("--skip-malformed", help="Count malformed lines instead of stopping.", rich_help_panel=_TRAFFIC),
     ] = False,
+    no_skip_malformed: NoSkipMalformed = False,
     trust_template: Annotated[bool, trust_template_option(_TRAFFIC)] = False,
     strict_traffic: Annotated[
         bool,
@@ -95,6 +102,7 @@ def observe(
         raise RequestError("no traffic was given", "name at least one TRAFFIC file or --slice NAME=FILE")
     if not 0.0 < sample_fraction <= 1.0:
         raise RequestError(f"--sample-fraction {sample_fraction} is not in (0, 1]", "give a fraction such as 0.1")
+    skip_malformed = skip_malformed and not no_skip_malformed
     try:
         arguments = json.loads(engine_args)
     except ValueError as error:

@@ -30,6 +30,9 @@ SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="Count malformed records instead of stopping at the first.")
 ]
 
+# The default, by the name that 0.1.0 gave it in `observe` and `compare`.
+NoSkipMalformed = Annotated[bool, typer.Option("--no-skip-malformed", hidden=True)]
+
 
 def trust_template_option(panel: str | None = None) -> OptionInfo:
     """`--trust-request-chat-template`, in a panel of the help."""

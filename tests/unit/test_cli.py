@@ -50,7 +50,7 @@ def test_help_shows_the_loop_and_the_commands_in_the_order_of_use() -> None:
     assert listed == sorted(listed)
 
 
-@pytest.mark.parametrize("command", ["tune", "observe"])
+@pytest.mark.parametrize("command", ["tune", "observe", "compare"])
 def test_help_fits_a_terminal_of_80_columns(command: str) -> None:
     """Nothing of an option is cut, a sentence breaks only at the margin, options of traffic stand in one panel."""
     text = subprocess.run(

@@ -46,6 +46,13 @@ def test_what_contradicts_itself_is_refused(traffic: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--no-skip-malformed",), ("--skip-malformed", "--no-skip-malformed")])
+def test_a_malformed_line_ends_it_by_default(traffic: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    traffic.write_text(traffic.read_text() + "{broken\n")
+    message = refusal("http://a", "http://b", traffic, *options, "-o", tmp_path / "out")
+    assert "traffic.jsonl:5: " in message
+
+
 def test_with_plans_the_second_word_is_traffic(traffic: Path, tmp_path: Path) -> None:
     plan = tmp_path / "two.json"
     layer = {"layer": "l", "index": 0, "kept": [0, 1], "dropped": [2, 3]}
