@@ -11,8 +11,7 @@
     └── ExecutionError          exit 1: the world said no
         ├── EngineError         vLLM failed to start or to answer
         ├── StorageError        disk full, unwritable, or changed underneath
-        ├── VerificationError   the checkpoint is unsound
-        └── GateError           a comparison meets a condition of --fail-if
+        └── ThresholdError      a candidate crosses a threshold that the user set
 
 The command line prints one line, `error: <what>; <remedy>`, and exits with `exit_code`.
 """
@@ -83,9 +82,5 @@ class StorageError(ExecutionError):
     """The disk is full, unwritable, or a source changed while it was read."""
 
 
-class VerificationError(ExecutionError):
-    """A checkpoint is unsound."""
-
-
-class GateError(ExecutionError):
+class ThresholdError(ExecutionError):
     """A comparison meets a condition under which the user wants it to fail."""

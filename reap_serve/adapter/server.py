@@ -91,7 +91,7 @@ class ServedEngine:
         """Puts something in front of the engine's shutdown: `wrap` gets vLLM's and gives what is called instead."""
         self._client.shutdown = wrap(self._client.shutdown)
 
-    def install_gate(self, settle: Settle, salt_prefix: str) -> None:
+    def install_admission(self, settle: Settle, salt_prefix: str) -> None:
         """Lets every request of every endpoint pass `settle` before it enters the engine.
 
         `generate` asks, too: it is called before a streaming answer has begun, so that the refusal is still a 400.
@@ -106,7 +106,7 @@ class ServedEngine:
         processor, generate = self._client.input_processor, self._client.generate
         process_inputs = processor.process_inputs
 
-        def gated(*arguments: Any, **keywords: Any) -> Any:
+        def admitted(*arguments: Any, **keywords: Any) -> Any:
             request = process_inputs(*arguments, **keywords)
             try:
                 admit(request, settle, salt_prefix)
@@ -122,8 +122,8 @@ class ServedEngine:
                 raise VLLMValidationError(str(error), parameter=error.field) from None
             return generate(*arguments, **keywords)
 
-        processor.process_inputs = gated
-        processor.process_inputs_async = make_async(gated, executor=processor.renderer._executor)
+        processor.process_inputs = admitted
+        processor.process_inputs_async = make_async(admitted, executor=processor.renderer._executor)
         self._client.generate = checked_generate
 
 

@@ -145,10 +145,10 @@ def tune(
         _print(report)
     note(f"written: {output}")
     if report.plan is None:
-        from reap_serve.errors import GateError
+        from reap_serve.errors import ThresholdError
 
         remedy = "raise --budget" if report.budget_exhausted else "loosen a limit, or serve the whole model"
-        raise GateError(report.reason, remedy)
+        raise ThresholdError(report.reason, remedy)
 
 
 def _arguments(text: str) -> dict[str, JsonValue]:

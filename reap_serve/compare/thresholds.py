@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Union, get_args, get_origin
 
 from reap_serve.compare.record import Report, TaskReport
-from reap_serve.errors import GateError, RequestError
+from reap_serve.errors import RequestError, ThresholdError
 from reap_serve.records import JsonValue, Record
 
 _EXPRESSION = re.compile(r"\s*(?P<path>[^<>=]+?)\s*(?P<sign>[<>]=?)\s*(?P<limit>[-+.\deE]+)\s*")
@@ -143,11 +143,11 @@ def require_passed(thresholds: Sequence[Threshold], report: Report) -> None:
     """Raises when a threshold is crossed.
 
     Raises:
-        GateError: With every figure that fails.
+        ThresholdError: With every figure that fails.
     """
     failed = failures(thresholds, report)
     if failed:
-        raise GateError(
+        raise ThresholdError(
             f"{len(failed)} of the --fail-if conditions hold: {'; '.join(failed)}", "keep the base, or prune less"
         )
 

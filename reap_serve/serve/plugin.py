@@ -59,7 +59,7 @@ class ReapEndpoints:
         if settings.mask is not None and (problem := await link.choose(settings.mask)) is not None:
             raise EngineError(problem, "name a plan among `plans`")
         read_slices_of_metadata()
-        engine.install_gate(lambda arguments: settle(arguments, link.resolve), SALT_PREFIX)
+        engine.install_admission(lambda arguments: settle(arguments, link.resolve), SALT_PREFIX)
         if settings.directory is not None:
             engine.before_shutdown(lambda shutdown: flush_before_shutdown(shutdown, link))
         Ending(engine).install()

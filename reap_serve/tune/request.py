@@ -14,7 +14,6 @@ from reap_serve.plan.request import Size
 from reap_serve.records import JsonValue
 from reap_serve.traffic.request import Request
 
-DEFAULT_BUDGET = "15m"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>s|m|h|tokens|ktokens|Mtokens)")
 

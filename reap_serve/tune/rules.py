@@ -6,7 +6,6 @@ Axes: L layers with routed experts, E experts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -117,6 +116,3 @@ def plan_of(found: Candidate, statistics: Statistics, checkpoint: CheckpointByte
     plan = make_plan(statistics.header, replace(found.rule.evidence, request=asked), found.decision, checkpoint)
     tuned = {"rule": found.rule.name}
     return plan.model_copy(update={"criterion": found.rule.criterion, "provenance": {**plan.provenance, "tune": tuned}})
-
-
-RuleMaker = Callable[[Floats, int], Rule]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from reap_serve.cli.app import app
 from reap_serve.compare.thresholds import failures, parse_thresholds, require_passed
-from reap_serve.errors import GateError, RequestError
+from reap_serve.errors import RequestError, ThresholdError
 
 SLICES = {"code", "code.v2", "prose"}
 
@@ -97,7 +97,7 @@ def test_a_slice_whose_name_holds_a_dot() -> None:
 def test_all_failures_are_told_at_once() -> None:
     report = small_report()
     gates = parse_thresholds(["slices.code.quality.tokens>1", "slices.prose.quality.tokens>1"], report.slices)
-    with pytest.raises(GateError, match="2 of the --fail-if conditions hold") as caught:
+    with pytest.raises(ThresholdError, match="2 of the --fail-if conditions hold") as caught:
         require_passed(gates, report)
     assert caught.value.exit_code == 1
     require_passed(parse_thresholds(["slices.code.quality.tokens>1000"], report.slices), report)
