@@ -1,7 +1,8 @@
 """What it buys to spare a step the operators that it does not need (`reap_serve.adapter.stand_in`, `.tap_kernel`).
 
-One compiled engine has an operator of Python in each layer's graph, and answers the same requests again and again: with
-the operator in one turn, with a function that does nothing under its name in the next. Nothing is recorded.
+One compiled engine has an operator of Python in each layer's graph, and answers the same requests over and over. A few
+steps run with the operator, the next with a function that does nothing under its name, and in the turn after it the
+other way round. Nothing is recorded.
 
     routing  the operator of the routers' hooks
     kernel   an operator behind each kernel, which there is not: a recorded step takes the kernel's name instead
@@ -12,8 +13,8 @@ model's shape, 16 of the 50,000 of the large one's, which has two layers.
 Run: python bench/observe_spared.py routing|kernel [--model embedded|large] [--turns N] [--engines N]
      Two to five minutes.
 
-Output: one JSON document: operator, model, engines, turns (of each kind and engine), throughput_ratio and cpu_ratio
-(spared / with the operator) with their 95 % intervals, engine_ratios (throughput, of each engine).
+Output: one JSON document: operator, model, engines, turns (of each engine), throughput_ratio and cpu_ratio (spared /
+with the operator) with their 95 % intervals, engine_ratios (throughput, of each engine).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 import observe_overhead as overhead
+
+Seconds = npt.NDArray[np.float64]
 
 # So small that no step is sampled.
 RECORDED = {"recorder": "deferred", "sample_fraction": 1e-9, "overhead_budget": None}
@@ -65,46 +69,59 @@ def start(model: str, options: argparse.Namespace) -> tuple[overhead.Engine, Any
         return overhead.Engine(model, options, "sampled"), StandIn(torch.ops.reap_serve, "tap")
 
 
-def run_turn(engine: overhead.Engine, workload: overhead.Workload) -> overhead.Turn:
-    """The requests through the engine."""
+def run_turn(engine: overhead.Engine, workload: overhead.Workload, stand_in: Any, first: bool) -> Seconds:
+    """The requests through the engine, block by block.
+
+    Args:
+        engine: The engine.
+        workload: The requests.
+        stand_in: What spares the operator.
+        first: Whether the first block is spared it.
+
+    Returns:
+        By kind (with the operator, spared it) its seconds and CPU seconds.
+    """
+    seconds = np.zeros((2, 2))
     engine.begin(workload)
+    turn, spared = engine.turn, first
     while not engine.done:
+        before = turn.seconds, turn.cpu_seconds
+        if spared:
+            stand_in.enter()
         engine.advance()
-    return engine.turn
+        if spared:
+            stand_in.leave()
+        seconds[int(spared)] += turn.seconds - before[0], turn.cpu_seconds - before[1]
+        spared = not spared
+    return seconds
 
 
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
     workload = overhead.workload_of(options)
-    engines: list[list[tuple[overhead.Turn, overhead.Turn]]] = []
+    # Of each pair of turns, in which every block runs both ways.
+    engines: list[Seconds] = []
     for _ in range(options.engines):
         engine, stand_in = start(model, options)
         for _ in range(2):
-            run_turn(engine, workload)  # warm-up
+            run_turn(engine, workload, stand_in, first=False)  # warm-up
         gc.collect()
         gc.freeze()
-        pairs = []
-        for number in range(options.turns):
-            turns: dict[bool, overhead.Turn] = {}
-            for spared in (number % 2 == 1, number % 2 == 0):
-                if spared:
-                    stand_in.enter()
-                turns[spared] = run_turn(engine, workload)
-                if spared:
-                    stand_in.leave()
-            pairs.append((turns[False], turns[True]))
+        pairs = [
+            run_turn(engine, workload, stand_in, first=False) + run_turn(engine, workload, stand_in, first=True)
+            for _ in range(options.turns // 2)
+        ]
         status = engine.status()
         assert (status["recorder"], status["complete"], status["failures"]) == ("read", True, 0), status
         engine.close()
         del engine
         gc.unfreeze()
         gc.collect()
-        engines.append(pairs)
-        ratio, (low, high) = overhead.ratio_of_sums(overhead.seconds_of(pairs))
+        engines.append(np.array(pairs))
+        ratio, (low, high) = overhead.ratio_of_sums(engines[-1][:, :, 0])
         print(f"engine: {ratio:.4f}, {low:.4f} to {high:.4f}", file=sys.stderr, flush=True)
-    everything = [pair for pairs in engines for pair in pairs]
-    ratio, interval = overhead.ratio_of_sums(overhead.seconds_of(everything))
-    cpu_T2 = np.array([(plain.cpu_seconds, spared.cpu_seconds) for plain, spared in everything])
-    cpu_ratio, cpu_interval = overhead.ratio_of_sums(cpu_T2)
+    everything = np.concatenate(engines)
+    ratio, interval = overhead.ratio_of_sums(everything[:, :, 0])
+    cpu_ratio, cpu_interval = overhead.ratio_of_sums(everything[:, :, 1])
     return {
         "operator": options.operator,
         "model": options.model,
@@ -114,7 +131,7 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         "throughput_ratio_interval": overhead.rounded(interval),
         "cpu_ratio": round(cpu_ratio, 4),
         "cpu_ratio_interval": overhead.rounded(cpu_interval),
-        "engine_ratios": [round(overhead.ratio_of_sums(overhead.seconds_of(each))[0], 4) for each in engines],
+        "engine_ratios": [round(overhead.ratio_of_sums(each[:, :, 0])[0], 4) for each in engines],
     }
 
 
@@ -125,7 +142,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int)
     parser.add_argument("--engines", type=int, default=2)
     options = parser.parse_args()
-    options.turns = options.turns or (24 if options.model == "large" else 200)
+    options.turns = options.turns or (24 if options.model == "large" else 300)
     options.requests, options.workload, options.compiled, options.recompute = overhead.IN_FLIGHT, "serve", True, False
     overhead.OBSERVED["sampled"] = RECORDED
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")

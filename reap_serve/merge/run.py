@@ -14,10 +14,11 @@ from reap_serve.architectures.resolve import resolve
 from reap_serve.errors import RequestError
 from reap_serve.merge.average import merge_group
 from reap_serve.merge.grouping import Group, group_layers, method_named
-from reap_serve.merge.record import MERGE_NAME, MergedExpert, MergedLayer, MergeRecord
+from reap_serve.merge.record import MERGE_NAME, SCHEMA_VERSION, MergedExpert, MergedLayer, MergeRecord
 from reap_serve.merge.signature import layer_signatures
 from reap_serve.merge.weights import Experts, experts_of, read_part, write_part
 from reap_serve.model import ModelSource, open_model, require_same_model
+from reap_serve.plan.record import SCHEMA_VERSION as PLAN_VERSION
 from reap_serve.plan.record import Plan, PlanLayer
 from reap_serve.prune.beside import write_beside, write_sidecar
 from reap_serve.prune.card import model_card
@@ -138,7 +139,7 @@ def _plan_of(header: Header, layers: tuple[tuple[Group, ...], ...], method: str)
         kept = tuple(group.dominant for group in groups)
         dropped = tuple(sorted(set(range(header.model.num_experts)) - set(kept)))
         entries.append(PlanLayer(layer=layer.name, index=layer.index, kept=kept, dropped=dropped))
-    return Plan(schema_version=1, model=header.model, criterion=f"merged by {method}", layers=tuple(entries))
+    return Plan(schema_version=PLAN_VERSION, model=header.model, criterion=f"merged by {method}", layers=tuple(entries))
 
 
 def _job(source: ModelSource, plan: Plan) -> Job:
@@ -195,7 +196,7 @@ def _overwrite_groups(
 
 def _record(header: Header, layers: tuple[tuple[Group, ...], ...], method: str, aligns: bool) -> MergeRecord:
     return MergeRecord(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         method=method,
         aligned=aligns,
         router=ROUTER,

@@ -33,7 +33,7 @@ from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, decide, ma
 from reap_serve.prune.expert_names import ExpertNames
 from reap_serve.prune.experts import Lack
 from reap_serve.prune.layout import Layout, lay_out
-from reap_serve.prune.manifest import MANIFEST_NAME, Manifest, ManifestLayer, ParameterCount
+from reap_serve.prune.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, ManifestLayer, ParameterCount
 from reap_serve.prune.modules import ModuleCut
 from reap_serve.prune.parameters import count_parameters
 from reap_serve.prune.recipe import RECIPE_NAME, is_outdated
@@ -250,7 +250,7 @@ def _manifest(
         last = cut.kept[cut.limits.moe_layers[-1]]
         layers.extend(ManifestLayer(index=index, old_ids=last) for index in sorted(mtp_layers) if index not in cut.kept)
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         source=source.reference,
         source_revision=source.revision,
         source_fingerprint=model,

@@ -93,7 +93,8 @@ def run_server(command: Sequence[str], environment: Mapping[str, str], port: int
             stdout=log,
             stderr=subprocess.STDOUT,
             env=dict(environment),
-            start_new_session=True,
+            # In a session of its own it gets half of the machine, and its idle workers, which spin, all of that.
+            process_group=0,
             preexec_fn=_end_with_parent,
         )
         try:
