@@ -7,7 +7,8 @@ import torch
 from reap_serve.adapter.tap import is_tapped, plain_class
 from reap_serve.errors import EngineError
 
-# Kernels that fuse the exchange between ranks with the experts: modules of the models, in no common class.
+# Kernels that fuse the exchange between ranks with the experts: modules of the models, in no common class, told by the
+# end of a name, their own or that of a class that they derive from.
 MEGA_KERNEL = "MegaMoEExperts"
 
 
@@ -25,7 +26,7 @@ def refuse_unreached(model: torch.nn.Module) -> None:
 
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if kind.endswith(MEGA_KERNEL):
+        if any(base.__name__.endswith(MEGA_KERNEL) for base in type(module).__mro__):
             raise EngineError(f"{name} is a {kind}, which shows nothing of its experts", "start vLLM without mega MoE")
         if isinstance(module, (MoERunnerInterface, RoutedExperts)) and not is_tapped(module):
             raise EngineError(

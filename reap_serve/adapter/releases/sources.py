@@ -133,10 +133,10 @@ class Sources:
         else:
             return None
         try:
-            self.find(*found)
+            _, definition = self.find(*found)
         except MissingNameError:
             return None
-        return found
+        return found if isinstance(definition, ast.ClassDef) else None
 
 
 def parameters_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reap_serve.adapter.releases.names import ClassNames, FunctionNames, Release, TextName, ValueName
-from reap_serve.adapter.releases.v0_32_server import OFFLINE, PROBED, SERVER
+from reap_serve.adapter.releases.v0_32_server import OFFLINE, PROBED, SERVER, VARIABLES
 
 _MOE = "vllm.model_executor.layers.fused_moe"
 
@@ -85,8 +85,12 @@ LAYERS = (
         },
     ),
     ClassNames(f"{_MOE}.modular_kernel", "FusedMoEExpertsMonolithic"),
-    ClassNames(f"{_MOE}.runner.shared_experts", "SharedExperts", methods={"forward": ("self",)}),
+    ClassNames(
+        f"{_MOE}.runner.shared_experts", "SharedExperts", methods={"forward": ("self", "shared_experts_input", "order")}
+    ),
     ClassNames(f"{_MOE}.runner.shared_experts", "SharedExpertsOrder", attributes=("MK_INTERNAL_OVERLAPPED",)),
+    # Refused by the end of its name, as are those of other models.
+    ClassNames("vllm.models.deepseek_v4.xpu.model", "DeepseekV4MegaMoEExperts"),
 )
 
 KERNELS = (
@@ -94,7 +98,18 @@ KERNELS = (
         f"{_MOE}.experts.cpu_moe",
         "CPUUnquantizedExperts",
         attributes=("isa", "_use_zentorch"),
-        methods={"apply": ("self", "output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation")},
+        methods={
+            "apply": (
+                *("self", "output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation"),
+                *("global_num_experts", "expert_map"),
+            )
+        },
+    ),
+    # What declares the operator `torch.ops._C.cpu_fused_moe`.
+    FunctionNames(
+        "vllm._custom_ops",
+        "cpu_fused_moe",
+        ("out", "input", "w13", "w2", "w13_bias", "w2_bias", "topk_weights", "topk_ids", "act", "isa", "skip_weighted"),
     ),
     *(
         ClassNames(f"{_MOE}.experts.cpu_moe", name, methods={"_supports_current_device": ()})
@@ -250,6 +265,9 @@ CONFIGURATION = (
             "_api_process_rank",
         ),
     ),
+    TextName("vllm.config.parallel", "allgather_reducescatter"),
+    TextName("vllm.config.parallel", "naive"),
+    TextName("vllm.model_executor.layers.rotary_embedding.base", "rotary_embedding"),
     ClassNames("vllm.config", "SchedulerConfig", attributes=("max_num_batched_tokens",)),
     ClassNames("vllm.config", "CompilationMode", attributes=("NONE",)),
     ClassNames("vllm.config", "CUDAGraphMode", attributes=("NONE",)),
@@ -264,5 +282,5 @@ CONFIGURATION = (
 
 V0_32 = Release(
     "0.32",
-    (*LAYERS, *KERNELS, *ROUTERS, *STEPS, *SECOND_RUNNER, *CONFIGURATION, *SERVER, *OFFLINE, *PROBED),
+    (*LAYERS, *KERNELS, *ROUTERS, *STEPS, *SECOND_RUNNER, *CONFIGURATION, *VARIABLES, *SERVER, *OFFLINE, *PROBED),
 )

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from reap_serve.adapter.releases.names import ClassNames, FunctionNames, ModuleName
+from reap_serve.adapter.releases.names import ClassNames, FunctionNames, ModuleName, TextName
 
 _PROTOCOLS = "vllm.entrypoints.openai"
 
+# Environment variables, of `reap_serve.engine_environment` and of what starts engines here.
+VARIABLES = tuple(
+    TextName("vllm.envs", name)
+    for name in (
+        "VLLM_CPU_KVCACHE_SPACE",
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_NO_USAGE_STATS",
+        "VLLM_PLUGINS",
+        "VLLM_USE_V2_MODEL_RUNNER",
+    )
+)
+
 SERVER = (
+    *(
+        TextName("vllm.plugins", f"vllm.{group}_plugins")
+        for group in ("endpoint", "general", "io_processor", "platform", "stat_logger")
+    ),
+    ClassNames(
+        "vllm.plugins.endpoint_plugins.interface",
+        "EndpointPlugin",
+        attributes=("name", "required_tasks"),
+        methods={"attach_router": ("self", "app"), "init_state": ("self", "engine_client", "state", "args")},
+    ),
+    # A line of a server's log, read for what loading the weights took.
+    TextName("vllm.v1.worker.gpu_model_runner", "Model loading took %s GiB memory and %.6f seconds"),
+    TextName("vllm.v1.worker.gpu.model_runner", "Model loading took %s GiB memory and %.6f seconds"),
     FunctionNames("vllm.entrypoints.cli.serve", "cmd_init"),
     ClassNames(
         "vllm.entrypoints.cli.serve",
@@ -19,11 +44,11 @@ SERVER = (
     ClassNames(
         "vllm.v1.engine.async_llm",
         "AsyncLLM",
-        attributes=("engine_core", "input_processor", "vllm_config"),
+        attributes=("engine_core", "errored", "input_processor", "vllm_config"),
         methods={
             "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
-            "generate": ("self", "prompt", "sampling_params"),
-            "shutdown": ("self",),
+            "generate": ("self", "prompt", "sampling_params", "request_id"),
+            "shutdown": ("self", "timeout"),
         },
     ),
     # Of one engine, and of data-parallel ones, whose calls it sends to each.
@@ -32,6 +57,12 @@ SERVER = (
         "AsyncMPClient",
         attributes=("core_engines",),
         methods={"_call_utility_async": ("self", "method", "engine")},
+    ),
+    # The utility that is called by that name in each engine.
+    ClassNames(
+        "vllm.v1.engine.core",
+        "EngineCore",
+        methods={"collective_rpc": ("self", "method", "timeout", "args", "kwargs")},
     ),
     ClassNames(
         "vllm.v1.engine.input_processor",
@@ -43,12 +74,17 @@ SERVER = (
     ClassNames("vllm.v1.engine", "EngineCoreRequest", attributes=("cache_salt", "sampling_params")),
     FunctionNames("vllm.utils.async_utils", "make_async", ("func", "executor")),
     ClassNames("vllm.exceptions", "VLLMClientError"),
-    ClassNames("vllm.exceptions", "VLLMValidationError"),
+    ClassNames("vllm.exceptions", "VLLMValidationError", methods={"__init__": ("self", "message", "parameter")}),
     ClassNames(
         f"{_PROTOCOLS}.chat_completion.protocol", "ChatCompletionRequest", methods={"to_sampling_params": ("self",)}
     ),
     ClassNames(f"{_PROTOCOLS}.completion.protocol", "CompletionRequest", methods={"to_sampling_params": ("self",)}),
-    ClassNames(f"{_PROTOCOLS}.responses.protocol", "ResponsesRequest", methods={"to_sampling_params": ("self",)}),
+    ClassNames(
+        f"{_PROTOCOLS}.responses.protocol",
+        "ResponsesRequest",
+        attributes=("metadata",),
+        methods={"to_sampling_params": ("self",)},
+    ),
     FunctionNames("vllm.benchmarks.serve", "add_cli_args", ("parser",)),
     FunctionNames("vllm.benchmarks.serve", "main", ("args",)),
 )
@@ -60,13 +96,36 @@ OFFLINE = (
         attributes=("llm_engine", "model_config"),
         methods={
             "collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
-            "generate": ("self", "prompts", "sampling_params"),
+            "generate": ("self", "prompts", "sampling_params", "use_tqdm"),
             "get_tokenizer": ("self",),
-            "_preprocess_chat_one": ("self", "conversation", "chat_template"),
+            "_preprocess_chat_one": (
+                *("self", "conversation", "chat_template", "chat_template_content_format", "chat_template_kwargs"),
+                *("add_generation_prompt", "continue_final_message", "tools"),
+            ),
         },
     ),
-    # Its fields are the arguments that there are.
-    ClassNames("vllm", "EngineArgs"),
+    # Its fields are the arguments that there are; these are given here.
+    ClassNames(
+        "vllm",
+        "EngineArgs",
+        attributes=(
+            "additional_config",
+            "attention_backend",
+            "compilation_config",
+            "data_parallel_size",
+            "disable_log_stats",
+            "dtype",
+            "enable_prefix_caching",
+            "enforce_eager",
+            "max_logprobs",
+            "max_model_len",
+            "model",
+            "skip_tokenizer_init",
+            "worker_extension_cls",
+        ),
+    ),
+    ClassNames("vllm.v1.attention.backends.registry", "AttentionBackendEnum", attributes=("CPU_MLA",)),
+    ClassNames("vllm.inputs.llm", "TokensPrompt", attributes=("prompt_token_ids",)),
     ClassNames("vllm.v1.engine.llm_engine", "LLMEngine", attributes=("engine_core", "vllm_config")),
     ClassNames("vllm.v1.engine.core_client", "EngineCoreClient", methods={"shutdown": ("self",)}),
     ClassNames(
@@ -77,6 +136,7 @@ OFFLINE = (
             "eos_token_id",
             "extra_args",
             "flat_logprobs",
+            "ignore_eos",
             "max_tokens",
             "prompt_logprobs",
             "repetition_detection",
@@ -94,12 +154,24 @@ OFFLINE = (
 
 # What the probes of known defects run.
 PROBED = (
-    ClassNames("vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator"),
+    ClassNames(
+        "vllm.distributed.device_communicators.cpu_communicator",
+        "CpuCommunicator",
+        methods={"all_gatherv": ("self", "input_")},
+    ),
+    # What the stand-ins of the probes have of it.
+    ClassNames("vllm.v1.attention.selector", "AttentionSelectorConfig", attributes=("dtype", "use_mla", "use_sparse")),
+    ClassNames("vllm.v1.attention.backend", "AttentionBackend", attributes=("supported_dtypes",)),
     ClassNames(
         "vllm.model_executor.layers.rotary_embedding.base",
         "RotaryEmbedding",
-        methods={"forward_cpu": ("self", "positions", "query", "key")},
+        attributes=("cos_sin_cache", "head_size", "is_neox_style"),
+        methods={
+            "forward_cpu": ("self", "positions", "query", "key"),
+            "_match_cos_sin_cache_dtype": ("self", "query"),
+        },
     ),
     ClassNames("vllm.model_executor.models.laguna", "LagunaModel", attributes=("hf_to_vllm_mapper",)),
+    ClassNames("vllm.model_executor.models.utils", "WeightsMapper", methods={"map_name": ("self", "key")}),
     FunctionNames("vllm.utils.import_utils", "resolve_obj_by_qualname", ("qualname",)),
 )

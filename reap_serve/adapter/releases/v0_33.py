@@ -11,6 +11,8 @@ V0_33 = V0_32.derive(
     added=(
         # It rewrites the chosen experts inside its own `forward_modular`: refused.
         ClassNames("vllm.model_executor.layers.fused_moe.expert_substitution", "SubstitutedRoutedExperts"),
+        # Mega MoE kernels of several models.
+        ClassNames("vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts"),
         # A model of the Transformers backend routes by it on a plain `MoERunner`: such a layer routes in the model.
         FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router"),
         FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router_precomputed"),

@@ -72,6 +72,10 @@ def test_experts_that_choose_again_are_refused() -> None:
 
 
 def test_a_kernel_that_fuses_the_exchange_with_the_experts_is_refused() -> None:
-    kernel: Any = type("DeepseekV4MegaMoEExperts", (torch.nn.Module,), {})()
+    kernel: Any = type("DeepseekV4MegaMoEExperts", (torch.nn.Module,), {})
     with pytest.raises(EngineError, match="mlp0 is a DeepseekV4MegaMoEExperts, which shows nothing"):
-        refuse_unreached(model_of(kernel))
+        refuse_unreached(model_of(kernel()))
+    # Of vLLM 0.31.
+    derived: Any = type("DeepseekV4MegaMoEExpertsFI", (kernel,), {})
+    with pytest.raises(EngineError, match="mlp0 is a DeepseekV4MegaMoEExpertsFI, which shows nothing"):
+        refuse_unreached(model_of(derived()))
