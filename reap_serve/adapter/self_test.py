@@ -19,8 +19,9 @@ import numpy.typing as npt
 import torch
 
 from reap_serve.adapter import engine_view, layer_view
+from reap_serve.adapter.engine_log import stdout_to_stderr
 from reap_serve.adapter.failures import engine_failures
-from reap_serve.adapter.offline import start_engine, stdout_to_stderr, stop_engine
+from reap_serve.adapter.offline import start_engine, stop_engine
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
 from reap_serve.record.accumulate import SUM_COLUMNS

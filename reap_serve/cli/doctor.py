@@ -23,7 +23,7 @@ def doctor(
     """Check what is installed, and test the recorders on this machine. Exit 1 when something is wrong."""
     if verbose:
         from reap_serve.adapter.doctor import examine
-        from reap_serve.adapter.offline import stdout_to_stderr
+        from reap_serve.adapter.engine_log import stdout_to_stderr
 
         with stdout_to_stderr():
             found = examine()

@@ -18,6 +18,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from reap_serve.compare.latency import Replayed, latency_report
+from reap_serve.engine_environment import PLUGINS_VARIABLE
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.records import JsonValue, read_json_object
 from reap_serve.traffic.endpoint import ClientSettings
@@ -71,7 +72,7 @@ def run_vllm_bench(
             capture_output=True,
             text=True,
             check=False,
-            env={"VLLM_PLUGINS": "", **os.environ, **_key(settings)},
+            env={PLUGINS_VARIABLE: "", **os.environ, **_key(settings)},
         )
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]

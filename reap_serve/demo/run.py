@@ -25,6 +25,7 @@ from reap_serve.compare.measure import Cases, CompareSettings, Measured, measure
 from reap_serve.compare.record import Report
 from reap_serve.compare.side import Side, experts_of, open_side
 from reap_serve.compare.write import fill_directory
+from reap_serve.engine_environment import CPU_KV_CACHE_VARIABLE
 from reap_serve.errors import EngineError, InputFileError
 from reap_serve.plan.record import Plan, read_plan
 from reap_serve.record.settings import BASE_PLAN
@@ -131,7 +132,7 @@ def run_demo(output: Path, say: Callable[[str], None]) -> DemoResult:
     started = time.monotonic()
     files = demo_files()
     # The machine may be small and the model is: one GiB of KV cache is plenty.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault(CPU_KV_CACHE_VARIABLE, "1")
     stats = output / f"{OBSERVED_DOMAIN}.stats.safetensors"
     say(f"1/5 observe: the {OBSERVED_DOMAIN} traffic runs through vLLM, every expert's gate and output norm is summed")
     _command(say, "observe", files.model, files.calibration(OBSERVED_DOMAIN), "--output", stats)

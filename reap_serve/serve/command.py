@@ -12,7 +12,7 @@ from importlib import metadata
 from reap_serve.adapter.commands import COMMAND_MODULE, OPEN_PLUGIN_GROUPS
 from reap_serve.adapter.parent import VARIABLE as PARENT_VARIABLE
 from reap_serve.adapter.worker import WORKER_EXTENSION
-from reap_serve.engine_environment import cpu_environment
+from reap_serve.engine_environment import PLUGINS_VARIABLE, cpu_environment
 from reap_serve.errors import EngineError, RequestError
 from reap_serve.record.settings import CONFIG_KEY, checked_settings
 from reap_serve.records import JsonValue
@@ -80,13 +80,13 @@ def plugin_variable() -> dict[str, str]:
     The variable is an allow-list of all groups, and an endpoint plugin loads only if it is named in it. Where the user
     has not set it, everything installed that would have loaded without it is named, too.
     """
-    present = os.environ.get("VLLM_PLUGINS")
+    present = os.environ.get(PLUGINS_VARIABLE)
     if present is not None:
         names = [name for name in present.split(",") if name]
     else:
         found = (point.name for group in OPEN_PLUGIN_GROUPS for point in metadata.entry_points(group=group))
         names = sorted(set(found))
-    return {"VLLM_PLUGINS": ",".join(dict.fromkeys([*names, *PLUGIN_NAMES]))}
+    return {PLUGINS_VARIABLE: ",".join(dict.fromkeys([*names, *PLUGIN_NAMES]))}
 
 
 def _program(model: str) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shlex
 import signal
 import socket
@@ -20,15 +19,13 @@ from typing import IO
 
 import httpx
 
-from reap_serve.engine_environment import cpu_environment
+from reap_serve.engine_environment import CPU_KV_CACHE_VARIABLE, PLUGINS_VARIABLE, SILENCE_VARIABLE, cpu_environment
 from reap_serve.errors import EngineError
 
 START_SECONDS = 900.0
 STOP_SECONDS = 30.0
 LOG_TAIL_BYTES = 65536
 PR_SET_PDEATHSIG = 1
-# From vLLM's GPU model runner; which ranks of several say so is theirs to decide.
-_LOADED = re.compile(rb"Model loading took ([\d.]+) GiB")
 KV_CACHE_OPTION = "--kv-cache-memory-bytes"
 
 
@@ -68,7 +65,7 @@ def serve_model(model: Path, arguments: Sequence[str] = ()) -> Iterator[RunningS
     port = free_port()
     command = [sys.executable, "-m", API_SERVER_MODULE, "--model", str(model), *arguments]
     # An empty list of plugins: what is measured is stock vLLM.
-    with run_server(command, {"VLLM_PLUGINS": "", **engine_environment(arguments)}, port) as server:
+    with run_server(command, {PLUGINS_VARIABLE: "", **engine_environment(arguments)}, port) as server:
         yield server
 
 
@@ -110,9 +107,9 @@ def engine_environment(arguments: Sequence[str]) -> dict[str, str]:
     Args:
         arguments: Options of `vllm serve`. On a CPU a variable would override their size of the KV cache.
     """
-    environment = {"VLLM_NO_USAGE_STATS": "1", **cpu_environment(), **os.environ}
+    environment = {SILENCE_VARIABLE: "1", **cpu_environment(), **os.environ}
     if any(argument.partition("=")[0] == KV_CACHE_OPTION for argument in arguments):
-        environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
+        environment.pop(CPU_KV_CACHE_VARIABLE, None)
     return environment
 
 
@@ -150,8 +147,10 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], command: Sequence[str]
 
 
 def _weights_resident_bytes(log: IO[bytes]) -> int | None:
+    from reap_serve.adapter.commands import LOADED_LINE
+
     log.seek(0)
-    sizes = [float(size) for size in _LOADED.findall(log.read())]
+    sizes = [float(size) for size in LOADED_LINE.findall(log.read())]
     return round(max(sizes) * 2**30) if sizes else None
 
 

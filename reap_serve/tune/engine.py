@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from reap_serve.adapter.engine_log import stdout_to_stderr
 from reap_serve.adapter.offline import (
+    call_ranks,
     collect,
+    longest_sequence,
     require_observable,
     run_forced,
     start_engine,
-    stdout_to_stderr,
     stop_engine,
 )
 from reap_serve.adapter.renderer import EngineRenderer
@@ -105,7 +107,7 @@ class TuneEngine:
     @property
     def max_model_len(self) -> int:
         """Longest sequence of the engine."""
-        return int(self._llm.model_config.max_model_len)
+        return longest_sequence(self._llm)
 
     def cases(self, requests: Sequence[Request]) -> list[Case]:
         """The requests that fit the engine, as tokens."""
@@ -207,7 +209,7 @@ class TuneEngine:
         return [Answer(entry.token_ids, entry.text, entry.finish_reason) for entry in found]
 
     def _call(self, method: str, *arguments: object) -> list:  # type: ignore[type-arg]
-        return list(self._llm.collective_rpc(method, args=arguments))
+        return call_ranks(self._llm, method, *arguments)
 
     @contextlib.contextmanager
     def _clock(self, tokens: int, masked: int) -> Iterator[None]:

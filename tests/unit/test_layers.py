@@ -164,6 +164,24 @@ def test_only_the_adapter_names_vllm(file: str) -> None:
     path = PACKAGE / file
     assert "vllm" not in third_parties_of(path)
     assert {text for text in strings_of(path) if re.search(r"\bvllm\.[a-z_]+", text)} == set()
+    # Nor its environment variables, which have a file of their own.
+    named = {text for text in strings_of(path) if re.search(r"\bVLLM_[A-Z]", text)}
+    assert bool(named) == (file == "engine_environment.py")
+
+
+# Names under which files hold an engine of vLLM as it is.
+HELD_ENGINES = {"llm", "_llm"}
+
+
+@pytest.mark.parametrize("file", OUTSIDE)
+def test_an_engine_of_vllm_is_only_handed_on(file: str) -> None:
+    """Outside of the adapter nothing is read of an object of vLLM's that is held there, whatever its name."""
+    read = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).removeprefix("self.") in HELD_ENGINES
+    }
+    assert read == set()
 
 
 def test_only_the_adapter_reads_vllms_objects() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reap_serve.adapter.releases.names import ClassNames, FunctionNames, Release, TextName, ValueName
+from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, Release, TextName, ValueName
 from reap_serve.adapter.releases.v0_32_server import OFFLINE, PROBED, SERVER, VARIABLES
 
 _MOE = "vllm.model_executor.layers.fused_moe"
@@ -93,7 +93,7 @@ LAYERS = (
     ClassNames("vllm.models.deepseek_v4.xpu.model", "DeepseekV4MegaMoEExperts"),
 )
 
-KERNELS = (
+KERNELS: tuple[Entry, ...] = (
     ClassNames(
         f"{_MOE}.experts.cpu_moe",
         "CPUUnquantizedExperts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reap_serve.adapter.releases.names import ClassNames, FunctionNames, ModuleName, TextName
+from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, ModuleName, TextName
 
 _PROTOCOLS = "vllm.entrypoints.openai"
 
@@ -18,7 +18,7 @@ VARIABLES = tuple(
     )
 )
 
-SERVER = (
+SERVER: tuple[Entry, ...] = (
     *(
         TextName("vllm.plugins", f"vllm.{group}_plugins")
         for group in ("endpoint", "general", "io_processor", "platform", "stat_logger")

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reap_serve import engine_environment
-from reap_serve.adapter import fit, plugin
+from reap_serve.adapter import commands, fit, plugin
 from reap_serve.adapter.releases import check
 from reap_serve.adapter.releases.check import RELEASES, release_of, release_problems
 from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, ModuleName, Release, TextName, ValueName
@@ -243,6 +243,16 @@ def test_variables_of_vllm_stand_in_the_table() -> None:
     assert {"VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE"} <= named
     # A constant of ours.
     assert named - known == {"VLLM_DISTRIBUTIONS"}
+
+
+def test_the_line_of_a_log_that_is_read_is_that_of_the_table() -> None:
+    (line,) = {
+        entry.text
+        for release in RELEASES.values()
+        for entry in release.names
+        if isinstance(entry, TextName) and "loading" in entry.text
+    }
+    assert commands.LOADED_LINE.findall((line % ("1.25", 2.0)).encode()) == [b"1.25"]
 
 
 def test_private_names_of_vllm_stand_in_the_table() -> None:
