@@ -1,7 +1,7 @@
 """The expert outputs that vLLM's CPU kernel leaves in its scratch memory, read where they are.
 
 Target: the scratch memory of `cpu_fused_moe` in vLLM's C++ extension: per expert the number of its rows [E] and their
-    running sum [E + 1], per row its token [N], per slot (t, k) its row [N], all int32; activations [N, I] in the
+    running sum [E + 1], per row its token [N], per route its row [N], all int32; activations [N, I] in the
     layer's dtype; rows [N, H] in float32. Each part begins at a multiple of 64 bytes.
 Why: the kernel computes f_j(x) of every route, adds a token's K rows up, and leaves them unweighted and unrounded
     until its next call. To compute them again costs a second pass over the experts; to read them costs N*H*4 bytes.
@@ -83,26 +83,26 @@ class KernelRows:
         self._hidden = hidden
         self.row_bytes = hidden * FLOAT32_BYTES
 
-    def read(self, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows [N, H], float32, sorted by expert, and the row of each slot [N], int32, in the order of the ids.
+    def read(self, num_routes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows [N, H], float32, sorted by expert, and the row of each route [N], int32, in the order of the ids.
 
         Both are views of the scratch memory and hold until the next kernel call; they may be overwritten.
 
         Raises:
-            ValueError: The memory is smaller than a call with so many slots leaves it.
+            ValueError: The memory is smaller than a call of so many routes leaves it.
         """
         words = self._scratchpad.words()
-        if words is self._viewed and num_slots == self._views[1].shape[0]:
+        if words is self._viewed and num_routes == self._views[1].shape[0]:
             return self._views
-        per_slot_bytes = _whole_lines(num_slots * INT32_BYTES)
-        index_start = self._counts_bytes + per_slot_bytes
-        rows_start = index_start + per_slot_bytes + _whole_lines(num_slots * self._intermediate_bytes)
-        rows_end = rows_start + num_slots * self.row_bytes
+        per_route_bytes = _whole_lines(num_routes * INT32_BYTES)
+        index_start = self._counts_bytes + per_route_bytes
+        rows_start = index_start + per_route_bytes + _whole_lines(num_routes * self._intermediate_bytes)
+        rows_end = rows_start + num_routes * self.row_bytes
         if rows_end > words.shape[0] * INT32_BYTES:
             raise ValueError(f"the scratch memory has {words.shape[0] * INT32_BYTES} bytes, {rows_end} were expected")
         rows = words[rows_start // FLOAT32_BYTES : rows_end // FLOAT32_BYTES].view(torch.float32)
-        row_of_slot_N = words[index_start // INT32_BYTES : index_start // INT32_BYTES + num_slots]
-        self._viewed, self._views = words, (rows.view(num_slots, self._hidden), row_of_slot_N)
+        row_of_route_N = words[index_start // INT32_BYTES : index_start // INT32_BYTES + num_routes]
+        self._viewed, self._views = words, (rows.view(num_routes, self._hidden), row_of_route_N)
         return self._views
 
 
@@ -118,12 +118,12 @@ def can_read(rows: KernelRows, layer: LayerFacts, hidden: int, dtype: torch.dtyp
         # What an earlier call left must not pass for what this one leaves.
         rows.read(ids_TK.numel())[0].fill_(torch.nan)
         layer.forward_experts(x_TH, ones_TK.clone(), ids_TK)
-        rows_NH, row_of_slot_N = rows.read(ids_TK.numel())
+        rows_NH, row_of_route_N = rows.read(ids_TK.numel())
     except ValueError:
         return False
-    if not torch.equal(row_of_slot_N.sort().values, torch.arange(ids_TK.numel(), dtype=torch.int32)):
+    if not torch.equal(row_of_route_N.sort().values, torch.arange(ids_TK.numel(), dtype=torch.int32)):
         return False
-    found_NH = rows_NH[row_of_slot_N.long()]
+    found_NH = rows_NH[row_of_route_N.long()]
     # The kernel rounds what it returns to the layer's dtype.
     tolerance = 2 * torch.finfo(dtype).eps
     return bool(torch.allclose(found_NH, expected_NH, rtol=tolerance, atol=tolerance * float(expected_NH.abs().max())))

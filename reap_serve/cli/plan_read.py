@@ -52,7 +52,7 @@ def plot(
     output: Annotated[Path, typer.Option("--output", "-o", help="The SVG file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
 ) -> None:
-    """Draw a plan: saliency by layer and expert with the cut, retained saliency, overlap between slices."""
+    """Draw a plan: saliency by layer and expert with what is kept, retained saliency, overlap between slices."""
     from reap_serve.cli.output import note
     from reap_serve.file_kinds import PICTURE
     from reap_serve.plan.figure import plan_figure

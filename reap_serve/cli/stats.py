@@ -38,7 +38,7 @@ def show(
     slices: Slices = None,
     keep_experts: Keep = None,
     flip_fraction: Annotated[
-        float, typer.Option(min=0, help="A cut counts as stable when no more of its decisions are expected to flip.")
+        float, typer.Option(min=0, help="A choice counts as sure when no more of its decisions are expected to change.")
     ] = 0.01,
     layer: Annotated[int | None, typer.Option(metavar="INDEX", help="Show the experts of this layer.")] = None,
     as_json: AsJson = False,
@@ -110,7 +110,7 @@ def diff(
     slices_b: Annotated[list[str] | None, typer.Option("--slice-b", metavar="NAME", help="Slices of B.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two statistics layer by layer: has the traffic moved, and would the cut?"""
+    """Compare two statistics layer by layer: has the traffic moved, and would the choice?"""
     from dataclasses import asdict
 
     from reap_serve.statistics.difference import difference, mean_of
@@ -211,7 +211,7 @@ def _print_layers(shown: Overview) -> None:
         f"{name} {count:,}" for name, count in zip(header.slices, shown.statistics.tokens_per_slice(), strict=True)
     )
     table = Table(title=f"{header.model.architecture}, {shown.criterion}; tokens: {tokens}", title_justify="left")
-    for column in ("layer", "tokens", "unseen", "lowest", "median", "highest", "error", "flips"):
+    for column in ("layer", "tokens", "unseen", "lowest", "median", "highest", "error", "instability"):
         table.add_column(column, justify="right")
     for row, layer in enumerate(header.layers):
         saliency_E, error_E = shown.saliency_LE[row], shown.error_LE[row]
@@ -237,7 +237,7 @@ def _instability(shown: Overview) -> str:
     needed = "more tokens than can be told" if shown.tokens_needed is None else f"{shown.tokens_needed:,} tokens"
     return (
         f"keeping {shown.keep} of {shown.statistics.header.model.num_experts}: {shown.instability_L.mean():.2%} of the "
-        f"decisions are expected to flip on as much traffic again; {shown.threshold:.2%} takes {needed} "
+        f"decisions are expected to change on as much traffic again; {shown.max_instability:.2%} takes {needed} "
         f"(errors from {shown.error_source})"
     )
 

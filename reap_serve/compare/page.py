@@ -35,7 +35,7 @@ def report_page(report: Report, plan: Plan | None = None, first: Sequence[Sectio
 
     Args:
         report: The comparison.
-        plan: The candidate's plan; its saliency and its cut are drawn.
+        plan: The candidate's plan; its saliency and what it keeps are drawn.
         first: Sections of a later stage, before all that are optional.
 
     Returns:

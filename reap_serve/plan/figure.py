@@ -92,7 +92,7 @@ def _colours(layer: PlanLayer) -> list[str]:
 
 
 def _by_saliency(layer: PlanLayer) -> list[int]:
-    """Experts from the highest saliency to the lowest, so that the cut is an edge; by id without saliencies."""
+    """Experts from the highest saliency to the lowest, the kept ones first; by id without saliencies."""
     if not layer.saliency:
         return list(range(layer.num_experts))
     # One by hand may not have a value for each.

@@ -1,4 +1,4 @@
-"""How sure a cut is: which decisions would change on as much traffic again, and when that is too many.
+"""How sure a choice is: which decisions would change on as much traffic again, and when that is too many.
 
 Axes: L layers, E experts, G groups of the router.
 """
@@ -23,11 +23,11 @@ NOISE_FRACTION = 0.6
 def instability(evidence: Evidence, decision: Decision) -> Floats | None:
     """Expected fraction of each layer's decisions that as much traffic again would change, axis [L].
 
-    Of the cut by the mixture's saliency at the decision's counts, guarded experts never changing; a cut by max-min is
+    Of the choice by the mixture's saliency at the decision's counts, guarded experts never changing; one by max-min is
     not modelled, and takes that of the mixture as its estimate.
 
     Returns:
-        None for criteria of which no standard error is known, and where no expert of a layer that is cut was judged.
+        None for criteria of which no standard error is known, and where a layer drops experts of which none was judged.
     """
     saliency_LE, error_LE = _with_guards(evidence)
     if not np.isfinite(error_LE).any() or evidence.request.criterion == "random":
@@ -46,15 +46,15 @@ def instability(evidence: Evidence, decision: Decision) -> Floats | None:
 
 
 def unjudged_layers(evidence: Evidence, decision: Decision) -> tuple[int, ...]:
-    """Positions on axis L of layers that are cut and of which no expert was judged, for too few tokens."""
+    """Positions on axis L of layers that drop experts and of which no expert was judged, for too few tokens."""
     guards = evidence.guards
-    is_cut_L = ~decision.kept_LE.all(axis=1)
+    drops_L = ~decision.kept_LE.all(axis=1)
     is_unjudged_L = guards.unjudged_LE.any(axis=1) & ~(guards.precedence_LE == 0).any(axis=1)
-    return tuple(np.flatnonzero(is_cut_L & is_unjudged_L).tolist())
+    return tuple(np.flatnonzero(drops_L & is_unjudged_L).tolist())
 
 
 def refuse_unjudged(evidence: Evidence, decision: Decision) -> None:
-    """Refuses a cut of layers of which no expert was judged: which of them stay would be a matter of their numbers.
+    """Refuses a choice in layers of which no expert was judged: which of them stay would be a matter of their numbers.
 
     Raises:
         PlanError: With the layers, `min_tokens`, and the most tokens that an expert of them had.
@@ -72,7 +72,7 @@ def refuse_unjudged(evidence: Evidence, decision: Decision) -> None:
 
 
 def refuse_instability(evidence: Evidence, decision: Decision) -> None:
-    """Refuses a cut that the statistics do not support.
+    """Refuses a choice that the statistics do not support.
 
     The limit is `max_instability`, or the share of decisions that would change if all experts were equal and their
     saliencies nothing but noise.
@@ -99,7 +99,7 @@ def refuse_instability(evidence: Evidence, decision: Decision) -> None:
     )
     more = "observe more traffic" if needed is None else f"observe about {needed} tokens ({num_tokens} so far)"
     raise PlanError(
-        f"the cut is too unstable: on as much traffic again {expected:.1%} of the decisions are expected to change, "
+        f"the choice is too unstable: on as much traffic again {expected:.1%} of the decisions are expected to change, "
         f"the limit is {limit:.1%} (noise alone would change {by_noise:.1%})",
         f"{more}, or give --force",
     )

@@ -95,7 +95,7 @@ class LayerSums:
 
         Args:
             slot_T: Slot of each token, or the ticket of a draft token, int64.
-            expert_ids_TK: Chosen experts; -1 for a slot that vLLM padded, which goes to the trash.
+            expert_ids_TK: Chosen experts; -1 for a route that vLLM padded, which goes to the trash.
             rows: The measures.
         """
         if self._verdicts is not None:

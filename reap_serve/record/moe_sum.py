@@ -1,6 +1,6 @@
 """The `moe_sum` recorder: reads g*f of every route where a GPU kernel has it.
 
-vLLM's Triton and Marlin experts write one weighted row a slot and add a token's rows in `moe_sum`. The recorder stands
+vLLM's Triton and Marlin experts write one weighted row a route and add a token's rows in `moe_sum`. The recorder stands
 in front of that reduction. Under CUDA graphs its Python runs only while a graph is captured, so that everything it does
 is an operation of fixed shape on tensors that stay where they are; which rows count is data: `PersistentSlots`.
 
@@ -23,7 +23,7 @@ from reap_serve.record.step import RowIndices, Slots
 
 
 class PersistentSlots(RowSampler):
-    """The labels of the current step in one tensor that never moves; outside of a step every row is trash.
+    """The slots of the current step in one tensor that never moves; outside of a step every row is trash.
 
     Args:
         fraction: Probability with which a token is recorded.
@@ -39,10 +39,10 @@ class PersistentSlots(RowSampler):
     def begin(self, slots: Slots, draft_rows: RowIndices = NO_ROWS) -> None:
         """A step with real tokens begins; there are no draft tokens, since a graph's rows cannot wait."""
         super().begin(slots, draft_rows)
-        labels = super().all_slots(slots.shape[0])
+        padded = super().all_slots(slots.shape[0])
         self._buffer.fill_(self._trash_slot)
-        if labels is not None:
-            self._buffer[: slots.shape[0]].copy_(labels)
+        if padded is not None:
+            self._buffer[: slots.shape[0]].copy_(padded)
 
     def end(self) -> None:
         """The step is over."""

@@ -61,20 +61,20 @@ class ReadRecorder:
         sample = self._sampler.sampled_rows(x_TH.shape[0])
         if sample is None:
             return
-        rows_NH, row_of_slot_N = self._rows.read(expert_ids_TK.numel())
+        rows_NH, row_of_route_N = self._rows.read(expert_ids_TK.numel())
         num_tokens = sample.rows.shape[0]
         whole = num_tokens == x_TH.shape[0]
         if not whole:
             gate_TK, expert_ids_TK = gate_TK[sample.rows], expert_ids_TK[sample.rows]
-            row_of_slot_N = row_of_slot_N.view(x_TH.shape[0], -1)[sample.rows].reshape(-1)
+            row_of_route_N = row_of_route_N.view(x_TH.shape[0], -1)[sample.rows].reshape(-1)
         if num_tokens <= self._capacity:
-            self._hold(rows_NH, row_of_slot_N, gate_TK, expert_ids_TK, sample.slots)
+            self._hold(rows_NH, row_of_route_N, gate_TK, expert_ids_TK, sample.slots)
         elif whole:
             size_N, largest_N = self._measure(rows_NH)
-            size_N, largest_N = size_N.index_select(0, row_of_slot_N), largest_N.index_select(0, row_of_slot_N)
+            size_N, largest_N = size_N.index_select(0, row_of_route_N), largest_N.index_select(0, row_of_route_N)
             self._add(sample.slots, gate_TK, expert_ids_TK, size_N, largest_N)
         else:
-            measured = self._measure(rows_NH.index_select(0, row_of_slot_N))
+            measured = self._measure(rows_NH.index_select(0, row_of_route_N))
             self._add(sample.slots, gate_TK, expert_ids_TK, *measured)
 
     def flush(self) -> None:
@@ -89,7 +89,7 @@ class ReadRecorder:
     def _hold(
         self,
         rows_NH: torch.Tensor,
-        row_of_slot_N: torch.Tensor,
+        row_of_route_N: torch.Tensor,
         gate_TK: torch.Tensor,
         ids_TK: torch.Tensor,
         slot_T: torch.Tensor,
@@ -103,7 +103,7 @@ class ReadRecorder:
             self._held_rows_NH = np.empty((self._capacity * top_k, hidden), np.float32)
         held_rows_NH = self._held_rows_NH[start * top_k : stop * top_k]
         # With mode="raise" NumPy would copy the rows twice.
-        np.take(rows_NH.numpy(), row_of_slot_N.numpy(), axis=0, out=held_rows_NH, mode="clip")
+        np.take(rows_NH.numpy(), row_of_route_N.numpy(), axis=0, out=held_rows_NH, mode="clip")
         self._held_gate_TK[start:stop] = gate_TK.numpy()
         self._held_ids_TK[start:stop] = ids_TK.numpy()
         self._held_slot_T[start:stop] = slot_T.numpy()

@@ -134,8 +134,8 @@ class Requests:
             else:
                 self._label(request, int(first), int(first) + int(rows), slots, lengths, recorded)
         drafts = self._drafts(requests, batch) if batch.num_drafts else ()
-        labels = np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
-        step = self._step_of(labels, requests, batch, drafts)
+        slot_T = np.repeat(np.array(slots, np.int64), np.array(lengths, np.int64))
+        step = self._step_of(slot_T, requests, batch, drafts)
         if len(decoding) == len(requests):
             following = [int(first) + 1 for first in batch.num_computed]
             self._decode = DecodeSteps(

@@ -27,7 +27,7 @@ class RowSample:
 
 
 class RowSampler:
-    """Chooses the rows of each step and holds their labels.
+    """Chooses the rows of each step and holds their slots.
 
     Every real token is taken with the same probability p, the `fraction`. So a sum over the taken tokens, divided by p,
     is an unbiased estimate of the sum over all.
@@ -73,9 +73,9 @@ class RowSampler:
         self._random = np.random.default_rng(seed)
         # Single draws take NumPy's generator ten times as long.
         self._random_step = random.Random(seed)
-        # The labels of the last step, and what was found out about them: decode steps that follow each other come with
+        # The slots of the last step, and what was found out about them: decode steps that follow each other come with
         # the same array.
-        self._labels = np.empty(0, np.int64)
+        self._step_slots = np.empty(0, np.int64)
         self._num_real = 0
         self._step_weight = 1.0
         self._whole: RowSample | None = None
@@ -89,8 +89,8 @@ class RowSampler:
             slots: Of its rows.
             draft_rows: Rows of draft tokens: they are counted by `tell`.
         """
-        if slots is not self._labels:
-            self._labels, self._whole = slots, None
+        if slots is not self._step_slots:
+            self._step_slots, self._whole = slots, None
             self._num_real = int(np.count_nonzero(slots != self._trash_slot))
             self._step_weight = max(1.0, self._num_real / STEP_TOKENS)
         self._draft_rows, self._ticket_rows = draft_rows, NO_ROWS
@@ -132,15 +132,15 @@ class RowSampler:
 
     def reject_drafts(self) -> None:
         """Takes none of the draft tokens of the last step, if they still await their verdict."""
-        self.tell(np.zeros(self._labels.shape[0], np.bool_))
+        self.tell(np.zeros(self._step_slots.shape[0], np.bool_))
 
     def _real(self, rows: RowIndices) -> int:
-        return int(np.count_nonzero(self._labels[rows] != self._trash_slot)) if rows.shape[0] else 0
+        return int(np.count_nonzero(self._step_slots[rows] != self._trash_slot)) if rows.shape[0] else 0
 
     def _begin_whole(self, slots: Slots) -> None:
         """Takes every row of a step.
 
-        Decode steps with the same labels share one sample: what is allocated in front of a forward pass and lives
+        Decode steps with the same slots share one sample: what is allocated in front of a forward pass and lives
         through it keeps glibc from using the memory around it again, at the cost of forty page faults a step.
         """
         if self._whole is None:

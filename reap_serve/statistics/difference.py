@@ -1,4 +1,4 @@
-"""How far two statistics of one model lie apart: has the traffic moved, and would the cut?"""
+"""How far two statistics of one model lie apart: has the traffic moved, and would the choice?"""
 
 from __future__ import annotations
 

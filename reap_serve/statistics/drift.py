@@ -2,7 +2,7 @@
 
 Two statistics of one model are compared with two samples of one traffic. Given one of the two saliencies, that of
 another sample of the same traffic lies around it with the variances of both added up (see `uncertainty`). Such
-samples are drawn with a fixed seed and cut alike, around either of the two; how many decisions then differ by chance
+samples are drawn with a fixed seed and ranked alike, around either of the two; how many decisions then differ by chance
 is known, and the observed number is held against the larger of the two.
 
 Axes: L layers with routed experts, E experts, D draws.

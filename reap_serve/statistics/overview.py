@@ -20,24 +20,24 @@ from reap_serve.statistics.uncertainty import (
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Statistics, a criterion and a cut, worked out.
+    """Statistics, a criterion and a number to keep, worked out.
 
     Attributes:
         statistics: The statistics.
         criterion: Name of the criterion.
         keep: Experts kept per layer.
-        threshold: Flip fraction that counts as stable.
+        max_instability: Above it a choice does not count as sure.
         sums: Pooled over slices and phases.
         saliency_LE: By the criterion.
         error_LE: Its standard error.
         instability_L: Expected fraction of keep/drop decisions that differ on as much traffic again.
-        tokens_needed: Tokens that bring the flip fraction under the threshold, None when unknown.
+        tokens_needed: Tokens that bring the instability to `max_instability`, None when unknown.
     """
 
     statistics: Statistics
     criterion: str
     keep: int
-    threshold: float
+    max_instability: float
     sums: MixedSums
     saliency_LE: Floats
     error_LE: Floats
@@ -58,14 +58,14 @@ class Overview:
         return "batches" if self.criterion == "reap" and batches >= MIN_BATCHES else "tokens"
 
 
-def overview(statistics: Statistics, criterion: str, keep: int | None, threshold: float) -> Overview:
-    """Works out a criterion and a cut.
+def overview(statistics: Statistics, criterion: str, keep: int | None, max_instability: float) -> Overview:
+    """Works out a criterion and a number to keep.
 
     Args:
         statistics: The statistics, of the slices to pool.
         criterion: Name in `saliency.CRITERIA`.
         keep: Experts kept per layer, None for half.
-        threshold: Flip fraction that counts as stable.
+        max_instability: Above it a choice does not count as sure.
 
     Raises:
         RequestError: There is no such criterion, or `keep` is out of range.
@@ -78,8 +78,10 @@ def overview(statistics: Statistics, criterion: str, keep: int | None, threshold
     tokens_needed = None
     if not np.isnan(error_LE).all():
         num_tokens = int(sums.layer_token_count_L.max())
-        tokens_needed = tokens_for_instability(saliency_LE, error_LE, keep, num_tokens, threshold)
-    return Overview(statistics, criterion, keep, threshold, sums, saliency_LE, error_LE, instability_L, tokens_needed)
+        tokens_needed = tokens_for_instability(saliency_LE, error_LE, keep, num_tokens, max_instability)
+    return Overview(
+        statistics, criterion, keep, max_instability, sums, saliency_LE, error_LE, instability_L, tokens_needed
+    )
 
 
 def document_of(overview: Overview) -> dict[str, JsonValue]:
@@ -100,7 +102,7 @@ def document_of(overview: Overview) -> dict[str, JsonValue]:
         "stability": {
             "keep_experts": overview.keep,
             "flip_fraction": float(overview.instability_L.mean()) if overview.has_errors else None,
-            "flip_fraction_threshold": overview.threshold,
+            "flip_fraction_threshold": overview.max_instability,
             "tokens_seen": int(overview.sums.layer_token_count_L.max()),
             "tokens_needed": overview.tokens_needed,
             "errors_from": overview.error_source,

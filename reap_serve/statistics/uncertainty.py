@@ -1,4 +1,4 @@
-"""How sure the saliency is, and how sure the cut that follows from it.
+"""How sure the saliency is, and how sure the choice that follows from it.
 
 Two views of the same sums. Tokens: the spread of single tokens, right when tokens are drawn independently. Batches:
 the spread of whole stretches of traffic, which also holds that tokens of one request resemble each other; on chat
@@ -71,7 +71,7 @@ def expected_instability(saliency_LE: Floats, error_LE: Floats, keep: int | Sequ
 
     Given an estimate with standard error e, that of as much other traffic lies around it with variance 2 e^2: e^2 for
     where the truth is, e^2 for the other traffic. Such saliencies are drawn with a fixed seed, each layer is
-    cut again, and the experts on the other side are counted; errors of different experts are taken as independent.
+    chosen again, and the experts on the other side are counted; errors of different experts are taken as independent.
 
     Args:
         saliency_LE: The saliency.
@@ -98,9 +98,9 @@ def expected_instability(saliency_LE: Floats, error_LE: Floats, keep: int | Sequ
 
 
 def tokens_for_instability(
-    saliency_LE: Floats, error_LE: Floats, keep: int | Sequence[int], num_tokens: int, threshold: float
+    saliency_LE: Floats, error_LE: Floats, keep: int | Sequence[int], num_tokens: int, most: float
 ) -> int | None:
-    """Tokens after which the expected flip fraction, averaged over layers, is at most a threshold.
+    """Tokens after which the expected instability, averaged over layers, is at most a given one.
 
     Standard errors shrink with the root of the tokens; the saliency itself is taken to stay.
 
@@ -109,7 +109,7 @@ def tokens_for_instability(
         error_LE: Its standard error on `num_tokens` tokens.
         keep: Experts kept.
         num_tokens: Tokens seen.
-        threshold: Fraction above 0.
+        most: Instability to reach, above 0.
 
     Returns:
         To two digits; None when `MAX_GROWTH` times the tokens do not suffice, as with equal saliencies.
@@ -119,11 +119,11 @@ def tokens_for_instability(
         return float(expected_instability(saliency_LE, error_LE / math.sqrt(growth), keep).mean())
 
     low, high = 1 / MAX_GROWTH, float(MAX_GROWTH)
-    if fraction(high) > threshold:
+    if fraction(high) > most:
         return None
     while high / low > 1.01:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if fraction(middle) <= threshold else (middle, high)
+        low, high = (low, middle) if fraction(middle) <= most else (middle, high)
     return int(float(f"{num_tokens * high:.1e}"))
 
 

@@ -106,7 +106,7 @@ class TrialRound(Record):
 
     Attributes:
         keep_experts: Experts per layer that a mask keeps.
-        spread: Largest distance from the cut, in ranks, at which an expert may change sides.
+        spread: Largest distance from the edge, in ranks, at which an expert may change sides.
         masks: Masks that were drawn.
         masked_tokens: Tokens computed under them.
         seconds: Time of the round.

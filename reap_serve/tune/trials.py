@@ -1,4 +1,4 @@
-"""Randomised trials: requests replayed under masks that drop experts drawn near the cut of the current ranking.
+"""Randomised trials: requests replayed under masks that drop experts drawn near the edge of the current ranking.
 
 Axes: L layers with routed experts, E experts, P experts of all layers, T tokens, K experts per token, M masks.
 """
@@ -69,7 +69,7 @@ def run_trials(
         engine: Runs them.
         cases: Requests with answers; none of those that choose or judge.
         prior: The ranking to begin with; scores are shrunk towards it.
-        keep_experts: The size whose cut is tried.
+        keep_experts: The size whose choice is tried.
         seed: Of the masks.
         ledger: Keeps the sums of each round.
         spending: The budget.
@@ -124,7 +124,7 @@ def draw_mask(
 ) -> Mask:
     """A choice of the right size whose experts have ranks moved by up to `spread` either way, uniformly.
 
-    An expert whose rank is more than twice `spread` above the cut is never dropped, one at the cut half of the time.
+    An expert whose rank is more than twice `spread` above the edge is never dropped, one at the edge half of the time.
     Guards and groups hold, as in any plan.
     """
     num_layers, num_experts = score_LE.shape

@@ -101,7 +101,7 @@ def test_tables_name_layers_and_experts(run: Run, folder: Path) -> None:
     code, out, _ = run("show", folder)
     assert code == 0
     assert "chat" in out
-    assert "decisions are expected to flip" in out
+    assert "decisions are expected to change" in out
     code, out, _ = run("show", folder, "--layer", 1)
     assert code == 0
     assert "model.layers.1.mlp.experts" in out
