@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,6 @@ def read_sidecar(directory: Path) -> dict[int, FullRouter] | None:
 def _require_known_version(metadata: Mapping[str, str] | None, path: Path) -> None:
     # The first sidecars carried no version; they are of the first.
     stated = (metadata or {}).get("schema_version", "1")
-    problem = version_problem(int(stated) if stated.isdigit() else stated, SIDECAR_VERSION)
+    problem = version_problem(int(stated) if re.fullmatch("[0-9]{1,9}", stated) else stated, SIDECAR_VERSION)
     if problem is not None:
         raise InputFileError(f"{path}: {problem}", "use the release of reap-serve that wrote it")

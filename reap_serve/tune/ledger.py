@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from reap_serve import __version__
 from reap_serve.errors import StorageError
 from reap_serve.model import Fingerprint
 from reap_serve.publish import write_file
@@ -25,8 +26,8 @@ _NOT_DECIDING = ("requests", "output", "budget", "overwrite", "model", "statisti
 
 
 def digest(request: TuneRequest, model: Fingerprint) -> str:
-    """Stands for everything that decides the result but the budget."""
-    content = hashlib.sha256()
+    """Stands for everything that decides the result but the budget; another release's ledger is of another form."""
+    content = hashlib.sha256(__version__.encode())
     settings = {name: repr(getattr(request, name)) for name in request.__slots__ if name not in _NOT_DECIDING}
     content.update(json.dumps([model.model_dump(mode="json"), settings], sort_keys=True).encode())
     for path in request.statistics:

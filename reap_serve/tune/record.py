@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from reap_serve.compare.record import Quality
-from reap_serve.records import Provenance, Record
+from reap_serve.records import FileRecord, Provenance, Record
 
 SCHEMA_VERSION = 1
 
@@ -124,7 +124,7 @@ class TrialRound(Record):
     explained: float | None
 
 
-class TuneReport(Record):
+class TuneReport(FileRecord):
     """What `tune` found.
 
     Attributes:
@@ -151,7 +151,6 @@ class TuneReport(Record):
         notes: What to know.
     """
 
-    schema_version: int
     provenance: Provenance
     model: str
     plan: str | None

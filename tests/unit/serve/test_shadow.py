@@ -195,5 +195,8 @@ def test_a_sidecar_of_a_later_version_is_refused_with_both_numbers(tmp_path: Pat
     save_file(weight, str(directory / SIDECAR_NAME), {"format": "pt", "schema_version": "3"})
     with pytest.raises(InputFileError, match="schema version 3, this release reads version 1"):
         read_sidecar(directory)
+    save_file(weight, str(directory / SIDECAR_NAME), {"format": "pt", "schema_version": "²"})
+    with pytest.raises(InputFileError, match="'²' is no schema version"):
+        read_sidecar(directory)
     save_file(weight, str(directory / SIDECAR_NAME), SIDECAR_METADATA)
     assert read_sidecar(directory) is not None

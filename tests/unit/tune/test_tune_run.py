@@ -12,9 +12,11 @@ import pytest
 from engine_of_known_costs import MODEL, FakeEngine, requests, use
 
 from reap_serve.errors import InputFileError, RequestError
+from reap_serve.model import fingerprint, open_model
 from reap_serve.plan.limits import ServingTarget
 from reap_serve.plan.record import read_plan
 from reap_serve.plan.request import Size
+from reap_serve.tune.ledger import digest
 from reap_serve.tune.record import TuneReport
 from reap_serve.tune.request import Budget, TuneRequest
 from reap_serve.tune.run import tune
@@ -216,6 +218,15 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     assert any("going on" in line for line in said)
     assert len(again.scored) < len(whole.scored)
     assert not (tmp_path / "b" / ".out.tune").exists()
+
+
+def test_a_ledger_of_another_release_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = asked(Path("out"))
+    model = fingerprint(open_model(request.model))
+    before = digest(request, model)
+    assert digest(request, model) == before
+    monkeypatch.setattr("reap_serve.tune.ledger.__version__", "9.9.9")
+    assert digest(request, model) != before
 
 
 def test_another_request_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
