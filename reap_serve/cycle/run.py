@@ -18,7 +18,7 @@ from reap_serve.cycle.metrics import tell_failure, tell_outcome
 from reap_serve.cycle.retention import clean
 from reap_serve.cycle.state import SCHEMA_VERSION, Decision, Inputs, State
 from reap_serve.errors import ReapServeError
-from reap_serve.plan.record import Plan, require_plan_for
+from reap_serve.plan.record import Plan, require_layer_names, require_plan_for
 from reap_serve.records import provenance
 from reap_serve.serve.plan_check import check_plan, served_model
 
@@ -77,6 +77,7 @@ def _decide(config: CycleConfig, state: State, path: Path, say: Say) -> Decision
     in_use = plan_in_use(config, state)
     if in_use is not None:
         require_plan_for(in_use.plan, model.fingerprint, model.limits.moe_layers)
+        require_layer_names(in_use.plan, model.names)
         fit = fit_of(config.drift, in_use, statistics, run)
         end.figures["experts_kept"], end.figures["gate_mass_rise"] = in_use.plan.num_kept, fit.gate_mass_rise
         if fit.stays is not None:

@@ -23,7 +23,7 @@ from reap_serve.architectures.resolve import resolve
 from reap_serve.architectures.spec import Architecture
 from reap_serve.errors import ArchitectureError, InputFileError
 from reap_serve.model import fingerprint, open_model
-from reap_serve.plan.record import read_plan, require_plan_for
+from reap_serve.plan.record import read_plan, require_layer_names, require_plan_for
 from reap_serve.prune.checkpoint import WEIGHT_SUFFIXES, Checkpoint, require_inside
 from reap_serve.prune.companions import ADAPTER_CONFIG
 from reap_serve.prune.decide import Action, Cut, Decision, MtpChoice, make_cut
@@ -90,8 +90,9 @@ def prune_adapter(adapter: Path, model: str, plan_path: Path, output: Path, *, o
     limits = architecture.limits(source.config)
     plan = read_plan(plan_path)
     require_plan_for(plan, fingerprint(source), limits.moe_layers)
-    cut = make_cut(plan, limits, MtpChoice.CUT, architecture.zero_experts(source.config))
     names = TensorNames(architecture, architecture.num_layers(source.config))
+    require_layer_names(plan, names)
+    cut = make_cut(plan, limits, MtpChoice.CUT, architecture.zero_experts(source.config))
     unlisted = UnlistedNames(architecture, names, source.config)
     cutter = _AdapterCut(architecture, names, cut, unlisted)
     decisions = tuple(cutter.decide(tensor) for tensor in checkpoint.tensors.values())

@@ -19,6 +19,7 @@ from reap_serve.cycle.state import State
 from reap_serve.errors import (
     EngineError,
     InputFileError,
+    MismatchError,
     PlanError,
     ReapServeError,
     RequestError,
@@ -245,6 +246,14 @@ def test_a_plan_file_may_be_what_is_served(world: World) -> None:
     assert read_plan(plan).layers[0].kept == (1, 3)
     world.observe("monday", favourites=(1, 3))
     assert run_cycle(world.config).decision == "nothing"
+
+
+def test_a_served_plan_that_calls_its_layers_otherwise_is_refused(world: World) -> None:
+    plan = small_checkpoint.write_plan(world.root / "served", {0: [1, 3], 1: [1, 3]})
+    plan.write_text(plan.read_text().replace("model.layers.1", "model.layers.5"))
+    world.observe("monday", favourites=(1, 3))
+    with pytest.raises(MismatchError, match=r"index 1 'model\.layers\.5\.mlp\.experts'"):
+        run_cycle(world.config)
 
 
 @pytest.mark.parametrize(

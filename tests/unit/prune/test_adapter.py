@@ -11,7 +11,7 @@ import pytest
 from odd_checkpoint import CONFIG, KEPT, Tensors, dense, plan, rows, tensor, trunk, write
 from small_checkpoint import read_back, safetensors_bytes
 
-from reap_serve.errors import ArchitectureError, InputFileError, OutputExistsError
+from reap_serve.errors import ArchitectureError, InputFileError, MismatchError, OutputExistsError
 from reap_serve.prune.adapter import prune_adapter
 
 ROOT = "base_model.model.model.layers"
@@ -130,6 +130,16 @@ def test_what_is_not_understood_is_refused_by_name(name: str, tmp_path: Path) ->
         return
     with pytest.raises(ArchitectureError, match=name.replace(".", r"\.")):
         prune_adapter(adapter, str(model), plan(tmp_path / "p.json"), tmp_path / "out", overwrite=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_calls_its_layers_otherwise_is_refused(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", CONFIG, {**dense(), **trunk()})
+    adapter = write_adapter(tmp_path / "adapter", of_experts(0))
+    other = plan(tmp_path / "plan.json")
+    other.write_text(other.read_text().replace("model.layers.1", "model.layers.5"))
+    with pytest.raises(MismatchError, match=r"index 1 'model\.layers\.5\.mlp\.experts'"):
+        prune_adapter(adapter, str(model), other, tmp_path / "out", overwrite=False)
     assert not (tmp_path / "out").exists()
 
 
