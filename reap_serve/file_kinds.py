@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from reap_serve.weight_headers import read_beginning
+
 # What is read of a file to tell what it is: a plan of a large model has 10 MB.
 MAX_BYTES = 100_000_000
 STATISTICS_FORMAT = "reap_serve.statistics"
@@ -34,10 +36,8 @@ class FileKind:
 
 def is_statistics(file: BinaryIO) -> bool:
     """Whether an open file begins as statistics do: a safetensors header whose metadata says so."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 0 < length <= MAX_BYTES:
-        return False
-    metadata = _object(file.read(length)).get("__metadata__")
+    _, _, text = read_beginning(file, MAX_BYTES)
+    metadata = _object(text or b"").get("__metadata__")
     return isinstance(metadata, dict) and metadata.get("format") == STATISTICS_FORMAT
 
 

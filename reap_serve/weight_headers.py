@@ -154,18 +154,27 @@ def read_header(handle: BinaryIO, path: str, size: int) -> bytes:
     Raises:
         InputFileError: It is truncated, or does not hold the header that it announces.
     """
-    length_bytes = handle.read(8)
-    length = int.from_bytes(length_bytes, "little")
-    if length_bytes == LFS_POINTER:
+    prefix, length, header = read_beginning(handle, min(size - 8, MAX_HEADER_BYTES))
+    if prefix == LFS_POINTER:
         raise InputFileError(f"{path} is a pointer of Git LFS and not the file itself", "run `git lfs pull` there")
-    if len(length_bytes) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+    if header is None:
         raise InputFileError(
             f"{path} is truncated or not safetensors: {size} bytes, header of {length} bytes", "download it again"
         )
-    header = handle.read(length)
     if len(header) < length:
         raise InputFileError(f"{path} ended within its header", "download it again")
     return header
+
+
+def read_beginning(handle: BinaryIO, most: int) -> tuple[bytes, int, bytes | None]:
+    """The first bytes of a safetensors file, the length that they announce, and the text of that length behind them.
+
+    The text is None, and left unread, where that is longer than `most` bytes or the file has no 8 bytes; it may be
+    shorter than announced.
+    """
+    prefix = handle.read(8)
+    length = int.from_bytes(prefix, "little")
+    return prefix, length, handle.read(length) if len(prefix) == 8 and length <= most else None
 
 
 def parse_header(file: str, header: bytes, state: FileState) -> Shard:

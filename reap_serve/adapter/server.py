@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from reap_serve.adapter import engine_view
 from reap_serve.adapter.all_engines import call_workers, wake
 from reap_serve.adapter.fit import settings_of
 from reap_serve.adapter.releases.check import attribute_or_none
@@ -54,8 +55,7 @@ class ServedEngine:
     @property
     def model_reference(self) -> str:
         """The served model as `open_model` takes it."""
-        model = self._client.vllm_config.model_config
-        return self.model_name if model.revision is None else f"{self.model_name}@{model.revision}"
+        return engine_view.model_reference(self._client.vllm_config)
 
     @property
     def api_server_rank(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from reap_serve.errors import MismatchError
 from reap_serve.model import require_same_model
 from reap_serve.statistics.record import Floats, Statistics
-from reap_serve.statistics.saliency import mix_slices, saliency, slice_terms
+from reap_serve.statistics.saliency import keep_largest, mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import expected_instability, standard_error
 
 
@@ -64,16 +64,16 @@ def difference(
     error_LE = np.sqrt((errors[0] ** 2 + errors[1] ** 2) / 2)
     instability_L = expected_instability(saliencies[0], error_LE, keep)
     num_experts = left.header.model.num_experts
+    kept_LE = [keep_largest(saliency_LE, keep) for saliency_LE in saliencies]
     found = []
     for row, layer in enumerate(left.header.layers):
-        kept = [set(np.argsort(-values_LE[row], kind="stable")[:keep].tolist()) for values_LE in saliencies]
         expected = None if np.isnan(error_LE[row]).all() else 1 - float(instability_L[row]) * num_experts / (2 * keep)
         found.append(
             LayerDifference(
                 layer.name,
                 layer.index,
                 spearman(saliencies[0][row], saliencies[1][row]),
-                len(kept[0] & kept[1]) / keep,
+                int((kept_LE[0][row] & kept_LE[1][row]).sum()) / keep,
                 expected,
             )
         )

@@ -21,7 +21,7 @@ from reap_serve.model import require_same_model
 from reap_serve.statistics.drift_record import Drift, ExpertDrift, LayerDrift, SliceDrift
 from reap_serve.statistics.merge import select_slices
 from reap_serve.statistics.record import Floats, Statistics
-from reap_serve.statistics.saliency import mix_slices, saliency, slice_terms
+from reap_serve.statistics.saliency import keep_largest, mix_slices, saliency, slice_terms
 from reap_serve.statistics.uncertainty import is_total, standard_error
 
 # Fewer for large models, whose many experts average them.
@@ -71,7 +71,7 @@ def drift(
             "compare by reap",
         )
     chance = _Chance(saliencies, errors, keep, seed)
-    kept_LE = [_keep_largest(saliency_LE, keep) for saliency_LE in saliencies]
+    kept_LE = [keep_largest(saliency_LE, keep) for saliency_LE in saliencies]
     experts = _moved_experts(before, saliencies, errors, kept_LE)
     total = chance.total
     return Drift(
@@ -107,7 +107,7 @@ class _Chance:
     """
 
     def __init__(self, saliencies: Pair, errors: Pair, keep: int, seed: int) -> None:
-        kept = [_keep_largest(values_LE, keep) for values_LE in saliencies]
+        kept = [keep_largest(values_LE, keep) for values_LE in saliencies]
         # An expert hardly seen has no error: it stays where it is, which errs towards calling a change one.
         deviation_LE = np.sqrt(np.nan_to_num(errors[0]) ** 2 + np.nan_to_num(errors[1]) ** 2)
         num_draws = min(MAX_DRAWS, max(MIN_DRAWS, DRAWN_SALIENCIES // deviation_LE.size))
@@ -115,7 +115,7 @@ class _Chance:
 
         def drawn_around(values_LE: Floats, kept_LE: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
             again = (values_LE + deviation_LE * rng.standard_normal(values_LE.shape) for _ in range(num_draws))
-            return np.stack([_differing(_keep_largest(again_LE, keep), kept_LE) for again_LE in again])
+            return np.stack([_differing(keep_largest(again_LE, keep), kept_LE) for again_LE in again])
 
         drawn = [drawn_around(*pair) for pair in zip(saliencies, kept, strict=True)]
         self.observed_L = _differing(*kept)
@@ -137,14 +137,6 @@ def _estimates(before: Statistics, after: Statistics, criterion: str) -> tuple[P
         saliencies.append(saliency(sums, criterion) / scale_L1)
         errors.append(standard_error(slice_terms(statistics), criterion) / scale_L1)
     return (saliencies[0], saliencies[1]), (errors[0], errors[1])
-
-
-def _keep_largest(saliency_LE: Floats, keep: int) -> npt.NDArray[np.bool_]:
-    # A stable sort of the negated values: of equal saliencies the lower id is kept, as in plans.
-    order_LE = np.argsort(-saliency_LE, axis=1, kind="stable")
-    kept_LE = np.zeros(saliency_LE.shape, np.bool_)
-    np.put_along_axis(kept_LE, order_LE[:, :keep], True, axis=1)
-    return kept_LE
 
 
 def _differing(left_LE: npt.NDArray[np.bool_], right_LE: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -24,7 +24,7 @@ from reap_serve.statistics.record import (
     Statistics,
     Window,
 )
-from reap_serve.statistics.saliency import mix_slices, saliency
+from reap_serve.statistics.saliency import keep_largest, mix_slices, saliency
 
 SLICE = "imported"
 _LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,6})(?:\.|$)")
@@ -40,8 +40,8 @@ def report_of(statistics: Statistics, criterion: str, keep: int) -> dict[str, li
     if not 1 <= keep <= saliency_LE.shape[1]:
         raise RequestError(f"cannot keep {keep} of {saliency_LE.shape[1]} experts", "give another --keep-experts")
     return {
-        layer.name.removesuffix(".experts"): sorted(np.argsort(-saliency_E, kind="stable")[:keep].tolist())
-        for layer, saliency_E in zip(statistics.header.layers, saliency_LE, strict=True)
+        layer.name.removesuffix(".experts"): np.flatnonzero(kept_E).tolist()
+        for layer, kept_E in zip(statistics.header.layers, keep_largest(saliency_LE, keep), strict=True)
     }
 
 

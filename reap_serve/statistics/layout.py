@@ -34,6 +34,7 @@ from reap_serve.statistics.record import (
     Header,
     is_count,
 )
+from reap_serve.weight_headers import read_beginning
 
 FORMAT = STATISTICS_FORMAT
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
@@ -113,11 +114,9 @@ def read_layout(handle: BinaryIO, size: int, path: str) -> Layout:
     Raises:
         InputFileError: The file is corrupt, truncated, no statistics, or of another version.
     """
-    prefix = handle.read(8)
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+    prefix, length, text = read_beginning(handle, min(size - 8, MAX_HEADER_BYTES))
+    if text is None:
         raise corrupt(path, f"its {size} bytes do not hold the safetensors header that they announce")
-    text = handle.read(length)
     # A forged length is seen before tensors are decoded as text, which could take four times their bytes.
     if not (text.startswith(b"{") and text.endswith((b"}", b" "))):
         raise corrupt(path, "its safetensors header is not JSON")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from reap_serve.errors import RequestError
 from reap_serve.statistics.record import BATCH_FIELDS, EXPERT_SUMS, Floats, Statistics
@@ -162,6 +163,20 @@ CRITERIA: Mapping[str, Callable[[MixedSums], Floats] | None] = {
 }
 
 _MAXIMA = frozenset(each.name for each in EXPERT_SUMS if each.merge is Merge.MAX)
+
+
+def keep_largest(saliency_LE: Floats, keep: int | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which experts have the largest saliencies, axes [L, E]; of equal ones the lower id does, as in plans.
+
+    Args:
+        saliency_LE: The saliency.
+        keep: Experts kept, of every layer or of each, axis [L].
+    """
+    # A stable sort of the negated values.
+    order_LE = np.argsort(-saliency_LE, axis=1, kind="stable")
+    kept_LE = np.zeros(saliency_LE.shape, np.bool_)
+    np.put_along_axis(kept_LE, order_LE, np.arange(saliency_LE.shape[1]) < np.reshape(keep, (-1, 1)), axis=1)
+    return kept_LE
 
 
 def _formula(criterion: str) -> Callable[[MixedSums], Floats]:

@@ -13,11 +13,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from reap_serve.errors import RequestError
-from reap_serve.statistics.record import Floats, Ints
-from reap_serve.statistics.saliency import CRITERIA, MixedSums, SliceTerm
+from reap_serve.statistics.record import Floats
+from reap_serve.statistics.saliency import CRITERIA, MixedSums, SliceTerm, keep_largest
 
 # With fewer, the batches' own spread is too uncertain: +-1.96 standard errors from 12 batches cover 92 %.
 MIN_BATCHES = 12
@@ -86,14 +85,14 @@ def expected_instability(saliency_LE: Floats, error_LE: Floats, keep: int | Sequ
     keep_L = np.broadcast_to(np.asarray(keep, np.int64), num_layers)
     if not ((keep_L >= 1) & (keep_L <= num_experts)).all():
         raise RequestError(f"cannot keep {keep} of {num_experts} experts", f"keep 1 to {num_experts}")
-    kept_LE = _keep_largest(saliency_LE, keep_L)
+    kept_LE = keep_largest(saliency_LE, keep_L)
     deviation_LE = math.sqrt(2) * np.nan_to_num(error_LE)
     rng = np.random.default_rng(0)
     changed_L = np.zeros(num_layers)
     num_draws = min(MAX_DRAWS, max(MIN_DRAWS, DRAWN_SALIENCIES // saliency_LE.size))
     for _ in range(num_draws):
         again_LE = saliency_LE + deviation_LE * rng.standard_normal(saliency_LE.shape)
-        changed_L += (_keep_largest(again_LE, keep_L) != kept_LE).mean(axis=1)
+        changed_L += (keep_largest(again_LE, keep_L) != kept_LE).mean(axis=1)
     return changed_L / num_draws
 
 
@@ -125,15 +124,6 @@ def tokens_for_instability(
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fraction(middle) <= most else (middle, high)
     return int(float(f"{num_tokens * high:.1e}"))
-
-
-def _keep_largest(saliency_LE: Floats, keep_L: Ints) -> npt.NDArray[np.bool_]:
-    # A stable sort of the negated values: of equal saliencies the lower id is kept, in every draw alike.
-    order_LE = np.argsort(-saliency_LE, axis=1, kind="stable")
-    kept_LE = np.zeros(saliency_LE.shape, np.bool_)
-    ranks_LE = np.broadcast_to(np.arange(saliency_LE.shape[1]), saliency_LE.shape)
-    np.put_along_axis(kept_LE, order_LE, ranks_LE < keep_L[:, None], axis=1)
-    return kept_LE
 
 
 def _ratio_error_of_tokens(terms: Sequence[SliceTerm], value: str, square: str) -> Floats:
