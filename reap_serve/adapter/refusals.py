@@ -64,7 +64,7 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
         )
     if settings.extra_sums and settings.recorder == "moe_sum":
         raise EngineError("the moe_sum recorder collects no optional sums", "leave --recorder out")
-    if "logit_gram" in settings.extra_sums and graphs:
+    if settings.sums_of_logits and graphs:
         raise EngineError("CUDA graphs replay the router without Python, which sums its logits", "add --enforce-eager")
     if settings.extra_sums and parallel.tensor_parallel_size > 1:
         raise EngineError(
@@ -153,8 +153,9 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
     from vllm.platforms import current_platform
 
     name, experts, router = layer.layer_name, layer.routed_experts, layer.router
-    if "logit_gram" in settings.extra_sums and layer_view.routes_in_model(layer):
-        raise EngineError(f"{name} routes inside the model, which shows no logits", "leave logit_gram out")
+    if settings.sums_of_logits and layer_view.routes_in_model(layer):
+        remedy = f"leave {' and '.join(settings.sums_of_logits)} out"
+        raise EngineError(f"{name} routes inside the model, which shows no logits", remedy)
     if experts.quant_method.is_monolithic:
         raise EngineError(
             f"{name} routes inside a monolithic kernel ({layer_view.kernel_name(layer)}), which shows neither gate "

@@ -24,7 +24,7 @@ from reap_serve.adapter.failures import engine_failures
 from reap_serve.adapter.offline import start_engine, stop_engine
 from reap_serve.errors import ReapServeError
 from reap_serve.model import open_model
-from reap_serve.record.accumulate import SUM_COLUMNS
+from reap_serve.record.accumulate import FORMULAS, SUM_COLUMNS, RowMeasures
 from reap_serve.record.recorder import Moment
 from reap_serve.record.settings import ObserveSettings, RecorderName
 from reap_serve.record.snapshot import RankSums
@@ -166,7 +166,7 @@ def _observe(directory: Path, recorder: RecorderName, read_kernel_rows: bool) ->
 
 
 def _expected(weights: Mapping[str, torch.Tensor], calls: list[Call]) -> npt.NDArray[np.float64]:
-    """The sums [E, columns] of plain PyTorch, in the order of `SUM_COLUMNS`."""
+    """The sums [E, columns] over outputs that plain PyTorch computes, in the order of `SUM_COLUMNS`."""
     sums = np.zeros((NUM_EXPERTS, len(SUM_COLUMNS)))
     for x_TH, gate_TK, ids_TK in calls:
         for expert in range(NUM_EXPERTS):
@@ -174,7 +174,6 @@ def _expected(weights: Mapping[str, torch.Tensor], calls: list[Call]) -> npt.NDA
             gate_NI, up_NI = (x_TH[token_N] @ weights["gate_up"][expert].T).chunk(2, dim=-1)
             output_NH = (torch.nn.functional.silu(gate_NI) * up_NI) @ weights["down"][expert].T
             norm_N, gate_N = output_NH.double().norm(dim=-1), gate_TK[token_N, slot_N].double()
-            weighted_N = norm_N * gate_N
-            columns = (torch.ones_like(gate_N), gate_N, norm_N, norm_N**2, weighted_N, weighted_N**2)
-            sums[expert] += torch.stack(columns).sum(dim=1).numpy()
+            routes = RowMeasures(gate_N, norm_N, gate_N * norm_N, output_NH.double().abs().amax(dim=-1))
+            sums[expert] += torch.stack([FORMULAS[name](routes) for name in SUM_COLUMNS]).sum(dim=1).numpy()
     return sums

@@ -55,8 +55,9 @@ def observe(
         list[str] | None,
         typer.Option(
             "--extra-sum",
-            metavar="output_sum|coselection_count|logit_gram",
-            help="Also collect this optional sum, which merging needs; may be repeated.",
+            metavar="NAME",
+            help="Also collect this sum, such as output_sum, which merging needs; a wrong name lists them; may be "
+            "repeated.",
             rich_help_panel=_RECORDED,
         ),
     ] = None,

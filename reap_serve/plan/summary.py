@@ -20,14 +20,10 @@ from reap_serve.plan.ranking import keep_order, keep_prefix
 from reap_serve.plan.record import Plan
 from reap_serve.plan.sizes import CheckpointBytes
 from reap_serve.records import Record
-from reap_serve.statistics.saliency import saliency
+from reap_serve.statistics.saliency import MEANS, saliency
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-
-# Criteria that divide by the expert's tokens. On the embedded model max-min under `reap` raises the worst slice's
-# retained saliency and its divergence too; under sums it lowers the divergence at half (bench/plan_max_min.py).
-MEANS = ("reap", "ean_mean", "msan")
 
 
 class LayerRetained(Record):
@@ -155,6 +151,8 @@ def summarise(evidence: Evidence, decision: Decision, checkpoint: CheckpointByte
         notes.append(
             "multi-token-prediction layers keep the ids of the trunk's last layer: their own experts are not observed"
         )
+    # On the embedded model max-min under `reap` raises the worst slice's retained saliency and its divergence too;
+    # under sums it lowers the divergence at half (bench/plan_max_min.py).
     if evidence.request.objective == "max-min" and evidence.request.criterion in MEANS:
         notes.append(
             f"{evidence.request.criterion} is a mean over routed tokens, so an expert that a slice hardly uses can "

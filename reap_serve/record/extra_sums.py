@@ -17,7 +17,7 @@ import torch
 
 from reap_serve.record.sampling import RowSampler
 from reap_serve.statistics.record import EXPERT_SUMS
-from reap_serve.statistics.sums import Of
+from reap_serve.statistics.sums import Of, Sum
 
 # Outputs are widened to float64 block by block.
 BLOCK_ELEMENTS = 2**20
@@ -116,14 +116,13 @@ class ExtraSums:
             weight = None if weight_TK is None else weight_TK[here]
             tokens = RoutedOutputs(ids_TK[here].long(), rows_TKH[here], weight)
             for each in self._of_outputs:
-                width = rows_TKH.shape[-1] if each.axes.endswith("H") else self._num_experts
-                OUTPUT_FORMULAS[each.name](self._sum(each.name, slot, width), tokens)
+                OUTPUT_FORMULAS[each.name](self._sum(each, slot, rows_TKH.shape[-1]), tokens)
 
     def add_logits(self, slot_T: torch.Tensor, logits_TE: torch.Tensor) -> None:
         """Adds the router's logits of some tokens."""
         for slot in self._slots(slot_T):
             for each in self._of_logits:
-                LOGIT_FORMULAS[each.name](self._sum(each.name, slot, self._num_experts), logits_TE[slot_T == slot])
+                LOGIT_FORMULAS[each.name](self._sum(each, slot), logits_TE[slot_T == slot])
 
     def arrays(self, num_slots: int) -> dict[str, npt.NDArray[np.float64]]:
         """Copies of the first slots' sums in the main memory, [slots, E, ...]; those never added to are absent."""
@@ -145,11 +144,11 @@ class ExtraSums:
     def _slots(self, slot_T: torch.Tensor) -> list[int]:
         return [slot for slot in torch.unique(slot_T).tolist() if slot != self._trash_slot]
 
-    def _sum(self, name: str, slot: int, width: int) -> torch.Tensor:
-        if (name, slot) not in self._sums:
-            shape = (self._num_experts, width)
-            self._sums[name, slot] = torch.zeros(shape, dtype=torch.float64, device=self._device)
-        return self._sums[name, slot]
+    def _sum(self, each: Sum, slot: int, hidden: int = 0) -> torch.Tensor:
+        if (each.name, slot) not in self._sums:
+            shape = each.stored_shape(1, self._num_experts, (hidden,))[1:]
+            self._sums[each.name, slot] = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        return self._sums[each.name, slot]
 
 
 class LogitTap:

@@ -14,6 +14,7 @@ from reap_serve.errors import RequestError
 from reap_serve.records import JsonValue, Record
 from reap_serve.slice_name import SliceName
 from reap_serve.statistics.record import EXPERT_SUMS
+from reap_serve.statistics.sums import Of
 
 CONFIG_KEY = "reap_serve"
 # The name by which a request asks for the full model where another plan is the default.
@@ -22,7 +23,8 @@ BASE_PLAN = "base"
 MAX_PLANS = 32
 
 RecorderName = Literal["auto", "inline", "deferred", "moe_sum"]
-OPTIONAL_SUMS = tuple(each.name for each in EXPERT_SUMS if each.is_optional)
+OPTIONAL_SUMS = tuple(each.name for each in EXPERT_SUMS if each.is_asked_for)
+SUMS_OF_LOGITS = frozenset(each.name for each in EXPERT_SUMS if each.of is Of.LOGITS)
 
 
 def extra_sums_named(names: Sequence[str]) -> tuple[str, ...]:
@@ -95,6 +97,11 @@ class ObserveSettings(Record):
     mask_places: int | None = Field(default=None, ge=0, le=MAX_PLANS)
     drift_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     metrics_seconds: float = Field(default=10.0, gt=0.0)
+
+    @property
+    def sums_of_logits(self) -> tuple[str, ...]:
+        """Those of the optional sums that are made of the routers' logits."""
+        return tuple(name for name in self.extra_sums if name in SUMS_OF_LOGITS)
 
     @property
     def places_in_graphs(self) -> int:

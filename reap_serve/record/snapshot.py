@@ -21,9 +21,7 @@ from reap_serve.records import Provenance
 from reap_serve.statistics.record import (
     EXPERT_SUMS,
     LAYER_FIELD,
-    OPTIONAL_FIELDS,
     SCHEMA_VERSION,
-    SUMS,
     Floats,
     Header,
     Ints,
@@ -32,7 +30,7 @@ from reap_serve.statistics.record import (
     Window,
 )
 
-OPTIONAL = {SUMS[field].name: field for field in OPTIONAL_FIELDS}
+OPTIONAL = {each.name: each.field for each in EXPERT_SUMS if each.is_asked_for}
 
 
 @dataclass(frozen=True, slots=True)

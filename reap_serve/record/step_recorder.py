@@ -107,7 +107,7 @@ class StepRecorder:
             for layer, sums, extra in zip(layers, window.sums, window.extra, strict=True)
         ]
         self.taps = [make_tap(self, RECORDERS[kind](each)) for kind, each in zip(self.kinds, parts, strict=True)]
-        watched = [extra for extra in window.extra if extra is not None and "logit_gram" in settings.extra_sums]
+        watched = [extra for extra in window.extra if extra is not None and settings.sums_of_logits]
         self.logit_taps = [LogitTap(extra, self._sampler, self.guarded) for extra in watched]
 
     def begin(self, step: Step) -> None:

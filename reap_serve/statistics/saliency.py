@@ -21,7 +21,8 @@ from reap_serve.statistics.sums import Merge
 class MixedSums:
     """Sums over phases and a mixture of slices; float64, since weighted counts are no integers.
 
-    A declared sum of one number an expert is the attribute of its name with its axes, such as `norm_sum_LE`.
+    A declared sum of one number an expert is the attribute of its name with its axes, such as `norm_sum_LE`; a
+    RequestError where the statistics lack it.
 
     Attributes:
         by_name: Those sums that the statistics have, axes [L, E].
@@ -33,8 +34,12 @@ class MixedSums:
 
     def __getattr__(self, attribute: str) -> Floats:
         name = attribute.removesuffix("_LE")
-        if name == attribute or name not in self.by_name:
-            raise AttributeError(f"the statistics have no sum {name}")
+        if name == attribute:
+            raise AttributeError(f"{attribute} is no sum [L, E]")
+        if name not in self.by_name:
+            raise RequestError(
+                f"the statistics do not have {name}", "observe again: earlier releases did not record it"
+            )
         return self.by_name[name]
 
 
@@ -135,7 +140,7 @@ def saliency(sums: MixedSums, criterion: str, seed: int = 0) -> Floats:
         seed: Of `random`; the others ignore it.
 
     Raises:
-        RequestError: There is no such criterion.
+        RequestError: There is no such criterion, or the statistics lack one of its sums.
     """
     if criterion == "random":
         return np.random.default_rng(seed).random(sums.token_count_LE.shape)
@@ -161,6 +166,9 @@ CRITERIA: Mapping[str, Callable[[MixedSums], Floats] | None] = {
     "asq": lambda sums: sums.weighted_norm_sq_sum_LE,
     "random": None,
 }
+
+# Those that divide by the expert's tokens.
+MEANS = frozenset({"reap", "ean_mean", "msan"})
 
 _MAXIMA = frozenset(each.name for each in EXPERT_SUMS if each.merge is Merge.MAX)
 

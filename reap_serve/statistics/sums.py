@@ -1,7 +1,7 @@
 """How a sum is declared: once, as a field of `record.ExpertSums` or `record.BatchSums`, with what follows from it.
 
 The recorder's memory and its file's layout, merging, the exchange with other tools and the views read the declarations;
-only the formula is elsewhere, by the sum's name in `record/formulas.py`.
+only the formula is elsewhere, by the sum's name: in `record/accumulate.py` or `record/extra_sums.py`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Sum:
         of: What it runs over.
         merge: How two of it become one.
         is_count: It holds integers; else float64.
-        is_optional: It is there only when asked for.
+        is_optional: A file may lack it: nobody asked for it, or an earlier release wrote the file.
         reference: Its name in the reference implementation's observer state, None where that has none.
     """
 
@@ -73,6 +73,11 @@ class Sum:
     def axes(self) -> str:
         """The axes in memory: S slices, P phases, L layers, E experts, H hidden."""
         return self.field.rpartition("_")[2]
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether it is collected only when asked for: it needs more than what every recorder measures."""
+        return self.of in (Of.OUTPUTS, Of.LOGITS)
 
     @property
     def is_per_expert(self) -> bool:

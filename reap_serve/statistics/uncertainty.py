@@ -41,23 +41,24 @@ def standard_error(terms: Sequence[SliceTerm], criterion: str = "reap") -> Float
     those routed elsewhere.
 
     Returns:
-        NaN below two tokens, and for criteria whose second moment is not recorded (`gate_sum`, `msan`, `asq`) or that
-        are no estimate (`random`).
+        NaN below two tokens, and for criteria whose second moment is not recorded (`gate_sum`, `msan`, `asq`; others
+        in statistics of releases that did not record it) or that are no estimate (`random`).
 
     Raises:
         RequestError: There is no such criterion.
     """
     if criterion not in CRITERIA:
         raise RequestError(f"there is no criterion {criterion}", f"use one of: {', '.join(CRITERIA)}")
+    moments = _RATIOS.get(criterion) or _TOTALS.get(criterion)
+    if moments is None or not {name.removesuffix("_LE") for name in moments} <= set(terms[0].sums.by_name):
+        return np.full(terms[0].sums.token_count_LE.shape, np.nan)
     if criterion in _RATIOS:
-        by_token_LE = _ratio_error_of_tokens(terms, *_RATIOS[criterion])
+        by_token_LE = _ratio_error_of_tokens(terms, *moments)
         if criterion != "reap":
             return by_token_LE
         num_batches_LE = np.sum([term.batches.count_LE for term in terms], axis=0)
         return np.where(num_batches_LE >= MIN_BATCHES, _ratio_error_of_batches(terms), by_token_LE)
-    if criterion in _TOTALS:
-        return _total_error(terms, *_TOTALS[criterion])
-    return np.full(terms[0].sums.token_count_LE.shape, np.nan)
+    return _total_error(terms, *moments)
 
 
 def is_total(criterion: str) -> bool:

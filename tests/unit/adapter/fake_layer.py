@@ -7,7 +7,22 @@ from dataclasses import dataclass, field
 
 import torch
 
+from reap_serve.record.accumulate import MAX_COLUMNS, SUM_COLUMNS, LayerSums
 from reap_serve.record.recorder import LayerFacts
+
+# The sums that tests work out by hand: count, g, |f|, |f|^2, g|f|, (g|f|)^2; and the maxima.
+WORKED_OUT = ("token_count", "gate_sum", "norm_sum", "norm_sq_sum", "weighted_norm_sum", "weighted_norm_sq_sum")
+MAXIMA = ("norm_max", "activation_max")
+
+
+def cells(sums: LayerSums) -> torch.Tensor:
+    """A layer's sums [S, E, C] in the order of `WORKED_OUT`, whatever else is declared."""
+    return sums.sums_SEC[..., [SUM_COLUMNS.index(name) for name in WORKED_OUT]]
+
+
+def largest(sums: LayerSums) -> torch.Tensor:
+    """A layer's maxima [S, E, C] in the order of `MAXIMA`, likewise."""
+    return sums.maxima_SEC[..., [MAX_COLUMNS.index(name) for name in MAXIMA]]
 
 
 @dataclass(slots=True)

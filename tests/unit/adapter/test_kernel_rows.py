@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from fake_layer import FakeExperts, facts
+from fake_layer import FakeExperts, cells, facts, largest
 
 from reap_serve.adapter.kernel_rows import KernelRows, Scratchpad, can_read
 from reap_serve.record.accumulate import LayerSums
@@ -122,11 +122,11 @@ def test_the_reading_recorder_adds_what_the_kernel_left(slots: list[int], held_t
     }
     if slots[2] == 0:
         expected |= {(0, 1): [2, 2, 12, 104, 12, 104], (0, 3): [1, 1, 4, 16, 4, 16]}
-    found = sums.sums_SEC[:TRASH]
+    found = cells(sums)[:TRASH]
     assert found.tolist() == [
         [expected.get((slot, expert), [0] * 6) for expert in range(NUM_EXPERTS)] for slot in range(TRASH)
     ]
-    assert sums.maxima_SEC[0, 0].tolist() == [5, 4]
+    assert largest(sums)[0, 0].tolist() == [5, 4]
 
 
 def test_between_two_steps_nothing_is_read() -> None:

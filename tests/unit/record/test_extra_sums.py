@@ -11,6 +11,7 @@ from fake_layer import FakeExperts, facts
 from test_rank_sums import fingerprint, window
 
 from reap_serve.errors import RequestError
+from reap_serve.record import extra_sums
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.deferred import DeferredRecorder
 from reap_serve.record.extra_sums import ExtraSums, LogitTap
@@ -21,6 +22,7 @@ from reap_serve.record.snapshot import OPTIONAL, RankSums, join_ranks, layer_arr
 from reap_serve.records import provenance
 from reap_serve.statistics.file import read_statistics, write_statistics
 from reap_serve.statistics.record import Layer
+from reap_serve.statistics.sums import Merge, Of, Sum
 
 CPU = torch.device("cpu")
 TRASH, NUM_EXPERTS, HIDDEN, TOP_K, NUM_TOKENS = 4, 4, 3, 2, 40
@@ -109,12 +111,27 @@ def test_they_reach_the_statistics_file_and_come_back(tmp_path: Path) -> None:
 
 def test_nobody_pays_for_what_was_not_asked() -> None:
     assert ObserveSettings().extra_sums == ()
+    assert ObserveSettings(extra_sums=("output_sum", "coselection_count")).sums_of_logits == ()
+    assert ObserveSettings(extra_sums=ALL).sums_of_logits == ("logit_gram",)
     sums = LayerSums(TRASH, NUM_EXPERTS, CPU)
     rank = RankSums.stack(window(), (Layer(index=0, name="l"),), ("a",), [layer_arrays(sums, 1, 2)])
     assert rank.extra == {}
     extra = ExtraSums((), TRASH, NUM_EXPERTS, CPU)
     extra.add_rows(torch.zeros(1).long(), torch.tensor([[1, 0]]), torch.ones(1, TOP_K, HIDDEN), None)
     assert extra.arrays(TRASH) == {}
+
+
+def test_the_memory_of_a_sum_follows_its_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add(total_E: torch.Tensor, outputs: extra_sums.RoutedOutputs) -> None:
+        largest_TK = outputs.rows_TKH.double().amax(dim=-1)
+        total_E.index_add_(0, outputs.ids_TK.reshape(-1), largest_TK.reshape(-1))
+
+    fourth = Sum("largest_sum_SPLE", Of.OUTPUTS, Merge.ADD, is_count=False, is_optional=True, reference=None)
+    monkeypatch.setattr(extra_sums, "EXPERT_SUMS", (fourth,))
+    monkeypatch.setattr(extra_sums, "OUTPUT_FORMULAS", {"largest_sum": add})
+    extra = ExtraSums(["largest_sum"], TRASH, NUM_EXPERTS, CPU)
+    extra.add_rows(torch.zeros(2).long(), torch.tensor([[1, 0], [1, 2]]), torch.ones(2, TOP_K, HIDDEN), None)
+    assert extra.arrays(1)["largest_sum"].tolist() == [[1, 2, 1, 0]]
 
 
 def test_names_are_looked_up_once() -> None:

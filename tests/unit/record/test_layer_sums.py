@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from fake_layer import cells, largest
 
 from reap_serve.record.accumulate import LayerSums, RowMeasures
 
@@ -18,10 +19,10 @@ def test_rows_go_to_their_slot_and_expert() -> None:
     sums.add(torch.tensor([0, 1]), torch.tensor([[0, 2], [2, 0]]), rows)
     sums.add(torch.tensor([0, 1]), torch.tensor([[0, 2], [2, 0]]), rows)
     # count, g, |f|, |f|^2, g|f|, (g|f|)^2 of each of two additions
-    assert sums.sums_SEC[0].tolist() == [[2, 1, 4, 8, 2, 2], [0] * 6, [2, 0.5, 8, 32, 2, 2]]
-    assert sums.sums_SEC[1].tolist() == [[2, 1, 2, 2, 1, 0.5], [0] * 6, [2, 2, 6, 18, 6, 18]]
-    assert sums.maxima_SEC[0].tolist() == [[2, 1], [0, 0], [4, 2]]
-    assert sums.maxima_SEC[1].tolist() == [[1, 0.5], [0, 0], [3, 2.5]]
+    assert cells(sums)[0].tolist() == [[2, 1, 4, 8, 2, 2], [0] * 6, [2, 0.5, 8, 32, 2, 2]]
+    assert cells(sums)[1].tolist() == [[2, 1, 2, 2, 1, 0.5], [0] * 6, [2, 2, 6, 18, 6, 18]]
+    assert largest(sums)[0].tolist() == [[2, 1], [0, 0], [4, 2]]
+    assert largest(sums)[1].tolist() == [[1, 0.5], [0, 0], [3, 2.5]]
     assert sums.tokens_S.tolist() == [2, 2, 0]
 
 
@@ -29,8 +30,8 @@ def test_padded_ids_and_the_trash_slot_touch_no_real_sum() -> None:
     sums = LayerSums(num_slots=1, num_experts=2, device=torch.device("cpu"))
     rows = measures([[1.0, 1.0], [1.0, 1.0]], [[1.0, 7.0], [9.0, 9.0]], [[1.0, 7.0], [9.0, 9.0]])
     sums.add(torch.tensor([0, 1]), torch.tensor([[1, -1], [0, 1]]), rows)
-    assert sums.sums_SEC[0].tolist() == [[0] * 6, [1] * 6]
-    assert sums.maxima_SEC[0].tolist() == [[0, 0], [1, 1]]
+    assert cells(sums)[0].tolist() == [[0] * 6, [1] * 6]
+    assert largest(sums)[0].tolist() == [[0, 0], [1, 1]]
     assert sums.tokens_S.tolist() == [1, 1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_layer import FakeExperts, facts
+from fake_layer import FakeExperts, cells, facts
 
 from reap_serve.adapter.wiring import tap_reduction
 from reap_serve.record.accumulate import LayerSums
@@ -48,20 +48,18 @@ def run(map_E: torch.Tensor, slots: list[int], rows: int = 3) -> tuple[LayerSums
 def test_rows_are_measured_and_the_output_is_the_plain_one() -> None:
     sums, plain, output = run(torch.tensor([0, 1, 2, 3]), [0, 3, TRASH])
     assert torch.equal(output, plain)
-    cells = sums.sums_SEC
-    assert cells[0].tolist() == [[1, 0.25, 5, 25, 1.25, 1.5625], [1, 0.5, 10, 100, 5, 25], [0] * 6, [0] * 6]
-    assert cells[3].tolist() == [[0] * 6, [0] * 6, [1, 0.125, 6, 36, 0.75, 0.5625], [1, 1, 8, 64, 8, 64]]
+    assert cells(sums)[0].tolist() == [[1, 0.25, 5, 25, 1.25, 1.5625], [1, 0.5, 10, 100, 5, 25], [0] * 6, [0] * 6]
+    assert cells(sums)[3].tolist() == [[0] * 6, [0] * 6, [1, 0.125, 6, 36, 0.75, 0.5625], [1, 1, 8, 64, 8, 64]]
     assert sums.tokens_S.tolist() == [1, 0, 0, 1, 1]
 
 
 def test_rows_of_other_ranks_leave_no_trace() -> None:
     sums, plain, output = run(torch.tensor([-1, 0, -1, 1]), [0, 3, TRASH])
     assert torch.equal(output, plain)
-    cells = sums.sums_SEC
-    assert not cells.isnan().any()
+    assert not sums.sums_SEC.isnan().any()
     assert not sums.maxima_SEC.isnan().any()
-    assert cells[0].tolist() == [[0] * 6, [1, 0.5, 10, 100, 5, 25], [0] * 6, [0] * 6]
-    assert cells[3].tolist() == [[0] * 6, [0] * 6, [0] * 6, [1, 1, 8, 64, 8, 64]]
+    assert cells(sums)[0].tolist() == [[0] * 6, [1, 0.5, 10, 100, 5, 25], [0] * 6, [0] * 6]
+    assert cells(sums)[3].tolist() == [[0] * 6, [0] * 6, [0] * 6, [1, 1, 8, 64, 8, 64]]
 
 
 def test_padding_rows_of_a_graph_are_trash() -> None:

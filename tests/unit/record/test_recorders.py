@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fake_layer import FakeExperts, facts
+from fake_layer import FakeExperts, cells, facts
 
 from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.deferred import DeferredRecorder
@@ -41,7 +41,7 @@ def test_inline_computes_the_output_and_the_sums_in_one_kernel_call() -> None:
     assert output is not None
     torch.testing.assert_close(output, FakeExperts().forward(X_TH, GATE_TK, IDS_TK))
     assert experts.calls == [(6, 1)]
-    assert sums.sums_SEC[:TRASH].tolist() == expected()
+    assert cells(sums)[:TRASH].tolist() == expected()
     assert sums.tokens_S[:TRASH].tolist() == [1, 0, 0, 1]
 
 
@@ -63,7 +63,7 @@ def test_deferred_measures_later_what_it_copied() -> None:
     assert experts.calls == []
     recorder.flush()
     assert experts.calls == [(4, 1)]
-    assert sums.sums_SEC[:TRASH].tolist() == expected()
+    assert cells(sums)[:TRASH].tolist() == expected()
     assert sums.tokens_S.tolist() == [1, 0, 0, 1, 0]
     recorder.flush()
     assert experts.calls == [(4, 1)]
@@ -89,7 +89,7 @@ def test_inline_keeps_a_weight_on_the_input_from_the_kernel() -> None:
     gate_TK = GATE_TK[:, :1].clone()
     InlineRecorder(facts(experts, top_k=1, weight_on_input=True), sums, sampler).record(X_TH, gate_TK, IDS_TK[:, :1])
     assert gate_TK.tolist() == GATE_TK[:, :1].tolist()
-    assert sums.sums_SEC[0, 3].tolist() == [1, 1, 8, 64, 8, 64]
+    assert cells(sums)[0, 3].tolist() == [1, 1, 8, 64, 8, 64]
 
 
 def test_deferred_gives_a_weight_on_the_input_to_the_kernel() -> None:
@@ -100,5 +100,5 @@ def test_deferred_gives_a_weight_on_the_input_to_the_kernel() -> None:
     recorder.record(X_TH, GATE_TK[:, :1], IDS_TK[:, :1])
     recorder.flush()
     # f(g x): 2 * 0.5 * 5 and 4 * 1 * 2; they count as plain and as weighted output.
-    assert sums.sums_SEC[0, 1].tolist() == [1, 0.5, 5, 25, 5, 25]
-    assert sums.sums_SEC[0, 3].tolist() == [1, 1, 8, 64, 8, 64]
+    assert cells(sums)[0, 1].tolist() == [1, 0.5, 5, 25, 5, 25]
+    assert cells(sums)[0, 3].tolist() == [1, 1, 8, 64, 8, 64]

@@ -15,6 +15,7 @@ from routing_cases import CASES, E, layer_with
 from reap_serve.adapter.routing import RoutedLayer, add_routing_hook
 from reap_serve.adapter.worker import ReapWorkerExtension
 from reap_serve.model import Fingerprint
+from reap_serve.record.accumulate import MAX_COLUMNS, SUM_COLUMNS
 from reap_serve.record.requests import Requests
 from reap_serve.record.snapshot import RankSums
 from reap_serve.serve.graph_mask import GraphMasks
@@ -88,11 +89,12 @@ class FakeObserver:
             sample_fraction=1.0,
             complete=self.complete,
         )
-        sums = np.zeros((1, 2, 1, E, 6))
+        sums = np.zeros((1, 2, 1, E, len(SUM_COLUMNS)))
         sums[0, 0, 0, :3] = self.tokens_in_window
         tokens = np.array([[[self.tokens_in_window], [0]]], np.int64)
         layers = (Layer(index=0, name="model.layers.0.mlp.experts"),)
-        return RankSums(window, layers, ("default",), sums, np.ones((1, 2, 1, E, 2), np.float32), tokens)
+        maxima = np.ones((1, 2, 1, E, len(MAX_COLUMNS)), np.float32)
+        return RankSums(window, layers, ("default",), sums, maxima, tokens)
 
     def reset(self) -> None:
         self.next_window()

@@ -9,7 +9,7 @@ from token_rows import Tokens, random_tokens, reap_standard_error, statistics_of
 from reap_serve.cli.plan_options import CRITERIA_HELP
 from reap_serve.errors import RequestError
 from reap_serve.statistics.record import Statistics
-from reap_serve.statistics.saliency import CRITERIA, mix_slices, saliency, slice_terms
+from reap_serve.statistics.saliency import CRITERIA, MEANS, MixedSums, mix_slices, saliency, slice_terms
 
 
 def by_hand() -> Statistics:
@@ -53,6 +53,22 @@ def test_every_criterion_of_the_contract_is_there() -> None:
     names = ["reap", "frequency", "gate_sum", "ean_sum", "ean_mean", "weighted_ean_sum", "msan", "asq", "random"]
     assert list(CRITERIA) == names
     assert CRITERIA_HELP.replace(" or ", ", ").removesuffix(".").split(", ") == names
+
+
+@pytest.mark.parametrize("criterion", sorted(set(CRITERIA) - {"random"}))
+def test_a_mean_does_not_grow_with_the_tokens(criterion: str) -> None:
+    once = mix_slices(by_hand())
+    twice = MixedSums({name: 2 * values_LE for name, values_LE in once.by_name.items()}, 2 * once.layer_token_count_L)
+    assert np.array_equal(saliency(twice, criterion), saliency(once, criterion)) is (criterion in MEANS)
+
+
+def test_a_sum_that_an_earlier_release_did_not_record_is_named() -> None:
+    known = mix_slices(by_hand())
+    without = MixedSums(
+        {name: values_LE for name, values_LE in known.by_name.items() if name != "gate_sum"}, known.layer_token_count_L
+    )
+    with pytest.raises(RequestError, match="the statistics do not have gate_sum; observe again"):
+        saliency(without, "gate_sum")
 
 
 def test_random_depends_on_the_seed_alone() -> None:

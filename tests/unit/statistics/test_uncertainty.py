@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -65,6 +67,17 @@ def test_criteria_without_second_moment_have_no_error(criterion: str) -> None:
     assert np.isnan(standard_error(slice_terms(statistics), criterion)).all()
     with pytest.raises(RequestError, match="no criterion"):
         standard_error(slice_terms(statistics), "reep")
+
+
+@pytest.mark.parametrize(("criterion", "square"), [("reap", "weighted_norm_sq_sum"), ("ean_sum", "norm_sq_sum")])
+def test_squares_that_an_earlier_release_did_not_record_leave_no_error(criterion: str, square: str) -> None:
+    terms = slice_terms(statistics_of(random_tokens(np.random.default_rng(0), 20, 1, 4, 2), 4))
+    assert not np.isnan(standard_error(terms, criterion)).all()
+    without = [
+        replace(term, sums=replace(term.sums, by_name={k: v for k, v in term.sums.by_name.items() if k != square}))
+        for term in terms
+    ]
+    assert np.isnan(standard_error(without, criterion)).all()
 
 
 def test_fewer_than_two_tokens_have_no_error() -> None:
