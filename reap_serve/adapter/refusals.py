@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+# Recorders, as users name them, that steps replayed from CUDA graphs reach; and those that have whole outputs.
+IN_GRAPHS = frozenset({"auto", "deferred", "moe_sum"})
+OF_WHOLE_OUTPUTS = frozenset({"auto", "inline", "deferred"})
+
 
 def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: list[MoERunner]) -> None:
     """Refuses an engine whose statistics would be wrong.
@@ -52,9 +56,9 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             "start vLLM without pipeline parallelism",
         )
     graphs = engine_view.captures_graphs(vllm_config)
-    if settings.recorder == "inline" and graphs:
+    if graphs and settings.recorder not in IN_GRAPHS:
         raise EngineError(
-            "CUDA graphs replay kernels without Python, where the inline recorder sees nothing",
+            f"CUDA graphs replay kernels without Python, where the {settings.recorder} recorder sees nothing",
             "leave --recorder out, or add --enforce-eager",
         )
     if settings.recorder == "moe_sum" and settings.overhead_budget is not None:
@@ -62,8 +66,8 @@ def refuse_unsound(settings: ObserveSettings, vllm_config: VllmConfig, layers: l
             f"the moe_sum recorder measures every row, which no budget of {settings.overhead_budget:g} holds",
             "add --overhead-budget none, or leave --recorder out",
         )
-    if settings.extra_sums and settings.recorder == "moe_sum":
-        raise EngineError("the moe_sum recorder collects no optional sums", "leave --recorder out")
+    if settings.extra_sums and settings.recorder not in OF_WHOLE_OUTPUTS:
+        raise EngineError(f"the {settings.recorder} recorder collects no optional sums", "leave --recorder out")
     if settings.sums_of_logits and graphs:
         raise EngineError("CUDA graphs replay the router without Python, which sums its logits", "add --enforce-eager")
     if settings.extra_sums and parallel.tensor_parallel_size > 1:

@@ -102,6 +102,9 @@ NAMES: Mapping[RecorderKind, str] = {
     "lockstep": "deferred",
 }
 
+# Asked for by name, these give way to `read`, which makes the same sums for less.
+SAME_AS_READ = frozenset({"inline", "deferred"})
+
 
 def recorder_kind(settings: ObserveSettings, layer: LayerFacts, *, graphs: bool = False) -> RecorderKind:
     """The recorder of a layer: the one asked for, or the one that reads where it can do the same for less.
@@ -125,7 +128,7 @@ def recorder_kind(settings: ObserveSettings, layer: LayerFacts, *, graphs: bool 
             )
         )
     else:
-        chosen = "read" if reads and settings.recorder != "moe_sum" else settings.recorder
+        chosen = "read" if reads and settings.recorder in SAME_AS_READ else settings.recorder
     return "captured" if graphs and chosen == "deferred" else chosen
 
 

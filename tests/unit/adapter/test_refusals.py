@@ -26,6 +26,15 @@ def test_ranks_whose_rows_the_installed_vllm_does_not_gather(monkeypatch: pytest
         refuse_unsound(PLAIN, config(data_parallel_size=2), layers)
 
 
+def test_what_a_new_recorder_has_not_shown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = PLAIN.model_copy(update={"recorder": "new"})
+    with pytest.raises(EngineError, match="without Python, where the new recorder sees nothing"):
+        Engine(settings=new).start(monkeypatch)
+    with pytest.raises(EngineError, match="the new recorder collects no optional sums"):
+        Engine(graphs=False, settings=new.model_copy(update={"extra_sums": ("output_sum",)})).start(monkeypatch)
+    Engine(graphs=False, settings=new).start(monkeypatch)
+
+
 def test_several_engines_need_a_server() -> None:
     source: Any = None
     with pytest.raises(RequestError, match=r"data_parallel_size 2: .* or send the traffic by reap-serve replay"):

@@ -6,16 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pytest
 
 pytest.importorskip("vllm")
 
 from reap_serve.adapter import fit, offline
+from reap_serve.cli import observe as cli_observe
+from reap_serve.cli import serve as cli_serve
 from reap_serve.cli.app import main
 from reap_serve.errors import EngineError
-from reap_serve.record.settings import CONFIG_KEY, ObserveSettings
+from reap_serve.record.settings import CONFIG_KEY, ObserveSettings, RecorderName
 from reap_serve.serve import become
 
 
@@ -98,7 +100,13 @@ def test_serve_needs_no_option(serve: Callable[..., dict[str, Any]]) -> None:
     }
 
 
-@pytest.mark.parametrize("recorder", ["auto", "inline", "deferred", "moe_sum"])
+@pytest.mark.parametrize("command", [cli_observe.observe, cli_serve.serve])
+def test_commands_know_the_recorders_that_settings_know(command: Callable[..., None]) -> None:
+    choices, _ = get_args(get_type_hints(command, include_extras=True)["recorder"])
+    assert choices == RecorderName
+
+
+@pytest.mark.parametrize("recorder", get_args(RecorderName))
 def test_every_recorder_can_be_named(serve: Callable[..., dict[str, Any]], recorder: str) -> None:
     assert serve("--recorder", recorder)["recorder"] == recorder
 
