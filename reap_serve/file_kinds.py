@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from reap_serve.weight_headers import read_beginning
-
 # What is read of a file to tell what it is: a plan of a large model has 10 MB.
 MAX_BYTES = 100_000_000
 STATISTICS_FORMAT = "reap_serve.statistics"
@@ -36,6 +34,9 @@ class FileKind:
 
 def is_statistics(file: BinaryIO) -> bool:
     """Whether an open file begins as statistics do: a safetensors header whose metadata says so."""
+    # Help and the options of commands need no more than the standard library: it brings pydantic.
+    from reap_serve.weight_headers import read_beginning
+
     _, _, text = read_beginning(file, MAX_BYTES)
     metadata = _object(text or b"").get("__metadata__")
     return isinstance(metadata, dict) and metadata.get("format") == STATISTICS_FORMAT
