@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reap_serve.adapter import engine_view, layer_view
 from reap_serve.adapter.defects import refuse_misrouted_layers, refuse_ungathered_rows
+from reap_serve.adapter.releases.check import attribute_or_none
 from reap_serve.errors import EngineError
 from reap_serve.record.settings import ObserveSettings
 
@@ -170,6 +171,11 @@ def _refuse_layer(settings: ObserveSettings, layer: MoERunner) -> None:
         raise EngineError(f"{name} has zero experts, which have no output norm", "this family cannot be observed")
     if isinstance(router, (CPURouter, FusedTopKBiasRouter)) and router._hash_indices_table is not None:
         raise EngineError(f"{name} routes by a hash of the token", "hash-routed layers cannot be pruned by saliency")
+    if attribute_or_none(router, "num_fused_shared_experts"):
+        raise EngineError(
+            f"{name} runs shared experts among the routed ones, for every token",
+            "set VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS=0",
+        )
     if layer.routed_output_transform is not None:
         raise EngineError(
             f"{name} transforms the sum of its experts' outputs", "latent MoE layers cannot be observed yet"

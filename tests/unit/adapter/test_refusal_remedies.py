@@ -195,6 +195,7 @@ def test_expert_parallel_layers_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_layers_that_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
     from vllm.model_executor.layers.fused_moe.router.fused_topk_bias_router import FusedTopKBiasRouter
+    from vllm.model_executor.layers.fused_moe.router.grouped_topk_router import GroupedTopKRouter
     from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
 
     layers = {"has zero experts": Layer(router=object.__new__(ZeroExpertRouter))}
@@ -203,6 +204,12 @@ def test_layers_that_nothing_helps(monkeypatch: pytest.MonkeyPatch) -> None:
         hashing._hash_indices_table, plain._hash_indices_table = object(), None
         Engine(layer=Layer(router=plain)).start(monkeypatch)
         layers[f"routes by a hash of the token; ({kind.__name__})"] = Layer(router=hashing)
+    fusing = object.__new__(GroupedTopKRouter)
+    fusing.num_fused_shared_experts = 0
+    Engine(layer=Layer(router=fusing)).start(monkeypatch)
+    fusing = object.__new__(GroupedTopKRouter)
+    fusing.num_fused_shared_experts = 1
+    layers["runs shared experts among the routed ones"] = Layer(router=fusing)
     layers["transforms the sum of its experts' outputs"] = Layer(routed_output_transform=object())
     for reason, layer in layers.items():
         with pytest.raises(EngineError, match=re.escape(reason.partition(" (")[0])):
