@@ -84,11 +84,11 @@ def shown_reason(error: BaseException, request: Request) -> str:
 
 
 def _quotes(line: str, request: Request) -> bool:
-    windows = [line[start : start + _QUOTED_CHARACTERS] for start in range(len(line) - _QUOTED_CHARACTERS + 1)]
+    excerpts = [line[start : start + _QUOTED_CHARACTERS] for start in range(len(line) - _QUOTED_CHARACTERS + 1)]
     for text, _ in texts_of(request.body or {}, request.answer):
         if len(text) < _QUOTED_CHARACTERS:
             if len(text) >= _SHORT_TEXT_CHARACTERS and re.search(rf"['\"]{re.escape(text)}['\"]", line):
                 return True
-        elif any(window in text for window in windows):
+        elif any(excerpt in text for excerpt in excerpts):
             return True
     return False

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import gc
 import importlib.util
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -89,7 +92,20 @@ def installed_problems() -> tuple[str, ...]:
     release = None if version is None else release_of(version)
     if release is None or folder is None:
         return (unknown_release(version),)
-    return tuple(release_problems(release, folder))
+    with _without_collection():
+        return tuple(release_problems(release, folder))
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """The collector finds nothing in syntax trees, and would take as long as reading them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def release_problems(release: Release, folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import logging
 import os
 import re
@@ -156,6 +157,22 @@ def test_the_installed_vllm_has_every_name() -> None:
     folder = check.vllm_folder()
     assert folder is not None
     assert unimportable(folder) == []
+
+
+def test_the_check_leaves_the_collector_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "vllm_version", lambda: "0.32.0")
+    monkeypatch.setattr(check, "vllm_folder", lambda: folder)
+    found = []
+    monkeypatch.setattr(check, "release_problems", lambda release, folder: [str(gc.isenabled())])
+    try:
+        for switch in (gc.disable, gc.enable):
+            switch()
+            check.installed_problems.cache_clear()
+            found.append((*check.installed_problems(), gc.isenabled()))
+    finally:
+        gc.enable()
+        check.installed_problems.cache_clear()
+    assert found == [("False", False), ("False", True)]
 
 
 def test_an_unpacked_vllm_has_every_name() -> None:
