@@ -48,11 +48,11 @@ def super_experts(activation_max_LE: Floats) -> Bools:
     An expert of the first three quarters of the layers is one when its largest absolute activation exceeds both the
     99.5th percentile and a tenth of the largest one, over all experts of all layers.
     """
-    threshold = max(
+    usual_maximum = max(
         float(np.percentile(activation_max_LE, SUPER_EXPERT_PERCENTILE)),
         SUPER_EXPERT_FRACTION_OF_MAX * float(activation_max_LE.max()),
     )
-    is_super_LE: Bools = activation_max_LE > threshold
+    is_super_LE: Bools = activation_max_LE > usual_maximum
     is_super_LE[int(len(is_super_LE) * SUPER_EXPERT_LAYER_FRACTION) :] = False
     return is_super_LE
 

@@ -138,7 +138,7 @@ class SliceLimits(Record):
 
     Attributes:
         max_slices: Slices told apart, `default` and `other` included.
-        known: Those that have a slot now; `reset` frees the slots of those without a request in the engine.
+        known: Those told apart now; `reset` forgets those without a request in the engine.
         allowed: Names that requests may bring besides `default`; empty allows all.
         beyond: Requests in the slice `other` since the start or the last reset, by the name of the limit that put them
             there: `max_slices` or `slices`.

@@ -170,7 +170,7 @@ def test_only_the_adapter_names_vllm(file: str) -> None:
 
 
 # Names under which files hold an engine of vLLM as it is.
-HELD_ENGINES = {"llm", "_llm"}
+HELD_ENGINES = {"llm", "_llm", "engine_client"}
 
 
 @pytest.mark.parametrize("file", OUTSIDE)
