@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,8 @@ TEXTS = sorted(
 TEXTS.remove(ROOT / "CHANGELOG.md")
 # What `serve` hands on to vLLM.
 OF_VLLM = {"--host", "--port"}
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# A block may stand in a list.
+_FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 # Paths from the top, and modules by the folder in which they are or by their name alone.
 _PATHS = re.compile(r"`((?:(?:reap_serve|tests|bench|deploy|patches)/[\w./-]+)|[\w/]+\.py)`")
 # One write each: the commands of a pipeline run at once.
@@ -43,7 +45,7 @@ enable -n test
 
 def blocks(path: Path, language: str) -> list[str]:
     """The fenced blocks of a language."""
-    return [text for name, text in _FENCE.findall(path.read_text()) if name == language]
+    return [textwrap.dedent(text) for name, text in _FENCE.findall(path.read_text()) if name == language]
 
 
 def commands_of(script: str, folder: Path) -> list[list[str]]:

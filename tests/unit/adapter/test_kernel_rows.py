@@ -35,8 +35,8 @@ class Manager:
         """What the kernel leaves of a call in float32: expert e multiplies by e + 1; rows sorted by expert."""
         ids_N = ids_TK.flatten().numpy()
         order_N = np.argsort(ids_N, kind="stable")
-        row_of_slot_N = np.empty_like(order_N)
-        row_of_slot_N[order_N] = np.arange(len(order_N))
+        row_of_route_N = np.empty_like(order_N)
+        row_of_route_N[order_N] = np.arange(len(order_N))
         token_N = order_N // ids_TK.shape[1]
         rows_NH = x_TH.numpy()[token_N] * (ids_N[order_N] + 1)[:, None]
         start = 0
@@ -44,7 +44,7 @@ class Manager:
             np.bincount(ids_N, minlength=NUM_EXPERTS).astype(np.int32),
             np.zeros(NUM_EXPERTS + 1, np.int32),
             token_N.astype(np.int32),
-            row_of_slot_N.astype(np.int32),
+            row_of_route_N.astype(np.int32),
             np.zeros((len(ids_N), INTERMEDIATE), np.float32),
             rows_NH.astype(np.float32),
         ):
@@ -71,8 +71,8 @@ def layer_over(manager: Manager) -> LayerFacts:
 def test_rows_are_read_in_the_order_of_the_experts_with_the_place_of_each_slot() -> None:
     manager = Manager(8192)
     manager.leave(X_TH, IDS_TK)
-    rows_NH, row_of_slot_N = rows_of(manager).read(6)
-    assert row_of_slot_N.tolist() == [1, 0, 4, 3, 2, 5]
+    rows_NH, row_of_route_N = rows_of(manager).read(6)
+    assert row_of_route_N.tolist() == [1, 0, 4, 3, 2, 5]
     assert rows_NH.tolist() == [[3, -4], [6, -8], [2, 0], [0, 6], [0, 8], [4, 0]]
 
 
