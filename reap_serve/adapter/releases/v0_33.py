@@ -13,6 +13,8 @@ V0_33 = V0_32.derive(
         ClassNames("vllm.model_executor.layers.fused_moe.expert_substitution", "SubstitutedRoutedExperts"),
         # Mega MoE kernels of several models.
         ClassNames("vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts"),
+        # Computes small steps past its layer: refused.
+        ClassNames("vllm.models.flint.ops.moe", "FlintBf16DecodeMoE"),
         # A model of the Transformers backend routes by it on a plain `MoERunner`: such a layer routes in the model.
         FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router"),
         FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router_precomputed"),

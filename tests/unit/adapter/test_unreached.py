@@ -9,8 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from reap_serve.adapter.releases.names import ClassNames  # noqa: E402
+from reap_serve.adapter.releases.v0_33 import V0_33  # noqa: E402
 from reap_serve.adapter.tap import add_tap  # noqa: E402
-from reap_serve.adapter.unreached import refuse_unreached  # noqa: E402
+from reap_serve.adapter.unreached import BYPASSES, refuse_unreached  # noqa: E402
 from reap_serve.errors import EngineError  # noqa: E402
 
 
@@ -79,3 +81,12 @@ def test_a_kernel_that_fuses_the_exchange_with_the_experts_is_refused() -> None:
     derived: Any = type("DeepseekV4MegaMoEExpertsFI", (kernel,), {})
     with pytest.raises(EngineError, match="mlp0 is a DeepseekV4MegaMoEExpertsFI, which shows nothing"):
         refuse_unreached(model_of(derived()))
+
+
+def test_what_computes_small_steps_past_a_layer_is_refused() -> None:
+    """As a Flint model in BF16 of vLLM 0.33, whose large steps alone reach the layer."""
+    bypass: Any = type("FlintBf16DecodeMoE", (torch.nn.Module,), {})()
+    with pytest.raises(EngineError, match="mlp1 is a FlintBf16DecodeMoE, which computes small steps past the layer"):
+        refuse_unreached(model_of(layer_of(experts_of()), bypass))
+    known = {entry.name for entry in V0_33.names if isinstance(entry, ClassNames)}
+    assert set(BYPASSES) <= known
