@@ -10,8 +10,14 @@ from reap_serve.errors import EngineError
 # Kernels that fuse the exchange between ranks with the experts: modules of the models, in no common class, told by the
 # end of a name, their own or that of a class that they derive from.
 MEGA_KERNEL = "MegaMoEExperts"
-# What computes small steps from the weights of a layer's experts, and does not call the layer.
-BYPASSES = ("FlintBf16DecodeMoE",)
+# What computes decode steps from the weights of a layer's experts, and does not call the layer: modules of models, or
+# what hangs on one; with what switches it off.
+_ASKED_FOR = "start vLLM without specialised decoding (--monokernel, decode_backend in the additional configuration)"
+BYPASSES = {
+    "FlintBf16DecodeMoE": "observe it with --tensor-parallel-size 2",
+    "MonoDecodeLayer": _ASKED_FOR,
+    "DecodeConfig": _ASKED_FOR,
+}
 
 
 def refuse_unreached(model: torch.nn.Module) -> None:
@@ -30,11 +36,9 @@ def refuse_unreached(model: torch.nn.Module) -> None:
         kind = type(module).__name__
         if any(base.__name__.endswith(MEGA_KERNEL) for base in type(module).__mro__):
             raise EngineError(f"{name} is a {kind}, which shows nothing of its experts", "start vLLM without mega MoE")
-        if kind in BYPASSES:
-            raise EngineError(
-                f"{name} is a {kind}, which computes small steps past the layer",
-                "observe it with --tensor-parallel-size 2",
-            )
+        for held in (kind, *(type(value).__name__ for value in vars(module).values())):
+            if held in BYPASSES:
+                raise EngineError(f"{name}: {held} computes decode steps past the layer", BYPASSES[held])
         if isinstance(module, (MoERunnerInterface, RoutedExperts)) and not is_tapped(module):
             raise EngineError(
                 f"{name} is a {kind}, a layer of its own that observation does not reach",

@@ -13,8 +13,11 @@ V0_33 = V0_32.derive(
         ClassNames("vllm.model_executor.layers.fused_moe.expert_substitution", "SubstitutedRoutedExperts"),
         # Mega MoE kernels of several models.
         ClassNames("vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts"),
-        # Computes small steps past its layer: refused.
+        # They compute decode steps past their layers: refused.
         ClassNames("vllm.models.flint.ops.moe", "FlintBf16DecodeMoE"),
+        ClassNames("vllm.models.deepseek_v4.amd.mono_decode", "MonoDecodeLayer"),
+        ClassNames("vllm.models.deepseek_v41.nvidia.specialized_decode", "DecodeConfig"),
+        ClassNames("vllm.models.minimax_m3.amd.specialized_decode.runtime.spec", "DecodeConfig"),
         # A model of the Transformers backend routes by it on a plain `MoERunner`: such a layer routes in the model.
         FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router"),
         FunctionNames("vllm.model_executor.models.transformers.moe", "_hf_topk_router_precomputed"),

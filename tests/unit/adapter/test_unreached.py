@@ -83,10 +83,14 @@ def test_a_kernel_that_fuses_the_exchange_with_the_experts_is_refused() -> None:
         refuse_unreached(model_of(derived()))
 
 
-def test_what_computes_small_steps_past_a_layer_is_refused() -> None:
-    """As a Flint model in BF16 of vLLM 0.33, whose large steps alone reach the layer."""
-    bypass: Any = type("FlintBf16DecodeMoE", (torch.nn.Module,), {})()
-    with pytest.raises(EngineError, match="mlp1 is a FlintBf16DecodeMoE, which computes small steps past the layer"):
+@pytest.mark.parametrize("kind", BYPASSES)
+def test_what_computes_decode_steps_past_a_layer_is_refused(kind: str) -> None:
+    """A module of the model, or what hangs on one; as in vLLM 0.33."""
+    bypass: Any = type(kind, (torch.nn.Module,), {})()
+    with pytest.raises(EngineError, match=f"mlp1: {kind} computes decode steps past the layer; "):
         refuse_unreached(model_of(layer_of(experts_of()), bypass))
-    known = {entry.name for entry in V0_33.names if isinstance(entry, ClassNames)}
-    assert set(BYPASSES) <= known
+    block = torch.nn.Linear(2, 2)
+    block.mono = type(kind, (), {})()
+    with pytest.raises(EngineError, match=f"mlp1: {kind} computes decode steps past the layer; "):
+        refuse_unreached(model_of(layer_of(experts_of()), block))
+    assert kind in {entry.name for entry in V0_33.names if isinstance(entry, ClassNames)}
