@@ -33,44 +33,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from timed_engine import IN_FLIGHT, Engine, Turn, Workload, document_of, make_workload, ratio_of_sums, rounded
 
-SHAPES = {
-    "embedded": {
-        "hidden_size": 192,
-        "moe_intermediate_size": 128,
-        "num_experts": 32,
-        "num_experts_per_tok": 2,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "tie_word_embeddings": True,
-    },
-    "large": {
-        "hidden_size": 2048,
-        "moe_intermediate_size": 768,
-        "num_experts": 64,
-        "num_experts_per_tok": 8,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "tie_word_embeddings": False,
-    },
-}
-VOCABULARY = 4096
-IN_FLIGHT, PROMPT_TOKENS, ANSWER_TOKENS = 16, 128, 48
-PREFILL_TOKENS = 256
 RESAMPLES = 500
 SETTLE_SECONDS = 60.0
 OBSERVED: dict[str, dict[str, Any]] = {
@@ -79,113 +49,11 @@ OBSERVED: dict[str, dict[str, Any]] = {
 }
 
 
-def build(shape: dict[str, object], directory: Path) -> None:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=VOCABULARY, intermediate_size=384, norm_topk_prob=True, max_position_embeddings=2048, **shape
-    )
-    with torch.device("meta"):
-        model = transformers.Qwen3MoeForCausalLM(config)
-    model = model.to(torch.bfloat16).to_empty(device="cpu")
-    model.init_weights()
-    model.save_pretrained(directory)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What an engine is asked in a turn.
-
-    Attributes:
-        prompts: Token ids of each request.
-        answer_tokens: Of each request.
-        in_flight: Requests that run at a time.
-        block_steps: Steps that an engine runs before the other's turn comes.
-    """
-
-    prompts: list[list[int]]
-    answer_tokens: int
-    in_flight: int
-    block_steps: int
-
-
-@dataclass
-class Turn:
-    """What one engine took for the requests of a turn: its own seconds, and each wait for a further token."""
-
-    seconds: float
-    cpu_seconds: float
-    intervals: list[float]
-
-
-class Engine:
-    """An engine with a clock that runs while it works."""
-
-    def __init__(self, model: str, options: argparse.Namespace, recorder: str) -> None:
-        from vllm import LLM, SamplingParams
-
-        observing: dict[str, Any] = {}
-        if recorder in OBSERVED:
-            settings = OBSERVED[recorder] | {"read_kernel_rows": not options.recompute}
-            observing = {
-                "additional_config": {"reap_serve": settings},
-                "worker_extension_cls": "reap_serve.adapter.worker.ReapWorkerExtension",
-            }
-        llm = LLM(
-            model,
-            skip_tokenizer_init=True,
-            enforce_eager=not options.compiled,
-            max_model_len=1024,
-            enable_prefix_caching=False,
-            **observing,
-        )
-        self._llm = llm
-        self.engine = llm.llm_engine
-        self._parameters = SamplingParams(temperature=0.0, ignore_eos=True, detokenize=False)
-
-    def begin(self, workload: Workload) -> None:
-        """A turn begins."""
-        self._workload = workload
-        self._parameters.max_tokens = workload.answer_tokens
-        self._waiting = list(enumerate(workload.prompts))
-        self._active = 0
-        self._seen: dict[str, tuple[int, float]] = {}
-        self.turn = Turn(0.0, 0.0, [])
-
-    @property
-    def done(self) -> bool:
-        """Whether all requests of the turn are answered."""
-        return not self._waiting and self._active == 0
-
-    def advance(self) -> None:
-        """Runs a block of steps."""
-        turn = self.turn
-        started, cpu_started = time.perf_counter() - turn.seconds, time.process_time()
-        for _ in range(self._workload.block_steps):
-            if self.done:
-                break
-            while self._waiting and self._active < self._workload.in_flight:
-                number, prompt = self._waiting.pop(0)
-                self.engine.add_request(str(number), {"prompt_token_ids": prompt}, self._parameters)
-                self._active += 1
-            for output in self.engine.step():
-                now, count = time.perf_counter() - started, len(output.outputs[0].token_ids)
-                before, when = self._seen.get(output.request_id, (0, now))
-                if before and count > before:
-                    turn.intervals.append((now - when) / (count - before))
-                self._seen[output.request_id] = (count, now)
-                self._active -= output.finished
-        turn.seconds = time.perf_counter() - started
-        turn.cpu_seconds += time.process_time() - cpu_started
-
-    def status(self) -> Any:
-        """What the observed engine says of itself."""
-        return self._llm.collective_rpc("reap_status")[0]
-
-    def close(self) -> None:
-        self.engine.engine_core.shutdown()
+def start(model: str, options: argparse.Namespace, kind: str) -> Engine:
+    settings = OBSERVED.get(kind)
+    if settings is not None:
+        settings = {**settings, "read_kernel_rows": not options.recompute}
+    return Engine(model, options.compiled, settings)
 
 
 def settle(engine: Engine, workload: Workload) -> None:
@@ -225,27 +93,19 @@ def main() -> None:
     options.turns = options.turns or (12 if large else 40)
     options.requests = options.requests or (64 if prefill and not large else IN_FLIGHT)
     options.pairs = options.pairs or (2 if large else 6)
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # What vLLM prints does not belong to the document.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    with tempfile.TemporaryDirectory() as directory:
-        model = options.model
-        if model in SHAPES:
-            build(SHAPES[model], Path(directory))
-            model = directory
-        print(json.dumps(compare(model, options)), file=answers)
+    document_of(options.model, lambda model: json.dumps(compare(model, options)))
 
 
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
-    workload = workload_of(options)
+    prefill = options.workload == "prefill"
+    block_steps = 1 if prefill or options.model == "large" else 4
+    workload = make_workload(options.requests, prefill=prefill, block_steps=block_steps)
     turns: list[list[tuple[Turn, Turn]]] = []
     facts: dict[str, Any] = {"recorded_by": None, "sample_fraction": None}
     for number in range(options.pairs):
         # Neither kind is always the one that was started first.
         kinds = ("plain", options.recorder)
-        started = [Engine(model, options, kind) for kind in kinds[:: 1 if number % 2 == 0 else -1]]
+        started = [start(model, options, kind) for kind in kinds[:: 1 if number % 2 == 0 else -1]]
         pair = (started[0], started[1]) if number % 2 == 0 else (started[1], started[0])
         for _ in range(2):
             run_turn(pair, workload)  # warm-up
@@ -276,19 +136,6 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         **figures([turn for pair_turns in turns for turn in pair_turns], workload),
         "pair_ratios": [round(ratio_of_sums(seconds_of(pair_turns))[0], 4) for pair_turns in turns],
     }
-
-
-def workload_of(options: argparse.Namespace) -> Workload:
-    random = np.random.default_rng(0)
-    prefill = options.workload == "prefill"
-    prompt_tokens, answer_tokens = (PREFILL_TOKENS, 1) if prefill else (PROMPT_TOKENS, ANSWER_TOKENS)
-    prompts = [random.integers(0, VOCABULARY, size=prompt_tokens).tolist() for _ in range(options.requests)]
-    return Workload(
-        prompts,
-        answer_tokens,
-        in_flight=len(prompts) if prefill else IN_FLIGHT,
-        block_steps=1 if prefill or options.model == "large" else 4,
-    )
 
 
 def figures(turns: list[tuple[Turn, Turn]], workload: Workload) -> dict[str, object]:
@@ -323,20 +170,8 @@ def seconds_of(turns: list[tuple[Turn, Turn]]) -> npt.NDArray[np.float64]:
     return np.array([(plain.seconds, observed.seconds) for plain, observed in turns])
 
 
-def ratio_of_sums(pairs_T2: npt.NDArray[np.float64]) -> tuple[float, tuple[float, float]]:
-    """Sum of the first over sum of the second column, with the 95 % interval of a ratio estimator."""
-    first, second = pairs_T2.T
-    ratio = float(first.sum() / second.sum())
-    error = 1.96 * len(pairs_T2) ** 0.5 * float(np.std(first - ratio * second, ddof=1) / second.sum())
-    return ratio, (ratio - error, ratio + error)
-
-
 def p99_ratio(plain: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> float:
     return float(np.quantile(observed, 0.99) / np.quantile(plain, 0.99))
-
-
-def rounded(values: Any) -> list[float]:
-    return [round(value, 4) for value in values]
 
 
 if __name__ == "__main__":

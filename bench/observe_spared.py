@@ -24,19 +24,17 @@ import gc
 import json
 import os
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-import observe_overhead as overhead
+from timed_engine import IN_FLIGHT, SHAPES, Engine, Workload, document_of, make_workload, ratio_of_sums, rounded
 
 Seconds = npt.NDArray[np.float64]
 
 # So small that no step is sampled.
-RECORDED = {"recorder": "deferred", "sample_fraction": 1e-9, "overhead_budget": None}
+RECORDED: dict[str, object] = {"recorder": "deferred", "sample_fraction": 1e-9, "overhead_budget": None}
 
 
 class KernelOperator:
@@ -55,7 +53,7 @@ class KernelOperator:
         layer.routed_experts.__class__ = type("Behind", (plain,), {"forward_modular": forward_modular})
 
 
-def start(model: str, options: argparse.Namespace) -> tuple[overhead.Engine, Any]:
+def start(model: str, options: argparse.Namespace) -> tuple[Engine, Any]:
     """An engine that never spares an operator by itself, and what stands in for it."""
     import torch
 
@@ -64,12 +62,12 @@ def start(model: str, options: argparse.Namespace) -> tuple[overhead.Engine, Any
 
     if options.operator == "routing":
         with mock.patch.object(loaded.LoadedEngine, "skipped_routing", None):
-            return overhead.Engine(model, options, "sampled"), routing_stand_in()
+            return Engine(model, True, RECORDED), routing_stand_in()
     with mock.patch.object(wiring, "KernelTaps", KernelOperator):
-        return overhead.Engine(model, options, "sampled"), StandIn(torch.ops.reap_serve, "tap")
+        return Engine(model, True, RECORDED), StandIn(torch.ops.reap_serve, "tap")
 
 
-def run_turn(engine: overhead.Engine, workload: overhead.Workload, stand_in: Any, first: bool) -> Seconds:
+def run_turn(engine: Engine, workload: Workload, stand_in: Any, first: bool) -> Seconds:
     """The requests through the engine, block by block.
 
     Args:
@@ -97,7 +95,7 @@ def run_turn(engine: overhead.Engine, workload: overhead.Workload, stand_in: Any
 
 
 def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
-    workload = overhead.workload_of(options)
+    workload = make_workload(IN_FLIGHT, prefill=False, block_steps=1 if options.model == "large" else 4)
     # Of each pair of turns, in which every block runs both ways.
     engines: list[Seconds] = []
     for _ in range(options.engines):
@@ -117,44 +115,35 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, object]:
         gc.unfreeze()
         gc.collect()
         engines.append(np.array(pairs))
-        ratio, (low, high) = overhead.ratio_of_sums(engines[-1][:, :, 0])
+        ratio, (low, high) = ratio_of_sums(engines[-1][:, :, 0])
         print(f"engine: {ratio:.4f}, {low:.4f} to {high:.4f}", file=sys.stderr, flush=True)
     everything = np.concatenate(engines)
-    ratio, interval = overhead.ratio_of_sums(everything[:, :, 0])
-    cpu_ratio, cpu_interval = overhead.ratio_of_sums(everything[:, :, 1])
+    ratio, interval = ratio_of_sums(everything[:, :, 0])
+    cpu_ratio, cpu_interval = ratio_of_sums(everything[:, :, 1])
     return {
         "operator": options.operator,
         "model": options.model,
         "engines": options.engines,
         "turns": options.turns,
         "throughput_ratio": round(ratio, 4),
-        "throughput_ratio_interval": overhead.rounded(interval),
+        "throughput_ratio_interval": rounded(interval),
         "cpu_ratio": round(cpu_ratio, 4),
-        "cpu_ratio_interval": overhead.rounded(cpu_interval),
-        "engine_ratios": [round(overhead.ratio_of_sums(each[:, :, 0])[0], 4) for each in engines],
+        "cpu_ratio_interval": rounded(cpu_interval),
+        "engine_ratios": [round(ratio_of_sums(each[:, :, 0])[0], 4) for each in engines],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("operator", choices=["routing", "kernel"])
-    parser.add_argument("--model", choices=list(overhead.SHAPES), default="embedded")
+    parser.add_argument("--model", choices=list(SHAPES), default="embedded")
     parser.add_argument("--turns", type=int)
     parser.add_argument("--engines", type=int, default=2)
     options = parser.parse_args()
     options.turns = options.turns or (24 if options.model == "large" else 300)
-    options.requests, options.workload, options.compiled, options.recompute = overhead.IN_FLIGHT, "serve", True, False
-    overhead.OBSERVED["sampled"] = RECORDED
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
     # Graphs with and without an operator are the same to the cache.
     os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # What vLLM prints does not belong to the document.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    with tempfile.TemporaryDirectory() as directory:
-        overhead.build(overhead.SHAPES[options.model], Path(directory))
-        print(json.dumps(compare(directory, options)), file=answers)
+    document_of(options.model, lambda model: json.dumps(compare(model, options)))
 
 
 if __name__ == "__main__":

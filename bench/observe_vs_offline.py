@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from observe_overhead import SHAPES, VOCABULARY, build
+from timed_engine import SHAPES, VOCABULARY, build
 
 BATCH_SEQUENCES = 8
 MINIMUM_TOKENS = 100

@@ -27,7 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from prune_speed import make_checkpoint, write_plan
+from random_checkpoint import make_checkpoint, write_plan
 
 SHARD_GIB = 0.02
 
