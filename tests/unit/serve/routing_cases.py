@@ -13,6 +13,13 @@ E, H, K = 12, 8, 3
 KEPT = (0, 2, 3, 5, 6, 7, 9, 11)
 # Two of each group of three, for routers with four groups.
 KEPT_IN_GROUPS = (0, 2, 3, 4, 7, 8, 9, 11)
+# Plans by name, with experts among which every router here can choose.
+PLANS: dict[str, dict[int, tuple[int, ...]]] = {
+    "some": {0: KEPT_IN_GROUPS},
+    "all": {0: tuple(range(E))},
+    "others": {0: (1, 2, 3, 5, 6, 7, 9, 10)},
+    "late": {0: (0, 1, 4, 5, 7, 8, 10, 11)},
+}
 
 
 @dataclass(frozen=True)
