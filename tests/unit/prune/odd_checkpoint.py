@@ -25,6 +25,9 @@ QWEN35: Mapping[str, object] = {
     "text_config": {**CONFIG, "model_type": "qwen3_5_moe_text", "mtp_num_hidden_layers": 1},
 }
 KEPT: Mapping[int, Sequence[int]] = {0: [0, 2, 5, 7], 1: [1, 2, 3, 6]}
+# Where the experts of both layers are, and modules of two: one goes, one stays under another number.
+L0, L1 = "model.layers.0.mlp.experts", "model.layers.1.mlp.experts"
+BOTH = [f"{L0}.3.up_proj", f"{L0}.5.up_proj"]
 Tensors = dict[str, Entry]
 Linear = Callable[[str, tuple[int, int]], Tensors]
 
