@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from captured_passes import CPU, HIDDEN, LAYERS, SHAPE, SIZES, TRASH, Inputs, model, sums_of_layers
 from fake_layer import FakeExperts, facts
-from graph_replay import CaptureError, Graph, capture, capturing, kernels_of
+from graph_replay import Graph, capture
 
-from reap_serve.adapter.wiring import tap_reduction
-from reap_serve.record.accumulate import LayerSums
 from reap_serve.record.captured import CapturedRecorder, Measure
 from reap_serve.record.captured_rows import CapturedRows, held_rows
 from reap_serve.record.deferred import DeferredRecorder
 from reap_serve.record.inline import InlineRecorder
-from reap_serve.record.moe_sum import MoeSumRecorder, PersistentSlots
 from reap_serve.record.recorder import RowShape
 from reap_serve.record.sampling import RowSampler
-
-CPU = torch.device("cpu")
-TRASH, EXPERTS, TOP_K, HIDDEN, LAYERS = 4, 4, 2, 3, 2
-SIZES = (4, 8, 16)
-SHAPE = RowShape(HIDDEN, TOP_K, torch.float32)
-
-
-@dataclass
-class Inputs:
-    """Persistent inputs of the captured passes, as a model runner has them."""
-
-    x_TH: torch.Tensor
-    gate_LTK: torch.Tensor
-    ids_LTK: torch.Tensor
-
-    @classmethod
-    def empty(cls) -> Inputs:
-        size = SIZES[-1]
-        return cls(
-            torch.full((size, HIDDEN), torch.nan),
-            torch.full((LAYERS, size, TOP_K), torch.nan),
-            torch.zeros(LAYERS, size, TOP_K, dtype=torch.int32),
-        )
-
-    def fill(self, random: torch.Generator, rows: int) -> None:
-        """New contents; the rows behind are padding, of which nothing may be read."""
-        self.x_TH.fill_(torch.nan)
-        self.gate_LTK.fill_(torch.nan)
-        self.x_TH[:rows] = torch.randint(-8, 8, (rows, HIDDEN), generator=random).float()
-        self.gate_LTK[:, :rows] = torch.rand(LAYERS, rows, TOP_K, generator=random)
-        ids = torch.rand(LAYERS, rows, EXPERTS, generator=random).argsort(dim=-1)[..., :TOP_K]
-        self.ids_LTK[:, :rows] = ids.int()
-
-
-def model(inputs: Inputs, recorders: list[Any], size: int) -> torch.Tensor:
-    """A pass of `size` rows: each layer adds the output of its experts."""
-    x_TH = inputs.x_TH[:size]
-    for layer, recorder in enumerate(recorders):
-        gate_TK, ids_TK = inputs.gate_LTK[layer, :size], inputs.ids_LTK[layer, :size]
-        # As `record.tap` does: under capture a graph gets the gather.
-        see = recorder.gather if capturing() and isinstance(recorder, CapturedRecorder) else recorder.record
-        see(x_TH, gate_TK, ids_TK)
-        x_TH = x_TH + FakeExperts().forward(x_TH, gate_TK, ids_TK)
-    return x_TH
-
-
-def sums_of_layers() -> list[LayerSums]:
-    return [LayerSums(TRASH, EXPERTS, CPU) for _ in range(LAYERS)]
 
 
 class Captured:
@@ -234,62 +182,6 @@ def test_memory_is_as_stated() -> None:
     assert rows.num_bytes == 2 * (8 + 16) * SHAPE.row_bytes + 8 * 16 + 8 * 8
 
 
-def moe_sum_layers() -> tuple[list[LayerSums], PersistentSlots, Callable[[Inputs, int], torch.Tensor]]:
-    """Two layers of a kernel that writes weighted rows and adds them, with the `moe_sum` recorder."""
-    sums, labels = sums_of_layers(), PersistentSlots(1.0, TRASH, CPU, max_rows=SIZES[-1])
-
-    class Kernel:
-        def apply(self, x_TH: torch.Tensor, gate_TK: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
-            rows_TKH = x_TH.unsqueeze(1) * (gate_TK * (ids_TK + 1)).unsqueeze(-1)
-            output_TH = torch.empty_like(x_TH)
-            self.moe_sum(rows_TKH, output_TH)
-            return output_TH
-
-        def moe_sum(self, input: torch.Tensor, output: torch.Tensor) -> None:
-            torch.sum(input, dim=1, out=output)
-
-    kernels = [Kernel() for _ in range(LAYERS)]
-    recorders = [MoeSumRecorder(facts(FakeExperts()), each, labels) for each in sums]
-    for kernel, recorder in zip(kernels, recorders, strict=True):
-        tap_reduction(kernel, recorder.rows_written)
-
-    def run(inputs: Inputs, size: int) -> torch.Tensor:
-        x_TH = inputs.x_TH[:size]
-        for layer, (kernel, recorder) in enumerate(zip(kernels, recorders, strict=True)):
-            gate_TK, ids_TK = inputs.gate_LTK[layer, :size], inputs.ids_LTK[layer, :size]
-            recorder.record(x_TH, gate_TK, ids_TK)
-            x_TH = x_TH + kernel.apply(x_TH, gate_TK, ids_TK)
-        return x_TH
-
-    return sums, labels, run
-
-
-def test_moe_sum_replays_as_in_eager_mode() -> None:
-    sums, labels, run = moe_sum_layers()
-    inputs, random = Inputs.empty(), torch.Generator().manual_seed(5)
-    graphs = {size: capture(lambda size=size: run(inputs, size), (inputs, sums, labels)) for size in SIZES}
-    expected, sampler = sums_of_layers(), RowSampler(1.0, TRASH, CPU)
-    oracle = [DeferredRecorder(facts(FakeExperts()), each, sampler, 64) for each in expected]
-    for each in sums:
-        each.reset()
-    for slots, size in [([0, 1, 3, TRASH, 2], 8), ([2], 4), ([1, 3, 3], 4), ([0] * 9, 16)] * 3:
-        inputs.fill(random, len(slots))
-        for each in (labels, sampler):
-            each.begin(np.array(slots))
-        graphs[size].replay()
-        with torch.inference_mode():
-            model(inputs, oracle, len(slots))
-        for each in (labels, sampler):
-            each.end()
-        graphs[size].replay()  # a dummy run
-    with torch.inference_mode():
-        for recorder in oracle:
-            recorder.flush()
-    for found, wanted in zip(sums, expected, strict=True):
-        assert found.tokens_S[:TRASH].tolist() == wanted.tokens_S[:TRASH].tolist()
-        torch.testing.assert_close(found.sums_SEC[:TRASH], wanted.sums_SEC[:TRASH], rtol=1e-6, atol=0)
-
-
 def test_recorders_in_python_record_nothing_in_a_graph() -> None:
     """Why they are refused there: captured outside of a step they leave no operator behind."""
     inputs = Inputs.empty()
@@ -298,43 +190,3 @@ def test_recorders_in_python_record_nothing_in_a_graph() -> None:
         recorders = [kind(facts(FakeExperts()), sums, sampler) for sums in sums_of_layers()]
         graph = capture(lambda recorders=recorders: model(inputs, recorders, 4), inputs)
         assert not any("index" in name for name in graph.operators)
-
-
-@pytest.mark.parametrize(
-    ("run", "reason"),
-    [
-        (lambda x: x.sum().item(), "waits for the device"),
-        (lambda x: float(x.sum()), "waits for the device"),
-        (lambda x: x.tolist(), "waits for the device"),
-        (lambda x: x.nonzero(), "depends on values"),
-        (lambda x: x[x > 0], "depends on values"),
-        (lambda x: torch.unique(x), "depends on values"),
-        (lambda x: x + torch.from_numpy(np.ones(3, np.float32)), "memory of the host"),
-        (lambda x: torch.sum(x, dim=0, out=torch.empty(0)), "memory of the host|allocates"),
-    ],
-)
-def test_what_a_graph_cannot_repeat_is_refused(run: Callable[[torch.Tensor], object], reason: str) -> None:
-    x = torch.ones(2, 3)
-    with pytest.raises(CaptureError, match=reason):
-        capture(lambda: run(x), x)
-
-
-def test_what_was_never_called_before_is_refused_where_asked() -> None:
-    x = torch.ones(2, 3)
-    loaded = kernels_of(lambda: x + 1)
-    capture(lambda: x + 1, x, loaded)
-    with pytest.raises(CaptureError, match=r"mul\.Tensor was never called before"):
-        capture(lambda: x * 2, x, loaded)
-
-
-def test_a_replay_runs_no_python() -> None:
-    x, calls = torch.ones(2), []
-
-    def run() -> torch.Tensor:
-        calls.append(1)
-        return (x * 2).add_(1)
-
-    graph = capture(run, x)
-    x.fill_(3)
-    graph.replay()
-    assert (graph.output.tolist(), calls) == ([7.0, 7.0], [1])
