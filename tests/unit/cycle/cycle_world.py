@@ -19,6 +19,7 @@ from reap_serve.compare.run import Comparison
 from reap_serve.cycle import steps
 from reap_serve.model import fingerprint, open_model
 from reap_serve.plan.record import Plan
+from reap_serve.prune.manifest import read_manifest
 from reap_serve.statistics.file import write_statistics
 from reap_serve.statistics.record import ExpertSums, Statistics
 
@@ -141,3 +142,9 @@ def made_up_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(steps, "sweep", sweep)
     monkeypatch.setattr(steps, "compare", compare)
     return made
+
+
+def kept(candidate: str | None) -> tuple[int, ...]:
+    """The experts that a candidate keeps in its first layer."""
+    assert candidate is not None
+    return read_manifest(Path(candidate)).plan.layers[0].kept

@@ -9,58 +9,13 @@ from pathlib import Path
 
 import pytest
 import small_checkpoint
-from cycle_world import World
+from cycle_world import World, kept
 
-from reap_serve.cycle import choose, steps
-from reap_serve.cycle.config import read_config
-from reap_serve.cycle.keys import with_keys
+from reap_serve.cycle import steps
 from reap_serve.cycle.run import run_cycle
 from reap_serve.cycle.state import State
-from reap_serve.errors import (
-    EngineError,
-    InputFileError,
-    MismatchError,
-    PlanError,
-    ReapServeError,
-    RequestError,
-    StorageError,
-    TrafficError,
-)
+from reap_serve.errors import EngineError, MismatchError, StorageError
 from reap_serve.plan.record import read_plan
-from reap_serve.prune.manifest import read_manifest
-from reap_serve.records import provenance
-from reap_serve.tune.record import TuneReport
-from reap_serve.tune.request import Budget, TuneRequest
-
-NOTHING_FOUND = {
-    "schema_version": 1,
-    "provenance": provenance().model_dump(),
-    "model": "base",
-    "keep_experts": 2,
-    "num_experts": 4,
-    "criterion": "reap",
-    "variant": "",
-    "held": True,
-    "reason": "nothing can go within the limits",
-    "limits": [],
-    "candidates": [],
-    "held_out": {},
-    "next_smaller": None,
-    "held_out_looks": 1,
-    "split": {"seed": 0, "requests": {}, "conversations": {}, "left_out": 0},
-    "trials": [],
-    "budget": "none",
-    "budget_exhausted": False,
-    "masked_tokens": 0,
-    "tokens": 0,
-    "seconds": 1.0,
-    "notes": [],
-}
-
-
-def kept(candidate: str | None) -> tuple[int, ...]:
-    assert candidate is not None
-    return read_manifest(Path(candidate)).plan.layers[0].kept
 
 
 def test_the_first_run_makes_a_candidate_and_the_same_inputs_make_no_work(world: World) -> None:
@@ -254,120 +209,6 @@ def test_a_served_plan_that_calls_its_layers_otherwise_is_refused(world: World) 
     world.observe("monday", favourites=(1, 3))
     with pytest.raises(MismatchError, match=r"index 1 'model\.layers\.5\.mlp\.experts'"):
         run_cycle(world.config)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "error", "message"),
-    [
-        ("keep_experts = 2", "", InputFileError, "exactly one of"),
-        ("keep_experts = 2", 'keep_experts = 2\nlimits = ["a<1"]', InputFileError, "exactly one of"),
-        ('since = "7d"', 'since = "soon"', InputFileError, "no duration"),
-        ("keep_experts = 2", 'limits = ["slices.*.quality.perplexity_ratio<2"]', InputFileError, r"traffic\.choose"),
-        ("keep_experts = 2", 'keep_experts = 2\nbudget = "a while"', InputFileError, "no budget"),
-        ("[gates]", "[gate]", InputFileError, r"unknown key gate \(2 problems\); the keys there are model, .* gates,"),
-        (
-            "since =",
-            "sinse =",
-            InputFileError,
-            r"toml: unknown key statistics\.sinse; the keys there are paths,",
-        ),
-        ("kl_divergence_mean<0.2", "kl<0.2", RequestError, r"cycle\.toml: gates\.trial 'slices\.\*\.quality\.kl<0\.2'"),
-        (
-            "[gates]",
-            '[gates]\ncheckpoint = ["a<1"]',
-            RequestError,
-            r"cycle\.toml: gates\.checkpoint 'a<1': the rep",
-        ),
-        ("[gates]", '[gates]\ncheckpoint = ["a"]', RequestError, r"cycle\.toml: gates\.checkpoint 'a' is not PATH"),
-        (
-            "[gates]",
-            'criterion = "nix"\n[gates]',
-            InputFileError,
-            r"choose\.criterion: there is no .* one of reap,",
-        ),
-        ("[gates]", '[drift]\ncriterion = "nix"\n[gates]', InputFileError, r"drift\.criterion: there is no criterion"),
-        ('state = "state"', 'state = "base"', InputFileError, "state: .*base is the folder of a model"),
-        ('paths = ["stats"]', 'paths = ["stats", "stat"]', InputFileError, "statistics .*/stat does not exist"),
-        ('heldout = ["heldout.jsonl"]', 'heldout = ["gone.jsonl"]', RequestError, "gone.jsonl"),
-        ("model", "model = = ", InputFileError, "is not TOML"),
-    ],
-)
-def test_a_wrong_configuration_is_named_before_anything_starts(
-    world: World, old: str, new: str, error: type[Exception], message: str
-) -> None:
-    text = world.config.read_text()
-    assert old in text
-    world.config.write_text(text.replace(old, new, 1))
-    with pytest.raises(error, match=message):
-        run_cycle(world.config)
-    assert world.engine_calls == []
-
-
-def test_a_malformed_line_names_the_key_that_passes_over_it(world: World) -> None:
-    with (world.root / "heldout.jsonl").open("a") as file:
-        file.write("{\n")
-    with pytest.raises(TrafficError, match=r"or skip such lines with skip_malformed = true under \[traffic\]$"):
-        run_cycle(world.config)
-    world.config.write_text(world.config.read_text().replace("[traffic]", "[traffic]\nskip_malformed = true"))
-    assert "no statistics" in run_cycle(world.config).reason
-    assert steps.settings_of(read_config(world.config), latency=False).refusals.skip
-
-
-def test_tune_chooses_where_limits_are_given_and_says_when_nothing_can_go(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tune itself is played: it writes what it would write. Its request is what the configuration says."""
-    text = world.config.read_text().replace("keep_experts = 2", 'limits = ["slices.*.quality.perplexity_ratio<1.5"]')
-    world.config.write_text(text.replace("[traffic]", '[traffic]\nchoose = ["heldout.jsonl"]'))
-    asked: list[TuneRequest] = []
-
-    def played(request: TuneRequest, say: object) -> TuneReport:
-        asked.append(request)
-        request.output.mkdir()
-        keeps = len(asked) == 1
-        report = TuneReport.model_validate({**NOTHING_FOUND, "plan": "plan.json" if keeps else None})
-        (request.output / "report.json").write_text(report.model_dump_json())
-        if keeps:
-            small_checkpoint.write_plan(request.output / "plan.json", {0: [0, 3], 1: [1, 3]})
-        return report
-
-    monkeypatch.setattr(choose, "tune", played)
-    world.observe("monday", favourites=(1, 3))
-    first = run_cycle(world.config)
-    assert first.decision == "candidate"
-    assert kept(first.candidate) == (0, 3)
-    assert asked[0].limits == ("slices.*.quality.perplexity_ratio<1.5",)
-    assert asked[0].statistics == (str(Path(first.run) / steps.WINDOWS_NAME),)
-    assert asked[0].budget == Budget(seconds=1800.0)
-    (world.root / "stats" / "monday.safetensors").unlink()
-    world.observe("friday", favourites=(1, 2))
-    refused = run_cycle(world.config)
-    assert (refused.decision, refused.reason) == ("refused", "nothing can go within the limits")
-
-
-def test_tune_speaks_of_the_keys_of_the_configuration(world: World) -> None:
-    """Tune itself reads the limit, against the traffic to choose on."""
-    text = world.config.read_text().replace("keep_experts = 2", 'limits = ["slices.*.quality.perplexity<1.5"]')
-    world.config.write_text(text.replace("[traffic]", '[traffic]\nchoose = ["heldout.jsonl"]'))
-    world.observe("monday", favourites=(1, 3))
-    with pytest.raises(RequestError) as found:
-        run_cycle(world.config)
-    assert found.value.what.startswith(f"{world.config}: choose.limits 'slices.*.quality.perplexity<1.5'")
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (RequestError("--limit 'x<1' was not measured", "leave it out"), "c.toml: choose.limits 'x<1' was not"),
-        (RequestError("too small", "raise --budget, or give less"), "too small; raise choose.budget, or give less"),
-        (PlanError("no count", "relax --multiple-of or --moe-backend"), "relax choose.multiple_of or --moe-backend"),
-        (EngineError("vLLM did not start: x", "see the log above, or add --debug"), "or add --debug"),
-    ],
-)
-def test_errors_name_keys(error: ReapServeError, expected: str) -> None:
-    named = with_keys(error, Path("c.toml"))
-    assert type(named) is type(error)
-    assert expected in str(named)
 
 
 def test_a_full_disk_ends_with_one_line_and_the_next_run_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
