@@ -1,131 +1,27 @@
-"""The tables of vLLM's names: they are whole, the installed release has them, and what is missing is named."""
+"""The tables of vLLM's names: they are whole, and the installed release has them."""
 
 from __future__ import annotations
 
 import ast
-import gc
-import logging
 import os
 import re
 import tomllib
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
-from typer.testing import CliRunner
 
 from reap_serve import engine_environment
-from reap_serve.adapter import commands, fit, plugin
+from reap_serve.adapter import commands
 from reap_serve.adapter.releases import check
 from reap_serve.adapter.releases.check import RELEASES, release_of, release_problems
-from reap_serve.adapter.releases.names import ClassNames, Entry, FunctionNames, ModuleName, Release, TextName, ValueName
+from reap_serve.adapter.releases.names import ClassNames, FunctionNames, ModuleName, Release, TextName, ValueName
 from reap_serve.adapter.releases.sources import MissingNameError, Sources
-from reap_serve.errors import EngineError
 
 ADAPTER = Path(check.__file__).parents[1]
 REPOSITORY = Path(__file__).parents[3]
 # A folder that holds the `vllm` of an unpacked wheel, which need not run here.
 SOURCES_VARIABLE = "REAP_SERVE_VLLM_SOURCES"
-
-FILES = {
-    "vllm/__init__.py": """
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from vllm.runner import Runner
-""",
-    "vllm/base.py": """
-class Base:
-    field: int
-    def method(self, first, second=None, *, third): ...
-    def overridden(self, old): ...
-    def __init__(self):
-        if True:
-            self.late, self.pair = 1, 2
-        self.read.something = 3
-""",
-    "vllm/runner.py": """
-import torch
-from . import base as parts
-if TYPE_CHECKING:
-    from elsewhere import Typed
-else:
-    Typed = object
-try:
-    from .base import Base as Alias
-except ImportError:
-    pass
-LIMIT = 3
-class Runner(parts.Base, torch.nn.Module):
-    NONE = 0
-    @property
-    def made(self): ...
-    def overridden(self, new): ...
-class Second(Alias): ...
-class Fields(Typed):
-    key: int
-def function(name, *, other): ...
-register("operator_name")
-""",
-}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A small vLLM."""
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-def test_members_are_those_of_all_base_classes_and_of_self(folder: Path) -> None:
-    members = Sources(folder).members("vllm", "Runner")
-    assert members.attributes == {"field", "late", "pair", "NONE", "made"}
-    assert members.methods["method"] == ("self", "first", "second", "third")
-    assert members.methods["overridden"] == ("self", "new")
-    assert "something" not in members, "that is set on another object"
-    assert "late" in Sources(folder).members("vllm.runner", "Second")
-
-
-@pytest.mark.parametrize(
-    ("entry", "problems"),
-    [
-        (ClassNames("vllm", "Runner", ("field", "made"), {"method": ("self", "first")}), []),
-        (ClassNames("vllm.runner", "Fields", ("key",)), []),
-        (ClassNames("vllm.runner", "Runner", ("field", "_gone")), ["Runner has no _gone"]),
-        (ClassNames("vllm.runner", "Runner", methods={"_run": ("self",)}), ["Runner has no _run"]),
-        (
-            ClassNames("vllm.runner", "Runner", methods={"method": ("self", "second")}),
-            ["Runner.method takes ('self', 'first', 'second', 'third'), expected ('self', 'second')"],
-        ),
-        (ClassNames("vllm.runner", "Third"), ["vllm.runner has no Third"]),
-        (ClassNames("vllm.nowhere", "Third"), ["there is no module vllm.nowhere"]),
-        (FunctionNames("vllm.runner", "function", ("name", "other")), []),
-        (
-            FunctionNames("vllm.runner", "function", ("other",)),
-            ["function takes ('name', 'other'), expected ('other',)"],
-        ),
-        (FunctionNames("vllm.runner", "LIMIT"), ["vllm.runner.LIMIT is no function"]),
-        (ClassNames("vllm.runner", "LIMIT"), ["vllm.runner.LIMIT is no class"]),
-        (ValueName("vllm.runner", "LIMIT"), []),
-        (ValueName("vllm.runner", "LEAST"), ["vllm.runner has no LEAST"]),
-        (TextName("vllm.runner", "operator_name"), []),
-        (ModuleName("vllm.runner"), []),
-        (ModuleName("vllm.runners"), ["there is no module vllm.runners"]),
-        (TextName("vllm.runner", "operator"), ['vllm.runner does not name "operator"']),
-    ],
-)
-def test_what_is_not_as_the_table_says_is_named(folder: Path, entry: Entry, problems: list[str]) -> None:
-    assert release_problems(Release("0.0", (entry,)), folder) == problems
-
-
-def test_names_are_not_looked_for_in_circles(tmp_path: Path) -> None:
-    (tmp_path / "vllm").mkdir()
-    (tmp_path / "vllm" / "__init__.py").write_text("from vllm.one import Thing")
-    (tmp_path / "vllm" / "one.py").write_text("from vllm import Thing")
-    with pytest.raises(MissingNameError, match="has no Thing"):
-        Sources(tmp_path).find("vllm", "Thing")
 
 
 def test_a_release_is_told_by_its_differences() -> None:
@@ -157,22 +53,6 @@ def test_the_installed_vllm_has_every_name() -> None:
     folder = check.vllm_folder()
     assert folder is not None
     assert unimportable(folder) == []
-
-
-def test_the_check_leaves_the_collector_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "vllm_version", lambda: "0.32.0")
-    monkeypatch.setattr(check, "vllm_folder", lambda: folder)
-    found = []
-    monkeypatch.setattr(check, "release_problems", lambda release, folder: [str(gc.isenabled())])
-    try:
-        for switch in (gc.disable, gc.enable):
-            switch()
-            check.installed_problems.cache_clear()
-            found.append((*check.installed_problems(), gc.isenabled()))
-    finally:
-        gc.enable()
-        check.installed_problems.cache_clear()
-    assert found == [("False", False), ("False", True)]
 
 
 def test_an_unpacked_vllm_has_every_name() -> None:
@@ -326,79 +206,6 @@ def test_private_names_of_vllm_stand_in_the_table() -> None:
     }
     assert "_forward_entry" in used
     assert used - known == set()
-
-
-@pytest.fixture
-def misfit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The installed vLLM lacks a name."""
-    monkeypatch.setattr(fit, "installed_problems", lambda: ("MoERunner has no _forward_entry",))
-
-
-def test_commands_refuse_a_vllm_that_does_not_fit(misfit: None) -> None:
-    with pytest.raises(EngineError, match=r"MoERunner has no _forward_entry; install vLLM 0\.31 or 0\.32 or 0\.33"):
-        fit.require_fit()
-
-
-def test_serve_refuses_it_before_it_becomes_vllm(misfit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("vllm")
-    import reap_serve.cli.serve  # noqa: F401 - defines the command
-    from reap_serve.cli.app import app
-    from reap_serve.serve import become
-
-    started: list[object] = []
-    monkeypatch.setattr(become, "become", started.append)
-    result = CliRunner().invoke(app, ["serve", str(tmp_path)])
-    assert isinstance(result.exception, EngineError)
-    assert "MoERunner has no _forward_entry" in str(result.exception)
-    assert started == []
-
-
-class Runner:
-    """A model runner that was never observed."""
-
-    def __init__(self, additional: object) -> None:
-        self.vllm_config = SimpleNamespace(additional_config=additional)
-        self.loaded = False
-
-    def load_model(self) -> None:
-        self.loaded = True
-
-
-def test_an_engine_that_asks_for_observation_is_refused_in_a_vllm_that_does_not_fit(
-    misfit: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Observed(Runner):
-        pass
-
-    module: Any = ModuleType("vllm_runner_of_a_test")
-    module.Observed = Observed
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
-    monkeypatch.setattr(fit, "LOADERS", (("no_such_module", "Runner"), (module.__name__, "Observed")))
-    plugin.register()
-    plain = Observed({})
-    plain.load_model()
-    assert plain.loaded
-    with pytest.raises(EngineError, match="MoERunner has no _forward_entry"):
-        Observed({fit.CONFIG_KEY: {}}).load_model()
-
-
-def test_a_vllm_without_a_place_to_refuse_is_told_in_the_log(
-    misfit: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(fit, "LOADERS", (("no_such_module", "Runner"),))
-    with caplog.at_level(logging.ERROR, "reap_serve"):
-        plugin.register()
-    assert [record.message for record in caplog.records] == [
-        "nothing is observed: vLLM does not fit: MoERunner has no _forward_entry"
-    ]
-
-
-def test_every_entry_of_a_table_is_looked_at(folder: Path) -> None:
-    """In a vLLM that has none of its modules, each entry is a problem."""
-    table = RELEASES["0.32"]
-    found = release_problems(table, folder)
-    assert len(found) == len(table.names)
-    assert all(entry.module in problem for entry, problem in zip(table.names, found, strict=True))
 
 
 def test_an_attribute_that_only_some_classes_have_stands_in_the_table() -> None:
