@@ -20,8 +20,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("vllm")
 
 import transformers_oracle as oracle
+from family_checkpoint import build
 from patched_vllm import RELEASE, patched_package
-from tiny_families import FAMILIES, NUM_EXPERTS, build
+from tiny_families import FAMILIES, NUM_EXPERTS
 
 from reap_serve.statistics.file import read_statistics
 

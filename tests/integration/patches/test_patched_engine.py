@@ -19,11 +19,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("vllm")
 
+from family_checkpoint import build  # noqa: E402
 from masked_base import masked  # noqa: E402
 from patched_vllm import RELEASE, patched_package  # noqa: E402
 from pruned_pairs import OPTIONS, write_plan  # noqa: E402
 from serve_prompt import PROMPT  # noqa: E402
-from tiny_families import FAMILIES, NUM_EXPERTS, build  # noqa: E402
+from tiny_families import FAMILIES, NUM_EXPERTS  # noqa: E402
 
 from reap_serve.prune.run import prune  # noqa: E402
 

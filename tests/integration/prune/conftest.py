@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_families import FAMILIES, build
+from family_checkpoint import build
+from tiny_families import FAMILIES
 
 
 @pytest.fixture(scope="session")

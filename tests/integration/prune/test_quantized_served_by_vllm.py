@@ -18,9 +18,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("vllm")
 pytest.importorskip("compressed_tensors")
 
+from family_checkpoint import build  # noqa: E402
 from pruned_pairs import Pair, make_pair  # noqa: E402
 from served_by_vllm import NO_MASK, Answer, Job, masked_logprobs, run  # noqa: E402
-from tiny_families import FAMILIES, NUM_EXPERTS, build  # noqa: E402
+from tiny_families import FAMILIES, NUM_EXPERTS  # noqa: E402
 from weight_formats import dequantize_checkpoint, formats, mxfp4_checkpoint, quantize_checkpoint  # noqa: E402
 
 from reap_serve.prune.verify import verify  # noqa: E402
