@@ -8,21 +8,20 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from answered_queries import QUERIES, dashboard_queries
 from conftest import MAX_TOKENS, Material
+from failing_disk import serve_while_the_disk_fails
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from live_server import KEY, LiveServer, free_port, written_tokens
-from prometheus_client.parser import text_string_to_metric_families
-from streams import run_during, run_streams, run_under_control
+from live_server import KEY, LiveServer, eventually, free_port, scrape, written_tokens
+from streams import run_streams, run_under_control
 
 from reap_serve.statistics.file import read_statistics
 
@@ -35,24 +34,6 @@ pytestmark = pytest.mark.timeout(1500)
 def server_options() -> list[str]:
     """Eager: compiling takes longer than all tests."""
     return ["--enforce-eager"]
-
-
-def eventually(check: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Waits for what a timer brings about."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
-
-
-def scrape(server: LiveServer) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample of /metrics."""
-    text = httpx.get(f"{server.url}/metrics", timeout=30).text
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def complete(server: LiveServer, material: Material, plan: str | None, number: int = 0) -> str:
@@ -157,29 +138,6 @@ def test_the_metrics_tell_of_it(server: LiveServer) -> None:
     assert any(name == "vllm:request_success_total" for name, _ in found)
 
 
-QUERIES = (
-    "rate(reap_serve_tokens_observed_total[1m])",
-    "rate(reap_serve_recorder_seconds_total[1m]) / rate(reap_serve_busy_seconds_total[1m])",
-    "reap_serve_flush_age_seconds",
-    "reap_serve_dropped_gate_mass_fraction",
-    "reap_serve_plan_active",
-    "reap_serve_build_info",
-)
-
-
-def dashboard_queries() -> list[str]:
-    """The dashboard's queries of this server's metrics: recorded ones, a cycle's and what no plan predicts left out."""
-    panels = json.loads((Path(__file__).parents[3] / "deploy" / "grafana" / "reap-serve.json").read_text())["panels"]
-    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    return [
-        query
-        for query in queries
-        if "reap_serve_" in query
-        and not query.startswith("role:")
-        and not any(name in query for name in ("planned_fraction", "reap_serve_cycle_"))
-    ]
-
-
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
 def test_a_prometheus_server_scrapes_it(server: LiveServer, tmp_path: Path) -> None:
     port = free_port()
@@ -242,40 +200,6 @@ def test_no_request_made_from_the_document_breaks_it(server: LiveServer, materia
         assert server.reap("PUT", "mask", body).json()["default"] == name
     assert server.reap("DELETE", "mask").status_code == 200
     assert server.reap("POST", "start").json()["recording"] is True
-
-
-def serve_while_the_disk_fails(
-    server: LiveServer, material: Material, break_it: Callable[[], None], mend_it: Callable[[], None]
-) -> None:
-    """Streams go on while no file can be written, and the next file that can be written holds what was pending."""
-    server.reap("POST", "flush")
-    before = server.status()
-
-    def scenario() -> None:
-        break_it()
-        try:
-            eventually(lambda: server.status()["writer"]["write_failures"] > before["writer"]["write_failures"])
-            failing = server.reap("POST", "flush").json()["writer"]
-            assert failing["files_written"] == before["writer"]["files_written"]
-            assert failing["tokens_pending"] > 0
-            assert failing["last_error"]
-            eventually(lambda: scrape(server)["reap_serve_flush_failures_total", ()] >= failing["write_failures"])
-        finally:
-            mend_it()
-        eventually(lambda: server.status()["writer"]["last_error"] is None)
-
-    outcome = asyncio.run(
-        run_during(server, material.prompts, material.answers, max_tokens=MAX_TOKENS, scenario=scenario)
-    )
-    assert outcome.failed == []
-    assert outcome.wrong == []
-    assert outcome.answered.total() > 0
-    server.reap("POST", "flush")
-    after = server.status()
-    assert after["complete"] is True
-    assert after["failures"] == 0
-    assert after["writer"]["tokens_pending"] == 0
-    assert after["writer"]["tokens_written"] > before["writer"]["tokens_written"]
 
 
 def test_an_unwritable_directory_under_load(server: LiveServer, material: Material, statistics_directory: Path) -> None:
