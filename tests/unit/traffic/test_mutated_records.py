@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_traffic_formats import FIXTURES, FORMAT_OF, identity
+from test_traffic_formats import FIXTURES, FORMAT_OF
+from traffic_records import identity
 
 from reap_serve.traffic.convert import batch_line
 from reap_serve.traffic.read import read_traffic

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from traffic_records import identity
 
 from reap_serve.traffic.convert import batch_line
 from reap_serve.traffic.formats import FORMATS
@@ -28,8 +29,6 @@ FORMAT_OF = {
     "burstgpt.csv": "burstgpt",
 }
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
-
-KEPT = ("body", "kind", "slice", "answer", "truncated", "timestamp", "session", "id")
 
 
 def read(name: str) -> list[Request]:
@@ -245,9 +244,3 @@ def test_convert_round_trip(name: str, tmp_path: Path) -> None:
     again = list(read_traffic([str(path)])) if recorded else []
     assert [identity(request) for request in again] == [identity(request) for request in recorded]
     assert {request.origin.format for request in again} <= {"openai-batch"}
-
-
-def identity(request: Request) -> dict[str, object]:
-    """What a round trip keeps: everything but the origin, and lengths of unanswered requests."""
-    kept = {name: getattr(request, name) for name in KEPT}
-    return kept | ({"lengths": (request.prompt_tokens, request.output_tokens)} if request.answer else {})

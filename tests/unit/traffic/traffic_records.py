@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from reap_serve.errors import TrafficError
+from reap_serve.traffic.convert import write_batch
 from reap_serve.traffic.malformed import Malformed
 from reap_serve.traffic.read import read_traffic
 from reap_serve.traffic.request import Request
@@ -17,6 +18,22 @@ CHAT_TOOL = {"type": "function", "function": TOOL}
 CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"town":"Kelheim"}'}}
 USER = {"role": "user", "content": ASK}
 ASSISTANT = {"role": "assistant", "content": SAY}
+SYSTEM = {"role": "system", "content": "Answer from the register."}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "built 1146"}
+# Numbered attributes of a span.
+P, C = "gen_ai.prompt", "gen_ai.completion"
+ASKED_FLAT = {f"{P}.0.role": "user", f"{P}.0.content": ASK}
+ANSWERED_FLAT = {f"{C}.0.role": "assistant", f"{C}.0.content": SAY}
+USAGE = {"gen_ai.usage.input_tokens": 6, "gen_ai.usage.output_tokens": 4}
+# A whole span of OpenInference.
+OPENINFERENCE = {
+    "openinference.span.kind": "LLM",
+    "llm.input_messages.0.message.role": "user",
+    "llm.input_messages.0.message.content": ASK,
+    "llm.output_messages.0.message.role": "assistant",
+    "llm.output_messages.0.message.content": SAY,
+}
 
 
 def compact(value: object) -> str:
@@ -55,6 +72,10 @@ def span(attributes: dict[str, object], **more: object) -> dict[str, object]:
     return {"name": "chat", "context": {"span_id": "2"}, "attributes": attributes, **more}
 
 
+def shares(*turns: tuple[str, object], **more: object) -> dict[str, object]:
+    return {"conversations": [{"from": speaker, "value": value} for speaker, value in turns], **more}
+
+
 def read_records(path: Path, *records: object, **options: object) -> tuple[list[Request], Malformed]:
     """The requests in some records, and the tally of the malformed ones."""
     lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
@@ -70,3 +91,25 @@ def read_records(path: Path, *records: object, **options: object) -> tuple[list[
         # No request at all.
         assert malformed.total or not found
     return found, malformed
+
+
+KEPT = ("body", "kind", "slice", "answer", "truncated", "timestamp", "session", "id")
+
+
+def identity(request: Request) -> dict[str, object]:
+    """What a round trip keeps: everything but the origin, and lengths of unanswered requests."""
+    kept = {name: getattr(request, name) for name in KEPT}
+    return kept | ({"lengths": (request.prompt_tokens, request.output_tokens)} if request.answer else {})
+
+
+def read_one(path: Path, record: object) -> tuple[object, object]:
+    """Messages and answer of a record, which come back from what `convert` writes of it, too."""
+    (found,), malformed = read_records(path, json.dumps(record) if isinstance(record, dict) else record)
+    assert not malformed.total, str(malformed)
+    assert found.body is not None
+    converted = path / "converted.jsonl"
+    with converted.open("wb") as stream:
+        write_batch([found], stream)
+    (again,), _ = read_records(path, converted.read_text())
+    assert identity(again) == identity(found)
+    return found.body["messages"], found.answer
