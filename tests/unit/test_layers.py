@@ -13,7 +13,8 @@ import pytest
 from reap_serve.adapter.releases.check import RELEASES
 from reap_serve.adapter.releases.names import ClassNames
 
-PACKAGE = Path(__file__).parents[2] / "reap_serve"
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "reap_serve"
 
 # Each stage may import the stages before it, the base modules and `architectures`, and nothing behind it.
 STAGES = (
@@ -98,12 +99,15 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 OUTSIDE = [name for name in FILES if not name.startswith("adapter/")]
 
 
-# A module is one idea; a longer one holds two.
+# A module is one idea; a longer one holds two. So it is with tests and benches.
 MAX_LINES = 300
 
 
-def test_no_module_is_long() -> None:
-    lines = {file: len((PACKAGE / file).read_text().splitlines()) for file in FILES}
+@pytest.mark.parametrize("folder", ["reap_serve", "tests", "bench"])
+def test_no_module_is_long(folder: str) -> None:
+    paths = sorted((REPOSITORY / folder).rglob("*.py"))
+    assert paths
+    lines = {path.relative_to(REPOSITORY).as_posix(): len(path.read_text().splitlines()) for path in paths}
     assert {file: count for file, count in lines.items() if count > MAX_LINES} == {}
 
 
