@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import pytest
 from live_server import LiveServer
+from served_material import MAX_TOKENS, SETTINGS, Material
 
 from reap_serve.demo.run import demo_files
 from reap_serve.prune.decide import MtpChoice
@@ -19,27 +19,6 @@ from reap_serve.prune.job import PruneOptions
 from reap_serve.prune.run import prune
 
 NUM_PROMPTS = 12
-MAX_TOKENS = 12
-SETTINGS = {"minimum_tokens": 1, "metrics_seconds": 0.5, "drift_fraction": 1.0}
-
-
-@dataclass(frozen=True)
-class Material:
-    """What the tests serve and compare.
-
-    Attributes:
-        model: The base.
-        plans: Plan files by name.
-        pruned: The checkpoints that they make.
-        prompts: User messages.
-        answers: Stock vLLM's greedy answers by `base` and the plans' names.
-    """
-
-    model: Path
-    plans: dict[str, Path]
-    pruned: dict[str, Path]
-    prompts: list[str]
-    answers: dict[str, list[str]]
 
 
 def write_plan(path: Path, dropped: Sequence[int], num_layers: int, num_experts: int) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from conftest import MAX_TOKENS, Material
 from live_server import LiveServer, eventually, scrape
+from served_material import MAX_TOKENS, Material
 from streams import run_during
 
 

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from conftest import MAX_TOKENS, Material
 from live_server import LiveServer
+from served_material import MAX_TOKENS, Material
 from streams import run_streams
 
 from reap_serve.statistics.file import read_statistics

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MAX_TOKENS, Material
 from live_server import LiveServer, written_tokens
+from served_material import MAX_TOKENS, Material
 from streams import run_streams, run_under_control
 
 from reap_serve.statistics.file import read_statistics

@@ -16,11 +16,11 @@ import httpx
 import openai
 import pytest
 from answered_queries import QUERIES, dashboard_queries
-from conftest import MAX_TOKENS, Material
 from failing_disk import serve_while_the_disk_fails
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from live_server import KEY, LiveServer, eventually, free_port, scrape, written_tokens
+from served_material import MAX_TOKENS, Material
 from streams import run_streams, run_under_control
 
 from reap_serve.statistics.file import read_statistics

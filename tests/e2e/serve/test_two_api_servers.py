@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import MAX_TOKENS, SETTINGS, Material
 from live_server import KEY, LiveServer
 from prometheus_client.parser import text_string_to_metric_families
+from served_material import MAX_TOKENS, SETTINGS, Material
 from streams import run_streams
 
 from reap_serve.statistics.file import read_statistics
