@@ -23,6 +23,7 @@ MENDED_BY = {
     "cpu-router-softmax-bias": "0001-cpu-router-scores",
     "laguna-correction-bias": "0005-laguna-correction-bias",
     "cpu-rotary-heads": "0002-cpu-rope-by-head",
+    "cpu-data-parallel-moe": "0006-cpu-data-parallel-moe",
     "cpu-wheel-command": "0003-cpu-wheel-command",
 }
 
