@@ -49,6 +49,8 @@ def replicas(start: Callable[..., Service], tmp_path_factory: pytest.TempPathFac
     for number, directory in enumerate((str(folder), f"file://{folder}")):
         port = free_port()
         command = [sys.executable, "-m", "reap_serve", "serve", str(demo_files().model), "--observe", directory]
+        # Every token is recorded: no budget draws some of them.
+        command += ["--overhead-budget", "none"]
         command += ["--served-model-name", "model", "--no-enable-prefix-caching", "--dtype", "float32", *SMALL]
         command += ["--additional-config", json.dumps({"reap_serve": SETTINGS})]
         command += ["--host", "127.0.0.1", "--port", str(port)]

@@ -265,5 +265,6 @@ def _metrics(url: str) -> set[str]:
 
 def test_the_walk_is_the_whole_runbook() -> None:
     steps = re.findall(r"^### (\d+)\. ", TEXT, flags=re.MULTILINE)
-    assert steps == [str(number) for number in range(1, 9)]
-    assert [len(lines_of(int(step))) for step in steps] == [2, 3, 1, 4, 3, 2, 1, 1]
+    assert steps == [str(number) for number in range(1, 10)]
+    # The lines of step 9, the loop as a job, are tried in test_cycle_manifest and test_cycle_walk.
+    assert [len(lines_of(int(step))) for step in steps] == [2, 3, 1, 4, 3, 2, 1, 1, 2]
