@@ -7,8 +7,8 @@ other way round. Nothing is recorded.
     routing  the operator of the routers' hooks
     kernel   an operator behind each kernel, which there is not: a recorded step takes the kernel's name instead
 
-Theory: an operator of Python takes some 8 microseconds a layer and step: 32 of the 1,300 of a step of the embedded
-model's shape, 16 of the 50,000 of the large one's, which has two layers.
+Theory: an operator of Python takes some ten microseconds a layer and step. A step of the embedded model's shape has
+four layers and takes a few milliseconds; one of the large one's has two, and takes tens of milliseconds.
 
 Run: python bench/observe_spared.py routing|kernel [--model embedded|large] [--turns N] [--engines N]
      Two to five minutes.

@@ -3,7 +3,7 @@
 Target: the name `torch.ops._C.cpu_fused_moe`, under which eager layers and compiled graphs look for the kernel at each
     call.
 Why: few steps are recorded under a budget of time, and no other step should pay for it. An operator of Python in each
-    layer's graph takes 8 microseconds a step, 1 % of a small model's throughput (`stand_in` has the figures).
+    layer's graph takes some ten microseconds a step, 1 % of a small model's throughput (`stand_in` has the figures).
 How: in a recorded step another object stands under that name, which calls the kernel and then shows the call to the tap
     of the layer whose weights it was given. Between steps, and while vLLM traces its graphs, the kernel stands there.
     A recorded step in which a layer's kernel did not come by ends the recording.
